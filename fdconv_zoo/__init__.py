@@ -1,0 +1,24 @@
+"""fdconv-zoo: Frequency Dynamic Convolution (FDConv, CVPR 2025) for timm.
+
+Importing the package registers its models with timm: ``timm.create_model("resnet50_fdconv", pretrained=True)``.
+"""
+
+from fdconv_zoo import backbones as _backbones  # noqa: F401  registers the entrypoints
+from fdconv_zoo.layers import (
+    FDConv2d,
+    FDLinear,
+    FourierDisjointWeight,
+    FrequencyBandModulation,
+    KernelSpatialModulation,
+)
+from fdconv_zoo.layers.reference import from_reference
+
+__all__ = [
+    "FDConv2d",
+    "FDLinear",
+    "FourierDisjointWeight",
+    "FrequencyBandModulation",
+    "KernelSpatialModulation",
+    "from_reference",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,5 @@
+"""The model families: timm's own classes with some layers made dynamic. Importing them registers the entrypoints."""
+
+from fdconv_zoo.backbones import resnet
+
+__all__ = ["resnet"]

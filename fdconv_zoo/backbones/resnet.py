@@ -1,0 +1,106 @@
+"""ResNet with FDConv in its residual blocks."""
+
+import re
+from typing import Any
+
+from timm.models import generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import nn
+
+from fdconv_zoo.backbones.build import build_model, converted_cfgs, split_layer_options
+from fdconv_zoo.conversion import replace_layers
+
+__all__ = ["ResNetFDConv"]
+
+
+class ResNetFDConv(ResNet):
+    """timm's ResNet whose blocks' convolutions are FDConv: all strides, not the stem, not the downsample path.
+
+    A layer with 16 or fewer input or output channels stays plain.
+
+    Args:
+        block, layers, **kwargs: of timm's ``ResNet``, and the keyword-only options of :class:`fdconv_zoo.FDConv2d`
+            (``num_kernels``, ``ksm_local``, ``fbm``, ...).
+        fdconv_layers: the names within a block that become FDConv; empty for the plain twin.
+        stem_pool: keep the stem's max-pooling; without it every stage has twice the resolution, for small images.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        layers: tuple[int, ...],
+        *,
+        fdconv_layers: tuple[str, ...] = ("conv1", "conv2", "conv3"),
+        stem_pool: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        layer_options, kwargs = split_layer_options(kwargs)
+        super().__init__(block, layers, **kwargs)
+        if not stem_pool:
+            self.maxpool = nn.Identity()
+            for stage in self.feature_info[1:]:
+                stage["reduction"] //= 2
+
+        def is_dynamic(name: str, layer: nn.Module) -> bool:
+            in_block = re.fullmatch(r"layer\d+\.\d+\.(\w+)", name)
+            return bool(in_block) and in_block[1] in fdconv_layers and min(layer.in_channels, layer.out_channels) > 16
+
+        replace_layers(self, is_dynamic, **layer_options)
+
+
+def _build(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    return build_model(ResNetFDConv, variant, pretrained, **kwargs)
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        **converted_cfgs(
+            [
+                "resnet18.a1_in1k",
+                "resnet18.fb_swsl_ig1b_ft_in1k",
+                "resnet18.tv_in1k",
+                "resnet50.a1_in1k",
+                "resnet50.fb_swsl_ig1b_ft_in1k",
+                "resnet50.tv_in1k",
+                "resnet50.tv2_in1k",
+            ]
+        ),
+        "resnet10s_fdconv.untrained": {
+            "input_size": (3, 32, 32),
+            "pool_size": (2, 2),
+            "crop_pct": 1.0,
+            "interpolation": "bicubic",
+            "first_conv": "conv1.0",
+            "classifier": "fc",
+            "num_classes": 10,
+        },
+    }
+)
+
+
+@register_model
+def resnet10s_fdconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A small ResNet-10 for images of 32x32 to 64x64: one basic block a stage, no stem pooling."""
+    args = dict(
+        block=BasicBlock,
+        layers=(1, 1, 1, 1),
+        channels=(32, 48, 64, 96),
+        stem_type="deep",
+        stem_width=16,
+        stem_pool=False,
+    )
+    return _build("resnet10s_fdconv", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def resnet18_fdconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-18 with FDConv."""
+    args = dict(block=BasicBlock, layers=(2, 2, 2, 2))
+    return _build("resnet18_fdconv", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def resnet50_fdconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-50 with FDConv, the paper's main model."""
+    args = dict(block=Bottleneck, layers=(3, 4, 6, 3))
+    return _build("resnet50_fdconv", pretrained, **dict(args, **kwargs))

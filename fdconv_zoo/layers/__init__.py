@@ -1,0 +1,14 @@
+"""FDConv's layers: the three parts of the paper (FDW, KSM, FBM) and the two layers that join them."""
+
+from fdconv_zoo.layers.band_modulation import FrequencyBandModulation
+from fdconv_zoo.layers.disjoint_weight import FourierDisjointWeight
+from fdconv_zoo.layers.fdconv import FDConv2d, FDLinear
+from fdconv_zoo.layers.kernel_modulation import KernelSpatialModulation
+
+__all__ = [
+    "FDConv2d",
+    "FDLinear",
+    "FourierDisjointWeight",
+    "FrequencyBandModulation",
+    "KernelSpatialModulation",
+]

@@ -1,0 +1,82 @@
+"""FBM: Frequency Band Modulation (FDConv, section 3.3, https://arxiv.org/abs/2503.18783)."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from fdconv_zoo.ops import modulate_bands, modulate_bands_stretched
+
+BandMask = Literal["exact", "reference"]
+
+# The paper cuts at a quarter, an eighth and a sixteenth of the sampling rate, and lets pass what lies strictly below.
+# In the authors' code rounding admits the sinusoids at exactly an eighth and a sixteenth (not at a quarter): the
+# default keeps to the code, which checkpoints were trained with.
+BAND_EDGES = (1 / 4, 1 / 8 + 1e-8, 1 / 16 + 1e-8)
+
+# The authors compute their masks for feature maps of this size and stretch them to all others.
+_REFERENCE_MASK_SIZE = 64
+
+
+class FrequencyBandModulation(nn.Module):
+    """Weigh the frequency bands of a feature map anew at every pixel.
+
+    Band m is multiplied with ``A_m = 2 * sigmoid(conv3x3(x))``; the lowest band passes unchanged. A fresh module
+    returns its input, bit for bit.
+
+    Args:
+        channels: C.
+        band_edges: falling cutoff frequencies in cycles a sample, each in (0, 0.5]; M edges make M + 1 bands. A
+            low-pass keeps ``max(|u|, |v|)`` strictly below its edge.
+        band_mask: ``"exact"``: the bands as defined, at every feature size. ``"reference"``: the paper authors'
+            masks, made at 64x64 and stretched, for checkpoints trained with their code.
+
+    Raises:
+        ValueError: edges that do not fall or leave the range, or an unknown ``band_mask``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        band_edges: Sequence[float] = BAND_EDGES,
+        band_mask: BandMask = "exact",
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        edges = tuple(band_edges)
+        falls = all(high > low for high, low in zip((0.5 + 1e-9, *edges), (*edges, 0.0), strict=True))
+        if not edges or not falls:
+            raise ValueError(f"band_edges is {edges}: give frequencies that fall, at most 0.5 and above 0.")
+        if band_mask not in get_args(BandMask):
+            raise ValueError(f"band_mask is {band_mask!r}: it must be one of {get_args(BandMask)}.")
+        self.band_edges = edges
+        self.band_mask = band_mask
+        self.attention = nn.Conv2d(channels, len(edges), 3, padding=1, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Make every band's weight 1."""
+        nn.init.zeros_(self.attention.weight)
+        nn.init.zeros_(self.attention.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape and dtype."""
+        logits = self.attention(x)
+        # A low-pass sums over whole rows and columns: in half precision that rounds away the fine differences
+        # between bands, so it runs in float32 whatever autocast says.
+        with torch.autocast(x.device.type, enabled=False):
+            dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+            weights = 2 * torch.sigmoid(logits.to(dtype))
+            if self.band_mask == "exact":
+                result = modulate_bands(x.to(dtype), weights, self.band_edges)
+            else:
+                result = modulate_bands_stretched(x.to(dtype), weights, self.band_edges, _REFERENCE_MASK_SIZE)
+        return result.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` shows."""
+        edges = ", ".join(f"{edge:g}" for edge in self.band_edges)
+        return f"band_edges=({edges}), band_mask={self.band_mask!r}"

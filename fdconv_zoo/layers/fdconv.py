@@ -1,0 +1,360 @@
+"""FDConv2d and FDLinear: FDW, KSM and FBM joined into drop-ins for ``nn.Conv2d`` and ``nn.Linear``.
+
+For an image x with pooled features g = mean(x):
+
+    kernel = KSM(g) * sum_j pi_j(g) * FDW_j         y = conv(FBM(x), kernel) + bias
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fdconv_zoo.layers.band_modulation import BAND_EDGES, BandMask, FrequencyBandModulation
+from fdconv_zoo.layers.disjoint_weight import FourierDisjointWeight
+from fdconv_zoo.layers.kernel_modulation import KernelSpatialModulation
+from fdconv_zoo.layers.reference import from_reference
+from fdconv_zoo.ops import assemble_kernels
+
+
+class _DynamicKernel(nn.Module):
+    """What the two layers share: FDW and KSM, the bias, and reading plain and reference checkpoints."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        groups: int,
+        bias: bool,
+        *,
+        num_kernels: int,
+        temperature: float,
+        kernel_temperature: float,
+        ksm_global: bool,
+        ksm_local: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        if min(temperature, kernel_temperature) <= 0:
+            raise ValueError(f"temperature ({temperature}) and kernel_temperature ({kernel_temperature}) must be > 0.")
+        factory = {"device": device, "dtype": dtype}
+        self.fdw = FourierDisjointWeight(out_channels, in_channels // groups, kernel_size, num_kernels, **factory)
+        self.ksm = KernelSpatialModulation(
+            in_channels,
+            out_channels,
+            kernel_size,
+            num_kernels,
+            groups=groups,
+            temperature=temperature,
+            kernel_temperature=kernel_temperature,
+            global_branch=ksm_global,
+            local_branch=ksm_local,
+            **factory,
+        )
+        self.fbm: FrequencyBandModulation | None = None
+        self.bias = nn.Parameter(torch.zeros(out_channels, **factory)) if bias else None
+        self._groups = groups
+
+    def assemble(self, pooled: Tensor) -> Tensor:
+        """The kernels of a batch: pooled features (B, I) to (B, O, I/groups, a, b), in float32 or wider.
+
+        With KSM switched off all images share one kernel and the first axis is 1.
+        """
+        with torch.autocast(pooled.device.type, enabled=False):
+            modulators = self.ksm(pooled)
+            return assemble_kernels(
+                self.fdw(modulators.kernel),
+                local=modulators.local,
+                channel=modulators.channel,
+                filter=modulators.filter,
+                spatial=modulators.spatial,
+                groups=self._groups,
+            )
+
+    def load_plain(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Take over a plain layer's parameters and make every modulator neutral: the plain layer's function.
+
+        Args:
+            weight: of the shape of the plain twin's.
+            bias: (O,), or None where the layer has none.
+        """
+        self._reset_modulators()
+        self.fdw.load_kernel(weight.detach().view(self.fdw.kernel_shape))
+        if self.bias is not None and bias is not None:
+            with torch.no_grad():
+                self.bias.copy_(bias)
+
+    def _reset_modulators(self) -> None:
+        self.ksm.reset_parameters()
+        if self.fbm is not None:
+            self.fbm.reset_parameters()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        """Besides our own checkpoints read the authors' and plain ones, in whatever model the layer stands."""
+        ours = from_reference({key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)})
+        weight = ours.pop(prefix + "weight", None)
+        if weight is not None:
+            if weight.numel() == torch.Size(self.fdw.kernel_shape).numel() and len(weight) == self.fdw.kernel_shape[0]:
+                ours[prefix + "fdw.spectrum"] = self.fdw.to_spectrum(weight.view(self.fdw.kernel_shape))
+            else:
+                error_msgs.append(
+                    f"size mismatch for {prefix}weight: the checkpoint's plain kernel is {tuple(weight.shape)}, "
+                    f"the FDConv layer stands for one of {self.fdw.kernel_shape}."
+                )
+            self._reset_modulators()
+            neutral = {
+                prefix + key: tensor for key, tensor in self.state_dict().items() if key.startswith(("ksm", "fbm"))
+            }
+            ours = neutral | ours
+        state_dict.update(ours)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+class FDConv2d(_DynamicKernel):
+    """Frequency Dynamic Convolution (https://arxiv.org/abs/2503.18783), a drop-in for ``nn.Conv2d``.
+
+    Maps (B, I, H, W) to (B, O, H', W') with a kernel of its own for every image. A fresh layer has neutral modulators:
+    it is the ``nn.Conv2d`` it stands for.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
+            as in ``nn.Conv2d``.
+        num_kernels: n of FDW, from 1 to the number of Fourier coefficients of the kernel.
+        temperature: divides the channel, filter and spatial logits of KSM.
+        kernel_temperature: divides the kernel logits of KSM.
+        ksm_global, ksm_local: switch KSM's branches.
+        fbm: switch FBM; None: on for 3x3 kernels, as in the paper.
+        band_edges: of FBM, falling frequencies in cycles a sample.
+        band_mask: of FBM, ``"exact"`` or ``"reference"`` (the authors' stretched masks, for their checkpoints).
+
+    Raises:
+        ValueError: an argument out of range, or an input that is not a non-empty batch of I-channel images.
+        TypeError: an input that is not of a floating type.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        num_kernels: int = 64,
+        temperature: float = 1.0,
+        kernel_temperature: float = 1.0,
+        ksm_global: bool = True,
+        ksm_local: bool = True,
+        fbm: bool | None = None,
+        band_edges: Sequence[float] = BAND_EDGES,
+        band_mask: BandMask = "exact",
+    ) -> None:
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"groups is {groups}: it must divide in_channels ({in_channels}) and out_channels ({out_channels})."
+            )
+        # The plain twin (without memory) checks and completes the arguments as torch does.
+        plain = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device="meta"
+        )
+        super().__init__(
+            in_channels,
+            out_channels,
+            plain.kernel_size,
+            groups,
+            bias,
+            num_kernels=num_kernels,
+            temperature=temperature,
+            kernel_temperature=kernel_temperature,
+            ksm_global=ksm_global,
+            ksm_local=ksm_local,
+            device=device,
+            dtype=dtype,
+        )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = plain.kernel_size
+        self.stride = plain.stride
+        self.padding = plain.padding
+        self.dilation = plain.dilation
+        self.groups = groups
+        self.padding_mode = padding_mode
+        self._explicit_padding = plain._reversed_padding_repeated_twice
+        if self.bias is not None:
+            bound = (in_channels // groups * plain.kernel_size[0] * plain.kernel_size[1]) ** -0.5
+            nn.init.uniform_(self.bias, -bound, bound)
+        if fbm or (fbm is None and self.kernel_size == (3, 3)):
+            self.fbm = FrequencyBandModulation(in_channels, band_edges, band_mask, device=device, dtype=dtype)
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, **options: Any) -> "FDConv2d":
+        """An FDConv layer that computes the same function as ``conv``, ready to train.
+
+        Args:
+            conv: the plain layer; it is not changed.
+            **options: the keyword-only arguments of the class.
+        """
+        layer = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            conv.weight.device,
+            conv.weight.dtype,
+            **options,
+        )
+        layer.load_plain(conv.weight, conv.bias)
+        return layer.train(conv.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, I, H, W) to (B, O, H', W')."""
+        _check_input(x, self.in_channels, channel_dim=1, ndims=(4,), layout="(B, C, H, W)")
+        kernels = self.assemble(x.mean((2, 3), dtype=_pooling_dtype(x)))
+        if self.fbm is not None:
+            x = self.fbm(x)
+        kernels = kernels.to(x.dtype)
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x, padding = F.pad(x, self._explicit_padding, mode=self.padding_mode), 0
+        if len(kernels) == 1:
+            return F.conv2d(x, kernels[0], self.bias, self.stride, padding, self.dilation, self.groups)
+        # One kernel an image: the images of the batch become groups of one convolution.
+        batch = len(x)
+        y = F.conv2d(
+            x.reshape(1, -1, *x.shape[2:]),
+            kernels.flatten(0, 1),
+            None,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups * batch,
+        )
+        y = y.view(batch, self.out_channels, *y.shape[2:])
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` shows."""
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        return f"{text}, padding={self.padding}, dilation={self.dilation}, groups={self.groups}"
+
+
+class FDLinear(_DynamicKernel):
+    """Frequency Dynamic Convolution on tokens, a drop-in for ``nn.Linear``: a 1x1 :class:`FDConv2d`.
+
+    Maps (B, N, I) or (B, H, W, I) to the same with O features, with a weight of its own for every image.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as in ``nn.Linear``.
+        num_kernels, temperature, kernel_temperature, ksm_global, ksm_local: as in :class:`FDConv2d`.
+
+    Raises:
+        ValueError: an argument out of range, or an input that is not a non-empty batch of I-feature tokens.
+        TypeError: an input that is not of a floating type.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        num_kernels: int = 64,
+        temperature: float = 1.0,
+        kernel_temperature: float = 1.0,
+        ksm_global: bool = True,
+        ksm_local: bool = True,
+    ) -> None:
+        super().__init__(
+            in_features,
+            out_features,
+            (1, 1),
+            1,
+            bias,
+            num_kernels=num_kernels,
+            temperature=temperature,
+            kernel_temperature=kernel_temperature,
+            ksm_global=ksm_global,
+            ksm_local=ksm_local,
+            device=device,
+            dtype=dtype,
+        )
+        self.in_features = in_features
+        self.out_features = out_features
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -(in_features**-0.5), in_features**-0.5)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, **options: Any) -> "FDLinear":
+        """An FDConv layer that computes the same function as ``linear``, ready to train.
+
+        Args:
+            linear: the plain layer; it is not changed.
+            **options: the keyword-only arguments of the class.
+        """
+        layer = cls(
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            linear.weight.device,
+            linear.weight.dtype,
+            **options,
+        )
+        layer.load_plain(linear.weight, linear.bias)
+        return layer.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, I) or (B, H, W, I) to the same with O features."""
+        _check_input(x, self.in_features, channel_dim=-1, ndims=(3, 4), layout="(B, N, C) or (B, H, W, C)")
+        tokens = x.flatten(1, -2)
+        weights = self.assemble(tokens.mean(1, dtype=_pooling_dtype(x)))[..., 0, 0].to(x.dtype)
+        y = tokens @ weights.transpose(-2, -1)
+        if self.bias is not None:
+            y = y + self.bias.to(y.dtype)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` shows."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def _pooling_dtype(x: Tensor) -> torch.dtype:
+    """Sums over whole maps overflow or drown in half precision."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _check_input(x: Tensor, channels: int, *, channel_dim: int, ndims: tuple[int, ...], layout: str) -> None:
+    shape = tuple(x.shape)
+    if x.ndim not in ndims:
+        raise ValueError(
+            f"Input of shape {shape}: expected a batch {layout}. For a single image add a batch axis: x[None]."
+        )
+    if x.shape[channel_dim] != channels:
+        raise ValueError(
+            f"Input of shape {shape}: expected {channels} channels in {layout}, got {x.shape[channel_dim]}."
+        )
+    if x.numel() == 0:
+        raise ValueError(f"Input of shape {shape} is empty: FDConv needs at least one image and one position.")
+    if not x.is_floating_point():
+        raise TypeError(f"Input of type {x.dtype}: expected a floating type; convert it with x.float().")

@@ -1,0 +1,224 @@
+"""KSM: Kernel Spatial Modulation (FDConv, section 3.2, https://arxiv.org/abs/2503.18783).
+
+Two small branches read the image's pooled features g (B, I) and say how to scale the kernel of that image. All
+modulators are ``2 * sigmoid(logit)``: a zero logit is an exact 1, so a fresh module changes nothing.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class KernelModulators(NamedTuple):
+    """What KSM predicts for a batch; a part that is switched off is None. Shapes: see the fields."""
+
+    kernel: Tensor | None  # (B, n), neutral at 1/n
+    channel: Tensor | None  # (B, I)
+    filter: Tensor | None  # (B, O)
+    spatial: Tensor | None  # (B, a, b)
+    local: Tensor | None  # (B, O, I/groups, a, b)
+
+
+class StarReLU(nn.Module):
+    """``scale * relu(x)^2 + bias`` with two learned scalars (https://arxiv.org/abs/2210.13452)."""
+
+    def __init__(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape to the same shape."""
+        return self.scale * F.relu(x).square() + self.bias
+
+
+class GlobalBranch(nn.Module):
+    """From all channels together: one factor an input channel, output channel, tap, and kernel of FDW.
+
+    Args:
+        in_channels: I.
+        out_channels: O.
+        kernel_size: (a, b); no spatial head for a single tap.
+        num_kernels: n; no kernel head for a single kernel.
+        temperature: divides the channel, filter and spatial logits.
+        kernel_temperature: divides the kernel logits.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        num_kernels: int,
+        temperature: float = 1.0,
+        kernel_temperature: float = 1.0,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        hidden = max(in_channels // 16, 16)
+        num_taps = kernel_size[0] * kernel_size[1]
+        self.kernel_size = kernel_size
+        self.num_kernels = num_kernels
+        self.temperature = temperature
+        self.kernel_temperature = kernel_temperature
+        self.reduce = nn.Linear(in_channels, hidden, bias=False, **factory)
+        # 2-D on (B, hidden, 1, 1), so that tools which freeze or synchronise a network's BatchNorm2d see this one.
+        self.norm = nn.BatchNorm2d(hidden, **factory)
+        self.act = StarReLU(**factory)
+        self.channel = nn.Linear(hidden, in_channels, **factory)
+        self.filter = nn.Linear(hidden, out_channels, **factory)
+        self.spatial = nn.Linear(hidden, num_taps, **factory) if num_taps > 1 else None
+        self.kernel = nn.Linear(hidden, num_kernels, **factory) if num_kernels > 1 else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zero the heads: every modulator starts neutral."""
+        for head in (self.channel, self.filter, self.spatial, self.kernel):
+            if head is not None:
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
+
+    def forward(self, pooled: Tensor) -> KernelModulators:
+        """(B, I) to the modulators ``kernel``, ``channel``, ``filter`` and ``spatial``."""
+        hidden = self.act(self._normalize(self.reduce(pooled)))
+
+        def modulator(head: nn.Linear | None, temperature: float) -> Tensor | None:
+            return None if head is None else 2 * torch.sigmoid(head(hidden) / temperature)
+
+        kernel = modulator(self.kernel, self.kernel_temperature)
+        spatial = modulator(self.spatial, self.temperature)
+        return KernelModulators(
+            kernel=None if kernel is None else kernel / self.num_kernels,
+            channel=modulator(self.channel, self.temperature),
+            filter=modulator(self.filter, self.temperature),
+            spatial=None if spatial is None else spatial.unflatten(1, self.kernel_size),
+            local=None,
+        )
+
+    def _normalize(self, hidden: Tensor) -> Tensor:
+        norm, hidden = self.norm, hidden[..., None, None]
+        if norm.training and hidden.shape[0] == 1 and isinstance(norm, _BatchNorm) and not _synchronizes(norm):
+            # One image has no batch statistics (its variance over the batch is zero): use the running ones.
+            hidden = F.batch_norm(hidden, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        else:
+            hidden = norm(hidden)
+        return hidden[..., 0, 0]
+
+
+def _synchronizes(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized()
+
+
+class LocalBranch(nn.Module):
+    """From each channel and its neighbours: one factor for every single kernel element.
+
+    A 1-D convolution along the channel axis gives, at input channel i, a logit for each output channel and tap.
+
+    Args:
+        in_channels: I.
+        out_channels: O.
+        kernel_size: (a, b).
+        groups: of the convolution; each output channel gets logits for the I/groups channels it sees.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        groups: int = 1,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.groups = groups
+        num_features = out_channels * kernel_size[0] * kernel_size[1]
+        width = round(math.log2(in_channels) / 2 + 0.5) // 2 * 2 + 1
+        self.norm = nn.LayerNorm(in_channels, device=device, dtype=dtype)
+        self.conv = nn.Conv1d(1, num_features, width, padding=width // 2, bias=False, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zero the logits: every factor starts at 1."""
+        nn.init.zeros_(self.conv.weight)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, I) to (B, O, I/groups, a, b)."""
+        height, width = self.kernel_size
+        x = self.norm(pooled)
+        # The convolution as a product of channel windows and taps, so that a grouped layer computes
+        # only the (output, input) pairs it has.
+        padding = self.conv.padding[0]
+        windows = F.pad(x, (padding, padding)).unfold(1, self.conv.kernel_size[0], 1)  # (B, I, T)
+        windows = windows.unflatten(1, (self.groups, -1))  # (B, G, I/G, T)
+        taps = self.conv.weight.view(self.groups, -1, self.conv.kernel_size[0])  # (G, O/G*a*b, T)
+        logits = taps @ windows.transpose(-2, -1)  # (B, G, O/G*a*b, I/G)
+        logits = logits.reshape(len(x), -1, height, width, logits.shape[-1])
+        return 2 * torch.sigmoid(logits.permute(0, 1, 4, 2, 3))
+
+
+class KernelSpatialModulation(nn.Module):
+    """The global and the local branch on an image's pooled features; either can be switched off.
+
+    Args:
+        in_channels: I, of the whole layer (all groups).
+        out_channels: O.
+        kernel_size: (a, b).
+        num_kernels: n kernels of FDW to weigh.
+        groups: of the convolution.
+        temperature: divides the channel, filter and spatial logits.
+        kernel_temperature: divides the kernel logits.
+        global_branch: predict kernel, channel, filter and spatial modulators.
+        local_branch: predict the dense modulator.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        num_kernels: int = 64,
+        *,
+        groups: int = 1,
+        temperature: float = 1.0,
+        kernel_temperature: float = 1.0,
+        global_branch: bool = True,
+        local_branch: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        shape = (in_channels, out_channels, kernel_size)
+        factory = {"device": device, "dtype": dtype}
+        self.global_branch = (
+            GlobalBranch(*shape, num_kernels, temperature, kernel_temperature, **factory) if global_branch else None
+        )
+        self.local_branch = LocalBranch(*shape, groups, **factory) if local_branch else None
+
+    def reset_parameters(self) -> None:
+        """Make every modulator neutral."""
+        for branch in (self.global_branch, self.local_branch):
+            if branch is not None:
+                branch.reset_parameters()
+
+    def forward(self, pooled: Tensor) -> KernelModulators:
+        """(B, I) to the modulators of B kernels. Computed in the dtype of the parameters, autocast or not."""
+        with torch.autocast(pooled.device.type, enabled=False):
+            modulators = KernelModulators(None, None, None, None, None)
+            if self.global_branch is not None:
+                modulators = self.global_branch(pooled.to(self.global_branch.reduce.weight.dtype))
+            if self.local_branch is not None:
+                modulators = modulators._replace(
+                    local=self.local_branch(pooled.to(self.local_branch.norm.weight.dtype))
+                )
+        return modulators

@@ -1,0 +1,94 @@
+"""Band split: ideal low-passes of a feature map, and the weighted sum of the bands between them.
+
+The pass band is a box in frequency (``max(|u|, |v|) < cutoff``), so an ideal low-pass is separable and real:
+project the rows and the columns onto the sinusoids that pass. Two small matrix products replace a forward and an
+inverse FFT. The sinusoids are ordered by frequency, so a lower cutoff is a prefix of a higher one and a single
+analysis of the map serves all bands.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def low_pass_basis(size: int, cutoff: float, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Orthonormal sinusoids of ``size`` samples with a frequency strictly below ``cutoff``, lowest first.
+
+    Args:
+        size: number of samples.
+        cutoff: cycles a sample, above 0 and at most 0.5.
+
+    Returns:
+        (size, 2*K + 1) with K the number of passing frequencies above 0: the constant, then a cosine and a sine
+        for each frequency. ``basis @ basis.T`` is the ideal low-pass.
+    """
+    num_frequencies = max(math.ceil(cutoff * size) - 1, 0)
+    time = torch.arange(size, device=device)
+    frequency = torch.arange(1, num_frequencies + 1, device=device)
+    # The phase is reduced in integers, where it is exact: large angles lose digits in float32.
+    cycles = (time[:, None] * frequency) % size
+    angle = cycles.to(dtype) * (2 * math.pi / size)
+    waves = torch.stack((angle.cos(), angle.sin()), dim=-1).flatten(1) * math.sqrt(2 / size)
+    return torch.cat((waves.new_full((size, 1), math.sqrt(1 / size)), waves), dim=1)
+
+
+def modulate_bands(x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> Tensor:
+    """Frequency Band Modulation: ``sum_m A_m * band_m + rest`` (section 3.3), exact at every feature size.
+
+    With the low-passes L_1, L_2, ... of x at the band edges, L_0 = x, and the lowest band unweighted, the sum is
+    ``A_1 * x + sum_m (A_{m+1} - A_m) * L_m`` with A_{M+1} = 1. Where all weights are 1 this is x, bit for bit.
+
+    Args:
+        x: (B, C, H, W), float32 or float64.
+        attention: (B, M, H, W), the weight of each band at each pixel, highest band first.
+        band_edges: M falling frequencies in cycles a sample; band m lies between edge m-1 (m > 0) and edge m.
+
+    Returns:
+        (B, C, H, W).
+    """
+    height, width = x.shape[-2:]
+    rows = low_pass_basis(height, band_edges[0], device=x.device, dtype=x.dtype)
+    cols = low_pass_basis(width, band_edges[0], device=x.device, dtype=x.dtype)
+    coefficients = rows.T @ x @ cols
+    weights = attention.unsqueeze(2).unbind(1)
+    result = weights[0] * x
+    for edge, weight, next_weight in zip(band_edges, weights, (*weights[1:], 1.0), strict=True):
+        num_rows, num_cols = _num_waves(height, edge), _num_waves(width, edge)
+        low_pass = rows[:, :num_rows] @ coefficients[..., :num_rows, :num_cols] @ cols[:, :num_cols].T
+        result = result + (next_weight - weight) * low_pass
+    return result
+
+
+def modulate_bands_stretched(x: Tensor, attention: Tensor, band_edges: Sequence[float], mask_size: int) -> Tensor:
+    """:func:`modulate_bands` with the paper authors' masks: made at one size and stretched to the map's spectrum.
+
+    Their pass bands are only right for maps of ``mask_size``; for checkpoints trained with their code.
+    Same arguments and result, and ``mask_size``: the side of the square map the masks are exact for.
+    """
+    height, width = x.shape[-2:]
+    spectrum = torch.fft.rfft2(x)
+    weights = attention.unsqueeze(2).unbind(1)
+    result = weights[0] * x
+    for edge, weight, next_weight in zip(band_edges, weights, (*weights[1:], 1.0), strict=True):
+        mask = _stretched_mask((height, width // 2 + 1), edge, mask_size, x.device)
+        low_pass = torch.fft.irfft2(spectrum * mask, s=(height, width))
+        result = result + (next_weight - weight) * low_pass
+    return result
+
+
+def _num_waves(size: int, cutoff: float) -> int:
+    return 2 * max(math.ceil(cutoff * size) - 1, 0) + 1
+
+
+def _stretched_mask(shape: tuple[int, int], cutoff: float, mask_size: int, device: torch.device) -> Tensor:
+    """Boolean (rows, columns): the box mask of a ``mask_size`` map, resampled to ``shape`` by nearest neighbour."""
+    row_passes = torch.fft.fftfreq(mask_size, device=device, dtype=torch.float64).abs() < cutoff
+    col_passes = torch.fft.rfftfreq(mask_size, device=device, dtype=torch.float64) < cutoff
+    rows, cols = (
+        F.interpolate(passes[None, None].float(), size, mode="nearest")[0, 0].bool()
+        for size, passes in zip(shape, (row_passes, col_passes), strict=True)
+    )
+    return rows[:, None] & cols
