@@ -1,0 +1,159 @@
+"""The training batches of an epoch, from any batch on, for each process its own."""
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from datasets.distributed import split_dataset_by_node
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from fdconv_zoo.data import ImageDataset, StreamedImageDataset
+from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.training.randomness import derive_seed
+
+_logger = logging.getLogger(__name__)
+
+
+class EpochSampler(Sampler[int]):
+    """One process's share of an epoch's order, which is a permutation drawn from (seed, epoch).
+
+    Args:
+        num_images: Size of the dataset.
+        per_process: How many images an epoch gives each process.
+        seed: The run's seed.
+        rank: Number of the process.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, num_images: int, per_process: int, *, seed: int, rank: int = 0, world_size: int = 1):
+        self.num_images = num_images
+        self.per_process = per_process
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose what the next iteration gives: `epoch`, from its image number `start` on."""
+        self.epoch = epoch
+        self.start = start
+
+    def __len__(self) -> int:
+        return self.per_process - self.start
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_images)
+        own = order[self.rank : self.per_process * self.world_size : self.world_size]
+        return iter(own[self.start :].tolist())
+
+
+class TrainingBatches:
+    """Shuffled, augmented batches for one process; the same for the same seed, wherever in an epoch it starts.
+
+    An epoch has whole updates only: of a dataset, the few images left over are others in every epoch.
+
+    Args:
+        source: `ImageData.train`.
+        transform: PIL image -> tensor (C, H, W).
+        mode: "RGB" or "L".
+        batch_size: Images a batch.
+        batches_per_update: Gradient accumulation.
+        updates_per_epoch: Needed for a stream; None takes all of a dataset.
+        seed: The run's seed.
+        rank: Number of the process.
+        world_size: Number of processes.
+        workers: Processes that read and augment.
+        skip_bad_images: For a stream, as in `StreamedImageDataset`.
+        device: Where the batches go.
+
+    Attributes:
+        updates_per_epoch: Optimizer updates in an epoch.
+        batches_per_epoch: Batches each process takes in one.
+
+    Raises:
+        ConfigError: too few images for one update, or a stream without `updates_per_epoch`.
+    """
+
+    def __init__(
+        self,
+        source: Dataset | IterableDataset,
+        transform: Callable[[Image.Image], Tensor],
+        *,
+        mode: str,
+        batch_size: int,
+        batches_per_update: int = 1,
+        updates_per_epoch: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        skip_bad_images: bool = False,
+        device: torch.device | str = "cpu",
+    ):
+        self.batch_size = batch_size
+        self.device = device
+        self.sampler = None
+        images_per_update = batch_size * world_size * batches_per_update
+        if isinstance(source, IterableDataset):
+            if updates_per_epoch is None:
+                raise ConfigError("--streaming needs --updates-per-epoch: the length of a stream is not known")
+            self.dataset = StreamedImageDataset(
+                split_dataset_by_node(source, rank, world_size) if world_size > 1 else source,
+                transform,
+                mode=mode,
+                seed=derive_seed(seed, rank),
+                skip_bad_images=skip_bad_images,
+            )
+        else:
+            whole = len(source) // images_per_update
+            updates_per_epoch = min(updates_per_epoch or whole, whole)
+            if whole == 0:
+                raise ConfigError(
+                    f"the training set has {len(source)} images, but one update takes {images_per_update} "
+                    f"({batch_size} a batch, {world_size} processes, {batches_per_update} batches accumulated): "
+                    "lower --batch-size or --grad-accum"
+                )
+            self.dataset = ImageDataset(source, transform, mode=mode, seed=seed)
+            per_process = updates_per_epoch * batches_per_update * batch_size
+            self.sampler = EpochSampler(len(source), per_process, seed=seed, rank=rank, world_size=world_size)
+        self.updates_per_epoch = updates_per_epoch
+        self.batches_per_epoch = updates_per_epoch * batches_per_update
+        self.loader = DataLoader(
+            self.dataset,
+            batch_size=batch_size,
+            sampler=self.sampler,
+            drop_last=True,
+            num_workers=workers,
+            pin_memory=torch.device(device).type == "cuda",
+            generator=torch.Generator(),  # else every iterator would draw from the global generator
+        )
+
+    def epoch(self, epoch: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch after the first `done`, which are passed over without decoding.
+
+        Yields:
+            Images (B, C, H, W) and class numbers (B,).
+        """
+        if self.sampler is not None:
+            self.dataset.set_epoch(epoch)
+            self.sampler.set_epoch(epoch, start=done * self.batch_size)
+        else:
+            self.dataset.set_epoch(epoch, done, self.batch_size)
+        for passes in itertools.count():
+            before = done
+            for images, labels in self.loader:
+                yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+                done += 1
+                if done == self.batches_per_epoch:
+                    return
+            # Only a stream comes here. It begins again, because all processes must take the same number of batches.
+            if passes > 0 and done == before:
+                raise ConfigError("the stream holds fewer images than one batch takes: lower --batch-size")
+            _logger.warning("The stream ended before its epoch: --updates-per-epoch asks for more than it holds.")
+            self.dataset.set_epoch(epoch)

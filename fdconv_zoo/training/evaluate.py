@@ -1,0 +1,99 @@
+"""Top-1, top-5 and loss over a labelled set, the same on one process and on many."""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from datasets import Dataset, IterableDataset
+from timm.data import create_transform
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from fdconv_zoo.data import ImageDataset, StreamedImageDataset
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results over one set of images.
+
+    Attributes:
+        loss: Mean cross-entropy, in nats.
+        top1: Percentage of images whose likeliest class is right.
+        top5: Percentage whose class is among the five likeliest; None with five classes or fewer, where it says little.
+        images: Number of images, each counted once.
+        images_per_second: Over all processes, reading and preprocessing included.
+    """
+
+    loss: float
+    top1: float
+    top5: float | None
+    images: int
+    images_per_second: float
+
+
+def evaluation_loader(
+    source: Dataset | IterableDataset,
+    preprocessing: Mapping[str, Any],
+    batch_size: int,
+    workers: int,
+    *,
+    skip_bad_images: bool = False,
+) -> DataLoader:
+    """Batches of a validation set in order, each image resized and cropped, for `accelerator.prepare`.
+
+    Args:
+        source: `ImageData.validation`.
+        preprocessing: As `resolve_preprocessing` gives it.
+        batch_size: Images a batch and process.
+        workers: Processes that read images.
+        skip_bad_images: For a stream, as in `StreamedImageDataset`.
+    """
+    transform = create_transform(**preprocessing)
+    mode = "L" if preprocessing["input_size"][0] == 1 else "RGB"
+    if isinstance(source, IterableDataset):
+        dataset = StreamedImageDataset(source, transform, mode=mode, skip_bad_images=skip_bad_images)
+    else:
+        dataset = ImageDataset(source, transform, mode=mode)
+    return DataLoader(dataset, batch_size=batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())
+
+
+# Not inference_mode: what a layer memoises here must stay usable by autograd when training goes on.
+@torch.no_grad()
+def evaluate(accelerator: Accelerator, model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+    """Evaluate `model` (put into eval mode) on a loader that `accelerator` prepared.
+
+    Every process must call it. Batches are images (B, C, H, W) and class numbers (B,).
+    """
+    model.eval()
+    share_buffers(accelerator, model)
+    start = time.perf_counter()
+    rows = []
+    for images, labels in loader:
+        with accelerator.autocast():
+            logits = model(images)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, labels, reduction="none")
+        hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        # gather_for_metrics drops the images that fill up the last batch of some processes
+        rows.append(accelerator.gather_for_metrics(torch.stack([loss, hits[:, 0], hits.any(1)], dim=1)))
+    table = torch.cat(rows).cpu().double()
+    loss, top1, top5 = table.mean(0).tolist()
+    return Evaluation(
+        loss=loss,
+        top1=100 * top1,
+        top5=100 * top5 if logits.shape[1] > 5 else None,
+        images=len(table),
+        images_per_second=len(table) / (time.perf_counter() - start),
+    )
+
+
+def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
+    """Give every process the main one's buffers: running statistics differ, and the main process's are saved."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer))

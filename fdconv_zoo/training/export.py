@@ -1,0 +1,62 @@
+"""A trained model as a folder that `timm.create_model('local-dir:...', pretrained=True)` loads."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from timm.models import save_for_hf
+from torch import nn
+
+from fdconv_zoo.training.files import TEMPORARY_PREFIX, flush_to_disk, remove
+
+FILES = ("model.safetensors", "config.json")
+
+
+def export_model(
+    model: nn.Module,
+    folder: Path,
+    *,
+    class_names: Sequence[str],
+    preprocessing: Mapping[str, Any],
+    model_args: Mapping[str, Any],
+) -> None:
+    """Write `model.safetensors` and `config.json`, each whole or not at all.
+
+    Args:
+        model: A timm model.
+        folder: Where they go; other files in it are left alone.
+        class_names: One a class, in the classifier's order.
+        preprocessing: What the images went through, as `resolve_preprocessing` gives it.
+        model_args: Arguments that build this architecture again.
+    """
+    temporary = folder / f"{TEMPORARY_PREFIX}export"
+    remove(temporary)
+    described = model.pretrained_cfg
+    # What no longer holds of the source checkpoint: how it was loaded, tested, and its classes numbered.
+    model.pretrained_cfg = {
+        **described,
+        **preprocessing,
+        "tag": None,
+        "num_classes": len(class_names),
+        "pool_size": None,
+        "test_input_size": None,
+        "test_crop_pct": None,
+        "label_offset": None,
+        "custom_load": False,
+    }
+    try:
+        save_for_hf(
+            model,
+            temporary,
+            model_config={"label_names": list(class_names)},
+            model_args=dict(model_args),
+            safe_serialization=True,
+        )
+        flush_to_disk(temporary)
+        for name in FILES:
+            os.replace(temporary / name, folder / name)
+        flush_to_disk(folder / FILES[0])
+    finally:
+        model.pretrained_cfg = described
+        remove(temporary)

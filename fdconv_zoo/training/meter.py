@@ -1,0 +1,54 @@
+"""The training loss of an epoch and its speed, read only when asked for so that no step waits for the device."""
+
+import time
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class Meter:
+    """Sums the losses of an epoch's batches over all processes.
+
+    Args:
+        accelerator: Of the run.
+        batch_size: Images a batch and process.
+        total: Sum of the losses before, where an epoch is resumed.
+        count: Number of those losses.
+    """
+
+    def __init__(self, accelerator: Accelerator, batch_size: int, total: float = 0.0, count: int = 0):
+        self.accelerator = accelerator
+        self.images_per_batch = batch_size * accelerator.num_processes
+        self._total = torch.tensor(total, device=accelerator.device)
+        self.count = count
+        self._first_count = count
+        self._start = time.perf_counter()
+        self._last = (total, count, self._start)
+
+    def add(self, loss: Tensor) -> None:
+        """Add this process's mean loss over a batch."""
+        self._total += loss.detach()
+        self.count += 1
+
+    def total(self) -> float:
+        """The sum of the losses, averaged over the processes; not finite for good once a single loss was not.
+
+        Every process must call it.
+        """
+        # Averaging in between changes nothing: what each process adds later is averaged later.
+        self._total = self.accelerator.reduce(self._total, "mean")
+        return self._total.item()
+
+    def recent(self) -> tuple[float, float]:
+        """Mean loss, and images a second over all processes, since the last call. Every process must call it."""
+        total, count, since = self._last
+        self._last = now_total, now_count, now = self.total(), self.count, time.perf_counter()
+        batches = now_count - count
+        return (now_total - total) / batches, batches * self.images_per_batch / (now - since)
+
+    def epoch(self) -> tuple[float, float]:
+        """Mean loss of the epoch, and images a second since this meter was made. Every process must call it."""
+        mean = self.total() / self.count
+        images = (self.count - self._first_count) * self.images_per_batch
+        return mean, images / (time.perf_counter() - self._start)

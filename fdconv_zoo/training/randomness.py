@@ -1,0 +1,25 @@
+"""Randomness as a function of the seed and the place in the run, so that a resumed run draws what it would have."""
+
+import random
+
+import numpy as np
+import torch
+
+
+def derive_seed(*entropy: int) -> int:
+    """One well-mixed 32-bit seed from several numbers."""
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed Python, NumPy and torch for one forward and backward pass (mixup, dropout, stochastic depth).
+
+    Args:
+        seed: The run's seed.
+        step: Number of the pass since the start of the run.
+        rank: Number of the process; every process draws its own.
+    """
+    state = derive_seed(seed, step, rank)
+    random.seed(state)
+    np.random.seed(state)  # noqa: NPY002 - timm's Mixup draws from NumPy's global generator
+    torch.manual_seed(state)
