@@ -115,8 +115,9 @@ class StreamedImageDataset(data.IterableDataset):
         Args:
             epoch: reshuffles the stream and the augmentation.
             done_batches: batches of this epoch that an interrupted run has consumed. The stream passes over their
-                records without decoding them. Exact with the same number of workers, for as long as none of them
-                had come to the end of its files; each bad image left out before shifts it back by one.
+                records without decoding them. Exact with the same number of workers while all of them still had
+                files; batches come in another order where the number is no multiple of the workers', and each bad
+                image left out before shifts its worker back by one.
             batch_size: of those batches.
         """
         self._epoch.fill_(epoch)

@@ -40,7 +40,8 @@ def load_splits(dataset: str, *, streaming: bool) -> Splits:
         cause = error.__cause__ or error
         detail = f"{type(cause).__name__}: {cause}"
         if "data_files" in arguments:
-            raise DataError(f"{dataset}: its files cannot be loaded ({detail}). Check that they are whole.") from error
+            message = f"{dataset}: its files cannot be loaded ({detail}). Check that they are whole and not empty."
+            raise DataError(message) from error
         raise DataError(
             f"There is no local file or folder {dataset!r}, and it could not be loaded from the Hugging Face Hub "
             f"({detail}). Check the name and the network, or give a local folder of images or parquet files."
