@@ -236,10 +236,10 @@ class FDConv2d(_DynamicKernel):
         padding = self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._explicit_padding, mode=self.padding_mode), 0
-        if len(kernels) == 1:
+        if kernels.shape[0] == 1:
             return F.conv2d(x, kernels[0], self.bias, self.stride, padding, self.dilation, self.groups)
         # One kernel an image: the images of the batch become groups of one convolution.
-        batch = len(x)
+        batch = x.shape[0]
         y = F.conv2d(
             x.reshape(1, -1, *x.shape[2:]),
             kernels.flatten(0, 1),

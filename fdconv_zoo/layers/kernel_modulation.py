@@ -163,7 +163,7 @@ class LocalBranch(nn.Module):
         windows = windows.unflatten(1, (self.groups, -1))  # (B, G, I/G, T)
         taps = self.conv.weight.view(self.groups, -1, self.conv.kernel_size[0])  # (G, O/G*a*b, T)
         logits = taps @ windows.transpose(-2, -1)  # (B, G, O/G*a*b, I/G)
-        logits = logits.reshape(len(x), -1, height, width, logits.shape[-1])
+        logits = logits.reshape(x.shape[0], -1, height, width, logits.shape[-1])
         return 2 * torch.sigmoid(logits.permute(0, 1, 4, 2, 3))
 
 

@@ -25,7 +25,7 @@ def low_pass_basis(size: int, cutoff: float, *, device: torch.device, dtype: tor
         (size, 2*K + 1) with K the number of passing frequencies above 0: the constant, then a cosine and a sine
         for each frequency. ``basis @ basis.T`` is the ideal low-pass.
     """
-    num_frequencies = max(math.ceil(cutoff * size) - 1, 0)
+    num_frequencies = _num_frequencies(size, cutoff)
     time = torch.arange(size, device=device)
     frequency = torch.arange(1, num_frequencies + 1, device=device)
     # The phase is reduced in integers, where it is exact: large angles lose digits in float32.
@@ -56,7 +56,7 @@ def modulate_bands(x: Tensor, attention: Tensor, band_edges: Sequence[float]) ->
     weights = attention.unsqueeze(2).unbind(1)
     result = weights[0] * x
     for edge, weight, next_weight in zip(band_edges, weights, (*weights[1:], 1.0), strict=True):
-        num_rows, num_cols = _num_waves(height, edge), _num_waves(width, edge)
+        num_rows, num_cols = 2 * _num_frequencies(height, edge) + 1, 2 * _num_frequencies(width, edge) + 1
         low_pass = rows[:, :num_rows] @ coefficients[..., :num_rows, :num_cols] @ cols[:, :num_cols].T
         result = result + (next_weight - weight) * low_pass
     return result
@@ -79,8 +79,10 @@ def modulate_bands_stretched(x: Tensor, attention: Tensor, band_edges: Sequence[
     return result
 
 
-def _num_waves(size: int, cutoff: float) -> int:
-    return 2 * max(math.ceil(cutoff * size) - 1, 0) + 1
+def _num_frequencies(size: int, cutoff: float) -> int:
+    """How many of the frequencies 1/size, 2/size, ... lie below ``cutoff``."""
+    # The small term keeps out k/size == cutoff where rounding has lifted the product above k, as in 0.2 * 35.
+    return max(math.ceil(cutoff * size - 1e-9) - 1, 0)
 
 
 def _stretched_mask(shape: tuple[int, int], cutoff: float, mask_size: int, device: torch.device) -> Tensor:

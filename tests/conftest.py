@@ -1,0 +1,39 @@
+import os
+
+# The tests never reach a hub; without this a slip would wait for a network that is not there.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def randomize(module: torch.nn.Module, std: float = 0.3) -> torch.nn.Module:
+    """Move every parameter and running statistic away from its neutral start."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn_like(parameter)
+            if "spectrum" in name:
+                parameter.mul_(1 + 0.1 * noise).add_(parameter.std() * 0.1 * noise)
+            else:
+                parameter.add_(std * noise)
+        for name, buffer in module.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(0, 0.3)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5)
+    return module
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest deviation as a fraction of the largest expected value."""
+    difference = (actual.double() - expected.double()).abs().max()
+    return (difference / expected.double().abs().max().clamp_min(1e-300)).item()
