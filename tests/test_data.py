@@ -160,7 +160,10 @@ def test_streaming(tmp_path):
     assert labels(data.train) != labels(data.validation)
     shapes = [image.shape for image, _ in StreamedImageDataset(data.train, np.asarray)]
     assert shapes == [(8, 8, 3)] * 10
-    assert len(labels(load_image_data(str(tmp_path / "photos"), streaming=True, limit=2).train)) == 2
+    other = load_image_data(str(tmp_path / "photos"), streaming=True, seed=1)
+    assert [record["image"]["path"] for record in other.train] != [record["image"]["path"] for record in data.train]
+    few = load_image_data(str(tmp_path / "photos"), streaming=True, limit=1)
+    assert (len(labels(few.train)), len(labels(few.validation))) == (1, 1)
     alone = load_image_data(str(tmp_path / "photos"), streaming=True, split="validation")
     assert alone.train is None
     assert labels(alone.validation) == [0, 1]

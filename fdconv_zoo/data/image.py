@@ -46,7 +46,7 @@ def reason(error: Exception) -> str:
 
 def _decode(record: dict | None, mode: Mode) -> Image.Image:
     image = Image.open(BytesIO(_read(record)))
-    image.load()
+    image.load()  # before this, some formats' mode and transparency are not final
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):
         image = _scale_to_8_bit(image)
