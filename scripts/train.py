@@ -48,13 +48,13 @@ SMOKE = {
     "train_split": None,
     "validation_split": None,
     "streaming": False,
-    "limit": 16,
+    "limit": 8,
     "workers": 0,
     "pretrained": False,
     "checkpoint": None,
     "epochs": 1,
     "warmup_epochs": 0,
-    "batch_size": 4,
+    "batch_size": 2,
     "grad_accum": 1,
     "log_every": 1,
 }
@@ -351,7 +351,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 draw_curves(progress.history, run.path / "curves.png")
             save_checkpoint(accelerator, run.checkpoints, progress, ema)
     bar.close()
-    accelerator.end_training()
+    with run.writing():
+        accelerator.end_training()
     best = max(progress.history, key=lambda row: row["top1"])
     accelerator.print(
         f"best: top-1 {best['top1']:.2f} % after epoch {best['epoch']}, over {best['images']} images; load it with\n"

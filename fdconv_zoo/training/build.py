@@ -98,7 +98,9 @@ def build_model(
             **(regularisation or {}),
         )
     except (OSError, RuntimeError, TypeError, ValueError) as error:
-        remedy = "; --no-pretrained starts from random weights" if pretrained and not checkpoint else ""
+        remedy = ""
+        if pretrained and not checkpoint:
+            remedy = ". train.py takes weights from a file with --checkpoint FILE, and random ones with --no-pretrained"
         raise ConfigError(f"--model {name} cannot be built: {error}{remedy}") from error
 
     own_size = model.pretrained_cfg["input_size"]
@@ -171,3 +173,27 @@ def check_forward(model: nn.Module, input_size: Sequence[int]) -> None:
     except (AssertionError, RuntimeError, ValueError) as error:
         size = "x".join(map(str, input_size))
         raise ConfigError(f"the model cannot take images of {size}: {error}; see --img-size and --in-chans") from error
+
+
+def check_classes(name: str, model: nn.Module, class_names: Sequence[str]) -> None:
+    """Hold the classes of a finished model against a dataset's.
+
+    Args:
+        name: Of the model, for the message.
+        model: A timm model.
+        class_names: Of the dataset, in the order of its class numbers.
+
+    Raises:
+        ConfigError: another number of classes, or the same classes in another order.
+    """
+    if model.num_classes != len(class_names):
+        raise ConfigError(
+            f"{name} tells {model.num_classes} classes apart, but the dataset has {len(class_names)}: evaluate a model "
+            "that was trained on these classes (scripts/train.py makes one), or choose another dataset"
+        )
+    labels = list(model.pretrained_cfg.get("label_names") or class_names)
+    if labels != list(class_names) and sorted(labels) == sorted(class_names):
+        raise ConfigError(
+            f"{name} and the dataset have the same classes in another order: the model begins with {labels[:3]}, the "
+            f"dataset with {list(class_names)[:3]}; number the dataset's classes as the model does"
+        )

@@ -8,7 +8,7 @@ from typing import Any
 from timm.models import save_for_hf
 from torch import nn
 
-from fdconv_zoo.training.files import TEMPORARY_PREFIX, flush_to_disk, remove
+from fdconv_zoo.training.files import TEMPORARY_PREFIX, explaining_write_errors, flush_to_disk, remove
 
 FILES = ("model.safetensors", "config.json")
 
@@ -29,6 +29,9 @@ def export_model(
         class_names: One a class, in the classifier's order.
         preprocessing: What the images went through, as `resolve_preprocessing` gives it.
         model_args: Arguments that build this architecture again.
+
+    Raises:
+        WriteError: they could not be written.
     """
     temporary = folder / f"{TEMPORARY_PREFIX}export"
     remove(temporary)
@@ -46,17 +49,17 @@ def export_model(
         "custom_load": False,
     }
     try:
-        save_for_hf(
-            model,
-            temporary,
-            model_config={"label_names": list(class_names)},
-            model_args=dict(model_args),
-            safe_serialization=True,
-        )
-        flush_to_disk(temporary)
-        for name in FILES:
-            os.replace(temporary / name, folder / name)
-        flush_to_disk(folder / FILES[0])
+        with explaining_write_errors(folder / FILES[0]):
+            save_for_hf(
+                model,
+                temporary,
+                model_config={"label_names": list(class_names)},
+                model_args=dict(model_args),
+                safe_serialization=True,
+            )
+            flush_to_disk(temporary)
+            for name in FILES:
+                os.replace(temporary / name, folder / name)
     finally:
         model.pretrained_cfg = described
         remove(temporary)

@@ -20,15 +20,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Works for a file and for a folder, which must not exist yet. Contents reach the disk before the rename, so that
     a crash at any moment leaves either the old `path` or the whole new one. On an error the temporary is removed.
+
+    Raises:
+        WriteError: it could not be written, in the block or after it.
     """
     temporary = path.with_name(TEMPORARY_PREFIX + path.name)
     remove(temporary)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield temporary
-        flush_to_disk(temporary)
-        os.replace(temporary, path)
-        _fsync(path.parent)
+        with explaining_write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            flush_to_disk(temporary)
+            os.replace(temporary, path)
+            _fsync(path.parent)
     except BaseException:
         remove(temporary)
         raise
@@ -57,28 +61,20 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def explaining_write_errors(path: Path, remedy: str) -> Iterator[None]:
-    """Turn any failure to write into a `WriteError` that names the file and says what to do."""
+def explaining_write_errors(path: Path) -> Iterator[None]:
+    """Turn a failure to write into a `WriteError` that names `path` and the reason."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        # torch.save reports a failed write as a plain RuntimeError from its C++ archive writer.
-        if type(error) is RuntimeError and "PytorchStreamWriter" not in str(error):
+        if isinstance(error, OSError):
+            reason = "no space left on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+        elif isinstance(error, SafetensorError):
+            reason = "no space left on the disk" if "os error 28" in str(error) else str(error)
+        elif "inline_container" in str(error):
+            reason = "torch.save failed, most likely because the disk is full"  # its archive writer tells no more
+        else:
             raise
-        reason = "no space left on the disk" if _disk_is_full(error, path) else str(error)
-        raise WriteError(f"could not write {getattr(error, 'filename', None) or path}: {reason}. {remedy}") from error
-
-
-def _disk_is_full(error: Exception, path: Path) -> bool:
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "os error 28" in str(error) or ("PytorchStreamWriter" in str(error) and _free_bytes(path) < 2**20)
-
-
-def _free_bytes(path: Path) -> int:
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
+        raise WriteError(f"could not write {path}: {reason}") from error
 
 
 def _fsync(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from fdconv_zoo.training.checkpoint import list_checkpoints
-from fdconv_zoo.training.errors import ConfigError, RunFolderError
+from fdconv_zoo.training.errors import ConfigError, RunFolderError, WriteError
 from fdconv_zoo.training.files import TEMPORARY_PREFIX, explaining_write_errors, remove, write_text
 
 CONFIG = "train_config.yaml"
@@ -104,15 +104,17 @@ class RunFolder:
         write_text(self.path / "metrics.jsonl", lines)
 
     @contextmanager
-    def writing(self, path: Path | None = None) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
         """Wrap every write of the run: a failure is raised as a `WriteError` that says what is kept."""
         newest = self.newest_checkpoint
-        if newest is None:
-            remedy = "Make room and start again; no checkpoint had been written yet"
-        else:
+        remedy = "Make room and start again; no checkpoint had been written yet"
+        if newest is not None:
             remedy = f"The last whole checkpoint is kept: {newest}. Make room and start again with --resume"
-        with explaining_write_errors(path or self.path, remedy):
-            yield
+        try:
+            with explaining_write_errors(self.path):
+                yield
+        except WriteError as error:
+            raise WriteError(f"{error}. {remedy}") from error
 
     def _run_files(self) -> list[Path]:
         return [found for pattern in PATTERNS for found in sorted(self.path.glob(pattern))]
