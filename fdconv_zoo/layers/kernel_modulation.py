@@ -24,6 +24,10 @@ class KernelModulators(NamedTuple):
     local: Tensor | None  # (B, O, I/groups, a, b)
 
 
+def _modulator(logit: Tensor, temperature: float = 1.0) -> Tensor:
+    return 2 * torch.sigmoid(logit / temperature)
+
+
 class StarReLU(nn.Module):
     """``scale * relu(x)^2 + bias`` with two learned scalars (https://arxiv.org/abs/2210.13452)."""
 
@@ -86,22 +90,17 @@ class GlobalBranch(nn.Module):
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
 
-    def forward(self, pooled: Tensor) -> KernelModulators:
-        """(B, I) to the modulators ``kernel``, ``channel``, ``filter`` and ``spatial``."""
+    def forward(self, pooled: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
+        """(B, I) to the modulators kernel (B, n), channel (B, I), filter (B, O) and spatial (B, a, b)."""
         hidden = self.act(self._normalize(self.reduce(pooled)))
-
-        def modulator(head: nn.Linear | None, temperature: float) -> Tensor | None:
-            return None if head is None else 2 * torch.sigmoid(head(hidden) / temperature)
-
-        kernel = modulator(self.kernel, self.kernel_temperature)
-        spatial = modulator(self.spatial, self.temperature)
-        return KernelModulators(
-            kernel=None if kernel is None else kernel / self.num_kernels,
-            channel=modulator(self.channel, self.temperature),
-            filter=modulator(self.filter, self.temperature),
-            spatial=None if spatial is None else spatial.unflatten(1, self.kernel_size),
-            local=None,
-        )
+        kernel = spatial = None
+        if self.kernel is not None:
+            kernel = _modulator(self.kernel(hidden), self.kernel_temperature) / self.num_kernels
+        if self.spatial is not None:
+            spatial = _modulator(self.spatial(hidden), self.temperature).unflatten(1, self.kernel_size)
+        channel = _modulator(self.channel(hidden), self.temperature)
+        filter = _modulator(self.filter(hidden), self.temperature)
+        return kernel, channel, filter, spatial
 
     def _normalize(self, hidden: Tensor) -> Tensor:
         norm, hidden = self.norm, hidden[..., None, None]
@@ -164,7 +163,7 @@ class LocalBranch(nn.Module):
         taps = self.conv.weight.view(self.groups, -1, self.conv.kernel_size[0])  # (G, O/G*a*b, T)
         logits = taps @ windows.transpose(-2, -1)  # (B, G, O/G*a*b, I/G)
         logits = logits.reshape(x.shape[0], -1, height, width, logits.shape[-1])
-        return 2 * torch.sigmoid(logits.permute(0, 1, 4, 2, 3))
+        return _modulator(logits.permute(0, 1, 4, 2, 3))
 
 
 class KernelSpatialModulation(nn.Module):
@@ -214,11 +213,10 @@ class KernelSpatialModulation(nn.Module):
     def forward(self, pooled: Tensor) -> KernelModulators:
         """(B, I) to the modulators of B kernels. Computed in the dtype of the parameters, autocast or not."""
         with torch.autocast(pooled.device.type, enabled=False):
-            modulators = KernelModulators(None, None, None, None, None)
+            kernel = channel = filter = spatial = local = None
             if self.global_branch is not None:
-                modulators = self.global_branch(pooled.to(self.global_branch.reduce.weight.dtype))
+                dtype = self.global_branch.reduce.weight.dtype
+                kernel, channel, filter, spatial = self.global_branch(pooled.to(dtype))
             if self.local_branch is not None:
-                modulators = modulators._replace(
-                    local=self.local_branch(pooled.to(self.local_branch.norm.weight.dtype))
-                )
-        return modulators
+                local = self.local_branch(pooled.to(self.local_branch.norm.weight.dtype))
+        return KernelModulators(kernel, channel, filter, spatial, local)
