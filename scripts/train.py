@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             project_dir=args.output,
         )
     except ValueError as error:
-        raise ConfigError(str(error)) from error  # such as fp16 on a CPU
+        raise ConfigError(str(error)) from error  # such as bf16 on a GPU that has none
     run = RunFolder(args.output, resume=args.resume, overwrite=args.overwrite)
     set_seed(args.seed)
 
@@ -366,9 +366,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError(f"--dataset is needed: a folder, files, a Hub dataset, or {SAMPLE}")
     if args.model is None:
         raise ConfigError("--model is needed, or an entry of models/ with --config")
-    for name in ("epochs", "batch_size", "grad_accum", "log_every"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    for name in ("epochs", "batch_size", "grad_accum", "log_every", "img_size", "updates_per_epoch"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     if args.opt not in list_optimizers():
         raise ConfigError(f"--opt {args.opt}: timm has {', '.join(list_optimizers())}")
     if (args.mixup or args.cutmix) and args.batch_size % 2:

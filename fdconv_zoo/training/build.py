@@ -80,6 +80,8 @@ def build_model(
         ConfigError: unknown name, weights that cannot be had, arguments the model does not take, a size it cannot take.
     """
     name = check_model_name(name)
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise ConfigError(f"--checkpoint {checkpoint}: no such file")
     arguments = dict(model_kwargs or {})
     for key in ("num_classes", "in_chans", "img_size"):
         if key in arguments:

@@ -1,0 +1,268 @@
+import errno
+import json
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from run_scripts import TINY, load_script, start_script
+from safetensors.torch import load_file
+
+from fdconv_zoo.training import checkpoint, files
+from fdconv_zoo.training.errors import ConfigError, NonFiniteError, RunFolderError, WriteError
+
+train = load_script("train")
+validate = load_script("validate")
+
+
+@pytest.fixture(autouse=True)
+def on_one_cpu_thread(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of TINY that nothing stopped."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        torch.set_num_threads(1)
+        train.main([*TINY, "--output", str(folder)])
+    return folder
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def results(folder: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if "per_second" not in k} for row in read_metrics(folder)]
+
+
+def assert_same_run(first: Path, second: Path):
+    for name in ("model.safetensors", "last/model.safetensors", "config.json", "last/config.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    newest = checkpoint.list_checkpoints(first / "checkpoints")[-1].name
+    for name in ("model.safetensors", "ema.safetensors"):
+        states = [load_file(folder / "checkpoints" / newest / name) for folder in (first, second)]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0]), name
+    assert results(first) == results(second)
+
+
+def test_a_run_leaves_a_folder_that_timm_loads(finished):
+    rows = read_metrics(finished)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert [row["update"] for row in rows] == [6, 12]
+    assert all(row["images"] == 100 for row in rows)
+
+    described = json.loads((finished / "config.json").read_text())
+    assert described["label_names"][0] == "T-shirt/top"
+    assert described["num_classes"] == 10
+    assert described["pretrained_cfg"]["input_size"] == [3, 32, 32]
+    model = timm.create_model(f"local-dir:{finished / 'last'}", pretrained=True)
+    assert model.num_classes == 10
+    for key, value in load_file(finished / "checkpoints/update-000000012/ema.safetensors").items():
+        assert torch.equal(model.state_dict()[key], value), key  # the averaged weights are those evaluated and kept
+
+    config = yaml.safe_load((finished / "train_config.yaml").read_text())
+    assert config["lr"] == 0.01
+    assert config["num_processes"] == 1
+    with Image.open(finished / "curves.png") as picture:
+        assert picture.width > 1000
+    assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
+    assert not list(finished.rglob(".writing-*"))
+
+
+def test_the_best_epoch_is_kept_and_validates_alike(finished, tmp_path):
+    best = max(read_metrics(finished), key=lambda row: row["top1"])
+    validate.main(
+        ["--model", str(finished), "--dataset", "fashion_mnist_sample", "--limit", "100"]
+        + ["--workers", "0", "--batch-size", "7", "--json", str(tmp_path / "results.json")]
+    )
+    (result,) = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert result["top1"] == pytest.approx(best["top1"])
+    assert result["loss"] == pytest.approx(best["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("seen", ["update-000000002", "update-000000008"])
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(finished, tmp_path, seen):
+    output = ["--output", str(tmp_path / "run"), "--checkpoint-every", "2"]
+    process = start_script("train", *TINY, *output, "--workers", "1")
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run/checkpoints" / seen).exists():
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    stopped = checkpoint.list_checkpoints(tmp_path / "run/checkpoints")[-1].name
+    assert stopped < "update-000000012", "it ended before it was killed"
+    train.main([*TINY, *output, "--resume"])
+    assert_same_run(finished, tmp_path / "run")
+
+
+def test_resuming_redoes_what_came_after_the_checkpoint(finished, tmp_path, monkeypatch, capsys):
+    """Stopped after the epoch's model and metrics were written but before its checkpoint was."""
+    output = ["--output", str(tmp_path / "run")]
+    save = train.save_checkpoint
+
+    def stop_at_the_last(accelerator, folder, progress, ema):
+        if progress.epoch == 2:
+            raise KeyboardInterrupt
+        save(accelerator, folder, progress, ema)
+
+    monkeypatch.setattr(train, "save_checkpoint", stop_at_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        train.main([*TINY, *output])
+    assert len(read_metrics(tmp_path / "run")) == 2
+    (tmp_path / "run/checkpoints/.writing-update-000000012").mkdir()  # as a crash leaves it
+    monkeypatch.undo()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    train.main([*TINY, *output, "--resume"])
+    assert "resuming from" in capsys.readouterr().out
+    assert_same_run(finished, tmp_path / "run")
+    assert not list((tmp_path / "run").rglob(".writing-*"))
+
+
+def test_resuming_a_finished_run_changes_nothing(finished, capsys):
+    before = {path: path.read_bytes() for path in finished.rglob("*.safetensors")}
+    train.main([*TINY, "--output", str(finished), "--resume"])
+    assert {path: path.read_bytes() for path in finished.rglob("*.safetensors")} == before
+    assert "best: top-1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("change", "named"), [(["--lr", "0.02"], "lr (0.01 then, 0.02 now)"), (["--seed", "1"], "seed")])
+def test_resuming_with_another_configuration_is_refused(finished, change, named):
+    with pytest.raises(ConfigError, match=re.escape(named)):
+        train.main([*TINY, *change, "--output", str(finished), "--resume"])
+
+
+def test_another_run_is_refused_unless_overwritten(finished):
+    with pytest.raises(RunFolderError, match="--resume, delete it with --overwrite"):
+        train.main([*TINY, "--output", str(finished)])
+
+
+def test_resume_without_a_run_begins_one_and_smoke_is_quick(tmp_path, capsys):
+    recipe = "models/resnet10s_fdconv.fashion_mnist.yaml"
+    config = ["--config", str(Path(train.__file__).parents[1] / recipe), "--output", str(tmp_path / "run")]
+    train.main([*config, "--smoke", "--resume", "--tune", "modulators"])
+    assert "begins from the beginning" in capsys.readouterr().out
+    assert read_metrics(tmp_path / "run")[0]["update"] == 4
+    model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
+    assert type(model).__name__ == "ResNetFDConv"
+
+
+def test_grayscale_models_are_exported_with_their_channel(tmp_path):
+    grayscale = ["--in-chans", "1", "--mean", "0.3", "--std", "0.3", "--epochs", "1", "--limit", "16"]
+    train.main([*TINY, *grayscale, "--output", str(tmp_path / "run")])
+    model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
+    saved = load_file(tmp_path / "run/model.safetensors")
+    assert model.pretrained_cfg["input_size"] == (1, 32, 32)
+    assert model.pretrained_cfg["mean"] == [0.3]
+    assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+    # The first update has the warm-up's small learning rate; the next ones leave the weights without bounds.
+    flags = ["--lr", "1e38", "--warmup-epochs", "1", "--opt", "sgd", "--clip-grad", "0", "--checkpoint-every", "1"]
+    with pytest.raises(NonFiniteError, match=r"is kept: .*update-00000000\d\. Try a lower --lr"):
+        train.main([*TINY, *flags, "--output", str(tmp_path / "run")])
+    weights = load_file(checkpoint.list_checkpoints(tmp_path / "run/checkpoints")[-1] / "model.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_from_it(finished, tmp_path, monkeypatch):
+    output = ["--output", str(tmp_path / "run"), "--checkpoint-every", "2"]
+    flush = files.flush_to_disk
+
+    def full(path):
+        if "update-000000004" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(path)
+
+    monkeypatch.setattr(files, "flush_to_disk", full)
+    with pytest.raises(WriteError, match=r"update-000000004: no space left.* is kept: .*update-000000002"):
+        train.main([*TINY, *output])
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["update-000000002"]
+    monkeypatch.setattr(files, "flush_to_disk", flush)
+    train.main([*TINY, *output, "--resume"])
+    assert_same_run(finished, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "resnet50_fdcnv"], "did you mean resnet50_fdconv"),
+        (["--model", "resnet50_fdconv.a9_in1k"], "it has a1_in1k"),
+        (["--batch-size", "7"], "make it even"),
+        (["--batch-size", "64"], "training set has 100 images, but one update takes 128"),
+        (["--tune", "modulators"], "needs a model with FDConv layers"),
+        (["--img-size", "0"], "--img-size 0"),
+        (["--opt", "adamv"], "--opt adamv"),
+        (["--mean", "0.5", "0.5"], "2 values for 3 channels"),
+        (["--model-kwargs", "no_such=1"], "no_such"),
+        (["--epochs", "0"], "--epochs 0"),
+        (["--streaming"], "--updates-per-epoch"),
+        (["--checkpoint", "no_such.safetensors"], "no_such.safetensors"),
+    ],
+)
+def test_wrong_flags_are_named_before_training_starts(tmp_path, flags, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        train.main([*TINY, *flags, "--output", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stream_trains_and_resumes(tmp_path, monkeypatch):
+    for number in range(60):
+        folder = tmp_path / "images" / ("train" if number < 50 else "validation") / f"class {number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 32), (4 * number, 80 * (number % 3), 0)).save(folder / f"{number}.png")
+    flags = ["--dataset", str(tmp_path / "images"), "--streaming", "--updates-per-epoch", "3", "--checkpoint-every", "1"]
+    train.main([*TINY, *flags, "--output", str(tmp_path / "whole")])
+    assert [row["images"] for row in read_metrics(tmp_path / "whole")] == [10, 10]
+    assert [row["top5"] for row in read_metrics(tmp_path / "whole")] == [None, None]
+    save = train.save_checkpoint
+
+    def stop(accelerator, folder, progress, ema):
+        save(accelerator, folder, progress, ema)
+        if progress.update == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "save_checkpoint", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.main([*TINY, *flags, "--output", str(tmp_path / "run")])
+    monkeypatch.setattr(train, "save_checkpoint", save)
+    train.main([*TINY, *flags, "--output", str(tmp_path / "run"), "--resume"])
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_two_processes_train_and_measure_as_one(tmp_path):
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0")
+    output = tmp_path / "run"
+    process = start_script("train", *TINY, "--limit", "51", "--batch-size", "4", "--output", output, launcher=launcher)
+    log, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, log
+    last = read_metrics(output)[-1]
+    assert last["images"] == 51  # the image that fills up the last batch is not counted twice
+    validate.main(
+        ["--model", str(output / "last"), "--dataset", "fashion_mnist_sample", "--limit", "51"]
+        + ["--workers", "0", "--batch-size", "8", "--json", str(tmp_path / "results.json")]
+    )
+    (result,) = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert result["top1"] == pytest.approx(last["top1"])
+    assert result["top5"] == pytest.approx(last["top5"])
+    assert result["loss"] == pytest.approx(last["loss"], rel=1e-5)
