@@ -51,6 +51,14 @@ def results(folder: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if "per_second" not in k} for row in read_metrics(folder)]
 
 
+def measure(model: Path, json_file: Path, *, limit: int, batch_size: int) -> dict:
+    """What validate.py says of a model folder."""
+    flags = ["--dataset", "fashion_mnist_sample", "--limit", limit, "--batch-size", batch_size, "--workers", 0]
+    validate.main([str(flag) for flag in ["--model", model, "--json", json_file, *flags]])
+    (result,) = json.loads(json_file.read_text())["results"]
+    return result
+
+
 def assert_same_run(first: Path, second: Path):
     for name in ("model.safetensors", "last/model.safetensors", "config.json", "last/config.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
@@ -87,11 +95,7 @@ def test_a_run_leaves_a_folder_that_timm_loads(finished):
 
 def test_the_best_epoch_is_kept_and_validates_alike(finished, tmp_path):
     best = max(read_metrics(finished), key=lambda row: row["top1"])
-    validate.main(
-        ["--model", str(finished), "--dataset", "fashion_mnist_sample", "--limit", "100"]
-        + ["--workers", "0", "--batch-size", "7", "--json", str(tmp_path / "results.json")]
-    )
-    (result,) = json.loads((tmp_path / "results.json").read_text())["results"]
+    result = measure(finished, tmp_path / "results.json", limit=100, batch_size=7)
     assert result["top1"] == pytest.approx(best["top1"])
     assert result["loss"] == pytest.approx(best["loss"], rel=1e-4)
 
@@ -145,7 +149,9 @@ def test_resuming_a_finished_run_changes_nothing(finished, capsys):
     assert "best: top-1" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("change", "named"), [(["--lr", "0.02"], "lr (0.01 then, 0.02 now)"), (["--seed", "1"], "seed")])
+@pytest.mark.parametrize(
+    ("change", "named"), [(["--lr", "0.02"], "lr (0.01 then, 0.02 now)"), (["--seed", "1"], "seed")]
+)
 def test_resuming_with_another_configuration_is_refused(finished, change, named):
     with pytest.raises(ConfigError, match=re.escape(named)):
         train.main([*TINY, *change, "--output", str(finished), "--resume"])
@@ -231,7 +237,15 @@ def test_a_stream_trains_and_resumes(tmp_path, monkeypatch):
         folder = tmp_path / "images" / ("train" if number < 50 else "validation") / f"class {number % 3}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 32), (4 * number, 80 * (number % 3), 0)).save(folder / f"{number}.png")
-    flags = ["--dataset", str(tmp_path / "images"), "--streaming", "--updates-per-epoch", "3", "--checkpoint-every", "1"]
+    flags = [
+        "--dataset",
+        str(tmp_path / "images"),
+        "--streaming",
+        "--updates-per-epoch",
+        "3",
+        "--checkpoint-every",
+        "1",
+    ]
     train.main([*TINY, *flags, "--output", str(tmp_path / "whole")])
     assert [row["images"] for row in read_metrics(tmp_path / "whole")] == [10, 10]
     assert [row["top5"] for row in read_metrics(tmp_path / "whole")] == [None, None]
@@ -258,11 +272,7 @@ def test_two_processes_train_and_measure_as_one(tmp_path):
     assert process.returncode == 0, log
     last = read_metrics(output)[-1]
     assert last["images"] == 51  # the image that fills up the last batch is not counted twice
-    validate.main(
-        ["--model", str(output / "last"), "--dataset", "fashion_mnist_sample", "--limit", "51"]
-        + ["--workers", "0", "--batch-size", "8", "--json", str(tmp_path / "results.json")]
-    )
-    (result,) = json.loads((tmp_path / "results.json").read_text())["results"]
+    result = measure(output / "last", tmp_path / "results.json", limit=51, batch_size=8)
     assert result["top1"] == pytest.approx(last["top1"])
     assert result["top5"] == pytest.approx(last["top5"])
     assert result["loss"] == pytest.approx(last["loss"], rel=1e-5)

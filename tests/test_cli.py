@@ -1,0 +1,92 @@
+import argparse
+import re
+
+import pytest
+import yaml
+
+from fdconv_zoo.training.cli import ArgumentParser, run_script
+from fdconv_zoo.training.errors import ConfigError
+
+
+@pytest.fixture
+def parser():
+    made = ArgumentParser("A script.")
+    made.add_argument("--model")
+    made.add_argument("--lr", type=float, default=0.1)
+    made.add_argument("--min-lr", type=float, default=0.0)
+    made.add_argument("--scale", type=float, nargs=2, default=[0.5, 1.0])
+    made.add_argument("--image-column")
+    made.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True)
+    return made
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(**settings):
+        entry = {"model": "resnet18", "description": "x", "weights": None, "license": "mit", "status": "recipe only"}
+        (tmp_path / "entry.yaml").write_text(yaml.safe_dump({**entry, "parameters": 1, "recipe": settings}))
+        return str(tmp_path / "entry.yaml")
+
+    return write
+
+
+def test_recipe_over_defaults_and_command_line_over_recipe(parser, recipe):
+    config = recipe(lr=0.2, min_lr=-0.5, pretrained=False, scale=[0.1, 0.2])
+    arguments = parser.parse(["--config", config, "--output", "o", "--lr", "0.3"], smoke={})
+    assert (arguments.model, arguments.lr, arguments.min_lr) == ("resnet18", 0.3, -0.5)
+    assert arguments.pretrained is False
+    assert arguments.scale == [0.1, 0.2]
+    assert parser.parse(["--config", config, "--output", "o", "--model", "mine", "--pretrained"], smoke={}).pretrained
+
+
+def test_smoke_stands_between_recipe_and_command_line(parser, recipe):
+    config = recipe(lr=0.2, image_column="picture", min_lr=0.01)
+    smoke = {"lr": 0.5, "image_column": None}
+    arguments = parser.parse(["--config", config, "--output", "o", "--smoke"], smoke=smoke)
+    assert (arguments.lr, arguments.image_column, arguments.min_lr) == (0.5, None, 0.01)
+    assert parser.parse(["--config", config, "--output", "o", "--smoke", "--lr", "1"], smoke=smoke).lr == 1
+    assert parser.parse(["--config", config, "--output", "o"], smoke=smoke).lr == 0.2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 1}, "'learning_rate' is not a flag of this script"),
+        ({"lr": "fast"}, "--lr: invalid float value: 'fast'"),
+        ({"scale": [1]}, "--scale: expected 2 arguments"),
+        ({"overwrite": True}, "'overwrite' is not a flag"),
+    ],
+)
+def test_what_is_wrong_in_a_recipe_is_named_with_its_file(parser, recipe, settings, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        parser.parse(["--config", recipe(**settings), "--output", "o"], smoke={})
+    assert "entry.yaml: " in str(caught.value)
+
+
+def test_unknown_flags_abbreviations_and_a_missing_output_are_errors(parser):
+    for flags in (["--epochz", "1", "--output", "o"], ["--pretr", "--output", "o"]):
+        with pytest.raises(ConfigError, match=flags[0]):
+            parser.parse(flags, smoke={})
+    with pytest.raises(ConfigError, match="--output DIR is needed"):
+        parser.parse([], smoke={})
+
+
+@pytest.mark.parametrize(("rank", "shown"), [("0", "error: no\n"), ("1", "")])
+def test_expected_errors_are_shown_once_without_a_traceback(monkeypatch, capsys, rank, shown):
+    monkeypatch.setenv("RANK", rank)
+
+    def main():
+        raise ConfigError("no")
+
+    with pytest.raises(SystemExit) as caught:
+        run_script(main)
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == shown
+
+
+def test_other_errors_keep_their_traceback():
+    def main():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_script(main)
