@@ -265,12 +265,14 @@ def test_a_stream_trains_and_resumes(tmp_path, monkeypatch):
 
 
 def test_two_processes_train_and_measure_as_one(tmp_path):
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")  # gloo; accelerate takes it up
     output = tmp_path / "run"
     process = start_script("train", *TINY, "--limit", "51", "--batch-size", "4", "--output", output, launcher=launcher)
     log, _ = process.communicate(timeout=200)
     assert process.returncode == 0, log
+    assert yaml.safe_load((output / "train_config.yaml").read_text())["num_processes"] == 2
     last = read_metrics(output)[-1]
+    assert last["update"] == 6
     assert last["images"] == 51  # the image that fills up the last batch is not counted twice
     result = measure(output / "last", tmp_path / "results.json", limit=51, batch_size=8)
     assert result["top1"] == pytest.approx(last["top1"])
