@@ -177,8 +177,8 @@ def test_grayscale_models_are_exported_with_their_channel(tmp_path):
     train.main([*TINY, *grayscale, "--output", str(tmp_path / "run")])
     model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
     saved = load_file(tmp_path / "run/model.safetensors")
-    assert model.pretrained_cfg["input_size"] == (1, 32, 32)
-    assert model.pretrained_cfg["mean"] == [0.3]
+    assert tuple(model.pretrained_cfg["input_size"]) == (1, 32, 32)
+    assert tuple(model.pretrained_cfg["mean"]) == (0.3,)
     assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
 
 
