@@ -12,18 +12,20 @@ On several machines --output is a folder that all of them see. README.md describ
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import timm
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from PIL import Image
 from timm.data import Mixup, create_transform
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, ParseKwargs
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import fdconv_zoo
@@ -184,26 +186,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_forward(model, preprocessing["input_size"])
     freeze(model, args.tune)
     if args.grad_checkpointing:
-        model.set_grad_checkpointing()
+        try:
+            model.set_grad_checkpointing()
+        except AssertionError as error:
+            raise ConfigError(f"--grad-checkpointing: {args.model} does not offer it") from error
     model.to(accelerator.device)
 
     # Batches.
     batches = TrainingBatches(
         data.train,
-        create_transform(
-            preprocessing["input_size"],
-            is_training=True,
-            scale=args.scale,
-            ratio=args.ratio,
-            hflip=args.hflip,
-            color_jitter=args.color_jitter,
-            auto_augment=None if args.aa == "none" else args.aa,
-            interpolation=preprocessing["interpolation"],
-            mean=preprocessing["mean"],
-            std=preprocessing["std"],
-            re_prob=args.reprob,
-            re_mode="pixel",
-        ),
+        training_transform(args, preprocessing),
         mode="L" if preprocessing["input_size"][0] == 1 else "RGB",
         batch_size=args.batch_size,
         batches_per_update=accelerator.gradient_accumulation_steps,
@@ -352,6 +344,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 draw_curves(progress.history, run.path / "curves.png")
             save_checkpoint(accelerator, run.checkpoints, progress, ema)
     bar.close()
+    if batches.skipped:
+        accelerator.print(f"left out {batches.skipped} times an image of the stream that could not be read")
     with run.writing():
         accelerator.end_training()
     best = max(progress.history, key=lambda row: row["top1"])
@@ -359,6 +353,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"best: top-1 {best['top1']:.2f} % after epoch {best['epoch']}, over {best['images']} images; load it with\n"
         f"    timm.create_model('local-dir:{run.path}', pretrained=True)"
     )
+
+
+def training_transform(args: argparse.Namespace, preprocessing: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
+    """The random transform of a training image."""
+    try:
+        return create_transform(
+            preprocessing["input_size"],
+            is_training=True,
+            scale=args.scale,
+            ratio=args.ratio,
+            hflip=args.hflip,
+            color_jitter=args.color_jitter,
+            auto_augment=None if args.aa == "none" else args.aa,
+            interpolation=preprocessing["interpolation"],
+            mean=preprocessing["mean"],
+            std=preprocessing["std"],
+            re_prob=args.reprob,
+            re_mode="pixel",
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ConfigError(f"--aa {args.aa}: not a policy that timm knows, such as rand-m7-mstd0.5-inc1") from error
 
 
 def check_arguments(args: argparse.Namespace) -> None:

@@ -220,6 +220,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_from_it(finis
         (["--img-size", "0"], "--img-size 0"),
         (["--opt", "adamv"], "--opt adamv"),
         (["--mean", "0.5", "0.5"], "2 values for 3 channels"),
+        (["--aa", "rand-x7"], "--aa rand-x7"),
         (["--model-kwargs", "no_such=1"], "no_such"),
         (["--epochs", "0"], "--epochs 0"),
         (["--streaming"], "--updates-per-epoch"),

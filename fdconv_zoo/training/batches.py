@@ -134,8 +134,13 @@ class TrainingBatches:
             generator=torch.Generator(),  # else every iterator would draw from the global generator
         )
 
+    @property
+    def skipped(self) -> int:
+        """Unreadable images of a stream passed over so far; of a dataset they were left out before."""
+        return getattr(self.dataset, "skipped", 0)
+
     def epoch(self, epoch: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch after the first `done`, which are passed over without decoding.
+        """The batches of an epoch after the first `done`, fewer than all, which are passed over without decoding.
 
         Yields:
             Images (B, C, H, W) and class numbers (B,).

@@ -17,7 +17,9 @@ CONFIG = "train_config.yaml"
 # All that a run makes, and so all that --overwrite deletes. The configuration marks the folder as a run's: it is
 # written first and deleted last.
 PATTERNS = (
-    f"**/{TEMPORARY_PREFIX}*",
+    f"{TEMPORARY_PREFIX}*",
+    f"last/{TEMPORARY_PREFIX}*",
+    f"checkpoints/{TEMPORARY_PREFIX}*",
     "checkpoints/update-*",
     "tensorboard/events.out.tfevents.*",
     "last/model.safetensors",
