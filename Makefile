@@ -1,0 +1,26 @@
+# Everything runs in a virtual environment of its own; `make test` and `make demo` set it up.
+VENV ?= .venv
+PYTHON ?= python3
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(RUN) scripts/train.py --config models/resnet10s_fdconv.fashion_mnist.yaml --output runs/demo --overwrite
+	$(RUN) scripts/validate.py --model runs/demo --dataset fashion_mnist_sample
+	$(RUN) scripts/predict.py --model runs/demo --sample 8
+
+test: $(VENV)/installed
+	$(RUN) -m pytest -n auto
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean:
+	rm -rf $(VENV) runs
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable '.[dev]'
+	touch $@
