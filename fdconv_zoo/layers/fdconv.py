@@ -5,6 +5,7 @@ For an image x with pooled features g = mean(x):
     kernel = KSM(g) * sum_j pi_j(g) * FDW_j         y = conv(FBM(x), kernel) + bias
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,21 +60,31 @@ class _DynamicKernel(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels, **factory)) if bias else None
         self._groups = groups
 
-    def assemble(self, pooled: Tensor) -> Tensor:
-        """The kernels of a batch: pooled features (B, I) to (B, O, I/groups, a, b), in float32 or wider.
+    def assemble(self, pooled: Tensor, num_positions: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The kernels of a batch, and what of KSM is cheaper to apply to the features.
 
-        With KSM switched off all images share one kernel and the first axis is 1.
+        Args:
+            pooled: (B, I), the features' mean over all positions.
+            num_positions: H*W or N.
+
+        Returns:
+            Kernels (B, O, I/groups, a, b) in float32 or wider (with KSM switched off all images share one kernel and
+            B is 1); and either None, None or, where a kernel has more elements than an image's features, the channel
+            (B, I) and filter (B, O) modulators, to scale the input and the output with.
         """
         with torch.autocast(pooled.device.type, enabled=False):
             modulators = self.ksm(pooled)
-            return assemble_kernels(
+            channel, filter = modulators.channel, modulators.filter
+            on_features = math.prod(self.fdw.kernel_shape) > pooled.shape[1] * num_positions
+            kernels = assemble_kernels(
                 self.fdw(modulators.kernel),
                 local=modulators.local,
-                channel=modulators.channel,
-                filter=modulators.filter,
+                channel=None if on_features else channel,
+                filter=None if on_features else filter,
                 spatial=modulators.spatial,
                 groups=self._groups,
             )
+        return (kernels, channel, filter) if on_features else (kernels, None, None)
 
     def load_plain(self, weight: Tensor, bias: Tensor | None) -> None:
         """Take over a plain layer's parameters and make every modulator neutral: the plain layer's function.
@@ -229,28 +240,32 @@ class FDConv2d(_DynamicKernel):
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) to (B, O, H', W')."""
         _check_input(x, self.in_channels, channel_dim=1, ndims=(4,), layout="(B, C, H, W)")
-        kernels = self.assemble(x.mean((2, 3), dtype=_pooling_dtype(x)))
+        pooled = x.mean((2, 3), dtype=_pooling_dtype(x))
+        kernels, channel, filter = self.assemble(pooled, x.shape[2] * x.shape[3])
         if self.fbm is not None:
             x = self.fbm(x)
-        kernels = kernels.to(x.dtype)
+        if channel is not None:
+            x = x * channel.to(x.dtype)[..., None, None]
+        y = self._convolve(x, kernels.to(x.dtype))
+        if filter is not None:
+            y = y * filter.to(y.dtype)[..., None, None]
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
+
+    def _convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """Each image (B, I, H, W) with its kernel (B or 1, O, I/groups, a, b), to (B, O, H', W')."""
         padding = self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._explicit_padding, mode=self.padding_mode), 0
         if kernels.shape[0] == 1:
-            return F.conv2d(x, kernels[0], self.bias, self.stride, padding, self.dilation, self.groups)
-        # One kernel an image: the images of the batch become groups of one convolution.
+            return F.conv2d(x, kernels[0], None, self.stride, padding, self.dilation, self.groups)
         batch = x.shape[0]
-        y = F.conv2d(
-            x.reshape(1, -1, *x.shape[2:]),
-            kernels.flatten(0, 1),
-            None,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups * batch,
-        )
-        y = y.view(batch, self.out_channels, *y.shape[2:])
-        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
+        if self.kernel_size == (1, 1) and self.groups == 1 and padding in (0, (0, 0), "same", "valid"):
+            x = x[:, :, :: self.stride[0], :: self.stride[1]]
+            return (kernels[..., 0, 0] @ x.flatten(2)).unflatten(2, x.shape[2:])
+        # The images of the batch become groups of one convolution.
+        x, kernels = x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1)
+        y = F.conv2d(x, kernels, None, self.stride, padding, self.dilation, self.groups * batch)
+        return y.view(batch, self.out_channels, *y.shape[2:])
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
@@ -328,8 +343,13 @@ class FDLinear(_DynamicKernel):
         """(B, N, I) or (B, H, W, I) to the same with O features."""
         _check_input(x, self.in_features, channel_dim=-1, ndims=(3, 4), layout="(B, N, C) or (B, H, W, C)")
         tokens = x.flatten(1, -2)
-        weights = self.assemble(tokens.mean(1, dtype=_pooling_dtype(x)))[..., 0, 0].to(x.dtype)
-        y = tokens @ weights.transpose(-2, -1)
+        pooled = tokens.mean(1, dtype=_pooling_dtype(x))
+        kernels, channel, filter = self.assemble(pooled, tokens.shape[1])
+        if channel is not None:
+            tokens = tokens * channel.to(x.dtype)[:, None]
+        y = tokens @ kernels[..., 0, 0].to(x.dtype).transpose(-2, -1)
+        if filter is not None:
+            y = y * filter.to(y.dtype)[:, None]
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.view(*x.shape[:-1], self.out_features)

@@ -24,7 +24,7 @@ class KernelModulators(NamedTuple):
     local: Tensor | None  # (B, O, I/groups, a, b)
 
 
-def _modulator(logit: Tensor, temperature: float = 1.0) -> Tensor:
+def _modulator(logit: Tensor, temperature: float) -> Tensor:
     return 2 * torch.sigmoid(logit / temperature)
 
 
@@ -162,8 +162,8 @@ class LocalBranch(nn.Module):
         windows = windows.unflatten(1, (self.groups, -1))  # (B, G, I/G, T)
         taps = self.conv.weight.view(self.groups, -1, self.conv.kernel_size[0])  # (G, O/G*a*b, T)
         logits = taps @ windows.transpose(-2, -1)  # (B, G, O/G*a*b, I/G)
-        logits = logits.reshape(x.shape[0], -1, height, width, logits.shape[-1])
-        return _modulator(logits.permute(0, 1, 4, 2, 3))
+        factors = 2 * torch.sigmoid(logits)
+        return factors.view(x.shape[0], -1, height, width, logits.shape[-1]).permute(0, 1, 4, 2, 3)
 
 
 class KernelSpatialModulation(nn.Module):

@@ -61,12 +61,15 @@ def assemble_kernels(
     Returns:
         (B, O, I, a, b).
     """
-    if local is not None:
-        kernels = kernels * local
+    # The local modulator comes with I innermost in memory. As the first operand it hands that layout to the product,
+    # whose inner loops then run over I and not over the few taps.
+    kernels = kernels if local is None else local * kernels
     if spatial is not None:
         kernels = kernels * spatial[:, None, None]
-    if channel is not None and filter is not None:
-        batch, out_channels = filter.shape
-        per_filter = filter.view(batch, groups, -1, 1) * channel.view(batch, groups, 1, -1)
-        kernels = kernels * per_filter.view(batch, out_channels, -1)[..., None, None]
+    if channel is not None:
+        out_channels, in_channels = kernels.shape[1:3]
+        per_output = channel.view(-1, groups, 1, in_channels).expand(-1, -1, out_channels // groups, -1)
+        kernels = kernels * per_output.reshape(-1, out_channels, in_channels, 1, 1)
+    if filter is not None:
+        kernels = kernels * filter[:, :, None, None, None]
     return kernels
