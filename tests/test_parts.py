@@ -68,6 +68,16 @@ def test_fdw_kernels_have_disjoint_spectra():
     assert energy.any((1, 2)).all()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("shape", [(8, 6, 3, 3), (64, 64, 1, 1), (33, 20, 3, 3)])
+def test_fdw_is_the_same_on_a_gpu(shape):
+    fdw = FourierDisjointWeight(shape[0], shape[1], shape[2:], 8)
+    nn.init.normal_(fdw.spectrum)  # non-Hermitian, which some transforms of a GPU read differently
+    attention = torch.rand(2, 8)
+    expected = fdw(attention)
+    assert relative_error(fdw.cuda()(attention.cuda()).cpu(), expected) < 1e-5
+
+
 def test_fdw_buffers_are_derived():
     fdw = FourierDisjointWeight(8, 6, (3, 3), 4)
     assert set(fdw.state_dict()) == {"spectrum"}

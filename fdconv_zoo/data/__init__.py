@@ -4,10 +4,10 @@
 and transform them for a DataLoader.
 """
 
-from .augmented import ImageDataset, StreamedImageDataset
-from .error import DataError
-from .image import open_image
-from .loading import ImageData, load_image_data
-from .sources import SAMPLE
+from fdconv_zoo.data.augmented import ImageDataset, StreamedImageDataset
+from fdconv_zoo.data.error import DataError
+from fdconv_zoo.data.image import open_image
+from fdconv_zoo.data.loading import ImageData, load_image_data
+from fdconv_zoo.data.sources import SAMPLE
 
 __all__ = ["SAMPLE", "DataError", "ImageData", "ImageDataset", "StreamedImageDataset", "load_image_data", "open_image"]

@@ -5,8 +5,8 @@ import logging
 import numpy as np
 from datasets import Dataset
 
-from .error import DataError
-from .image import open_image, reason
+from fdconv_zoo.data.error import DataError
+from fdconv_zoo.data.image import open_image, reason
 
 _logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .error import DataError
+from fdconv_zoo.data.error import DataError
 
 TRAIN_NAMES = ("train", "training")
 VALIDATION_NAMES = ("validation", "val", "valid", "dev", "test")

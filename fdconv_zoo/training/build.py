@@ -103,7 +103,7 @@ def build_model(
         remedy = ""
         if pretrained and not checkpoint:
             remedy = ". train.py takes weights from a file with --checkpoint FILE, and random ones with --no-pretrained"
-        raise ConfigError(f"--model {name} cannot be built: {error}{remedy}") from error
+        raise ConfigError(f"--model {name} cannot be built: {str(error).rstrip('.')}{remedy}") from error
 
     own_size = model.pretrained_cfg["input_size"]
     if img_size is not None and model.pretrained_cfg.get("fixed_input_size") and img_size != own_size[-1]:

@@ -1,0 +1,59 @@
+"""The wheel and the sdist: complete, and the wheel works alone."""
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+CHECK = """
+import sys
+import timm, fdconv_zoo
+assert fdconv_zoo.__file__.startswith(sys.argv[1]), fdconv_zoo.__file__
+heavy = {"datasets", "accelerate", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+assert "resnet50_fdconv" in timm.list_models("*_fdconv")
+timm.create_model("resnet10s_fdconv")
+from fdconv_zoo.data import SAMPLE, load_image_data
+print(len(load_image_data(SAMPLE, split="validation").validation))
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Wheel and sdist, built from the files as they are here."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    return folder
+
+
+def test_wheel_works_alone(built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"fdconv_zoo"}
+    assert {"fdconv_zoo/sample/train.parquet", "fdconv_zoo/sample/LICENSE"} <= set(names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+    site = str(tmp_path / "site")
+    script = f"import sys; sys.path.insert(0, {site!r}); sys.argv = ['', {site!r}]\n{CHECK}"
+    environment = {"PATH": "", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[-1] == "1000"
+
+
+def test_sdist_holds_what_the_repository_needs(built):
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for name in ("LICENSE", "README.md", "Makefile", "scripts/train.py", "models/resnet50_fdconv.a1_in1k.yaml"):
+        assert name in names
