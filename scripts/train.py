@@ -33,7 +33,7 @@ from fdconv_zoo.data import SAMPLE, load_image_data
 from fdconv_zoo.training.batches import TrainingBatches
 from fdconv_zoo.training.build import build_model, check_forward, check_model_name, resolve_preprocessing
 from fdconv_zoo.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from fdconv_zoo.training.cli import ArgumentParser, run_script
+from fdconv_zoo.training.cli import DEFAULT_WORKERS, ArgumentParser, run_script
 from fdconv_zoo.training.curves import draw_curves
 from fdconv_zoo.training.errors import ConfigError
 from fdconv_zoo.training.evaluate import evaluate, evaluation_loader
@@ -82,7 +82,9 @@ def build_parser() -> ArgumentParser:
     data.add_argument("--skip-bad-images", **boolean, default=False, help="leave out unreadable images and count them")
     data.add_argument("--streaming", **boolean, default=False, help="read while training; for what does not fit")
     data.add_argument("--updates-per-epoch", type=int, metavar="N", help="length of an epoch; a stream needs it")
-    data.add_argument("--workers", type=int, default=4, help="processes that read images, for each training process")
+    data.add_argument(
+        "--workers", type=int, default=DEFAULT_WORKERS, help="processes that read images, for each training process"
+    )
 
     model = parser.add_argument_group("model")
     model.add_argument("--model", help="timm name, hf-hub:NAME, or the output folder of a run")

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 import fdconv_zoo  # noqa: F401 - registers the models
 from fdconv_zoo.data import SAMPLE, load_image_data
 from fdconv_zoo.training.build import build_model, check_classes, check_forward, check_model_name, resolve_preprocessing
-from fdconv_zoo.training.cli import run_script
+from fdconv_zoo.training.cli import DEFAULT_WORKERS, run_script
 from fdconv_zoo.training.evaluate import evaluate, evaluation_loader
 from fdconv_zoo.training.files import write_text
 
@@ -41,7 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, metavar="N", help="use only N images")
     parser.add_argument("--skip-bad-images", **boolean, help="leave out unreadable images and count them")
     parser.add_argument("--streaming", **boolean, help="read while evaluating")
-    parser.add_argument("--workers", type=int, default=4, help="processes that read images, for each process")
+    parser.add_argument(
+        "--workers", type=int, default=DEFAULT_WORKERS, help="processes that read images, for each process"
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="images a batch and process")
     parser.add_argument("--mixed-precision", choices=("no", "fp16", "bf16"), help="by default what accelerate is told")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")

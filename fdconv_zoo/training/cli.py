@@ -10,6 +10,8 @@ from fdconv_zoo.data import DataError
 from fdconv_zoo.index import EntryError, read_entry
 from fdconv_zoo.training.errors import ConfigError, TrainingError
 
+DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
+
 RUN_FLAGS = ("config", "output", "resume", "overwrite", "smoke")  # of one start, never of a recipe
 
 
