@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A run of seconds on the packaged sample: 2 epochs of 6 updates of 2 batches, with everything random switched on.
 TINY = [
-    *("--model", "test_resnet", "--no-pretrained", "--img-size", "32", "--dataset", "fashion_mnist_sample"),
+    *("--model", "resnet10s_fdconv", "--no-pretrained", "--img-size", "32", "--dataset", "fashion_mnist_sample"),
     *("--limit", "100", "--epochs", "2", "--batch-size", "8", "--grad-accum", "2", "--workers", "0"),
     *("--mixup", "0.2", "--cutmix", "1.0", "--drop", "0.1", "--drop-path", "0.1", "--ema-decay", "0.9"),
     *("--lr", "0.01", "--layer-decay", "0.9", "--log-every", "3"),

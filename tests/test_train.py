@@ -216,7 +216,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_from_it(finis
         (["--model", "resnet50_fdconv.a9_in1k"], "it has a1_in1k"),
         (["--batch-size", "7"], "make it even"),
         (["--batch-size", "64"], "training set has 100 images, but one update takes 128"),
-        (["--tune", "modulators"], "needs a model with FDConv layers"),
+        (["--model", "test_resnet", "--tune", "modulators"], "needs a model with FDConv layers"),
         (["--img-size", "0"], "--img-size 0"),
         (["--opt", "adamv"], "--opt adamv"),
         (["--mean", "0.5", "0.5"], "2 values for 3 channels"),

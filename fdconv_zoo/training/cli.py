@@ -91,6 +91,8 @@ def run_script(main: Callable[[], None]) -> None:
         if int(os.environ.get("RANK", "0")) == 0:  # every process meets it, one says it
             print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except BrokenPipeError:  # whoever read the output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("\nstopped; --resume continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)

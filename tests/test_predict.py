@@ -1,0 +1,67 @@
+import pytest
+import timm
+import torch
+from run_scripts import load_script
+
+from fdconv_zoo.data import SAMPLE, load_image_data, open_image
+from fdconv_zoo.training.build import build_model, resolve_preprocessing
+from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.training.export import export_model
+
+predict = load_script("predict")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_image_data(SAMPLE, split="validation", limit=3)
+
+
+@pytest.fixture(scope="module")
+def folder(data, tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    model, arguments = build_model("resnet10s_fdconv", pretrained=False)
+    torch.nn.init.normal_(model.fc.weight)
+    export_model(
+        model,
+        folder,
+        class_names=data.class_names,
+        preprocessing=resolve_preprocessing(model),
+        model_args=arguments,
+    )
+    return folder
+
+
+def test_names_the_likeliest_class_of_files_and_folders(data, folder, tmp_path, capsys):
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    expected = []
+    for i, record in enumerate(data.validation):
+        image = open_image(record["image"])
+        image.save(tmp_path / f"{i}.png")
+        with torch.no_grad():
+            probability, index = model(transform(image)[None]).softmax(1)[0].max(0)
+        expected.append(f"{tmp_path}/{i}.png: {data.class_names[index]} {100 * probability:.1f} %")
+
+    predict.main(["--model", str(folder), "--top", "1", "--device", "cpu", str(tmp_path)])
+    assert capsys.readouterr().out.splitlines() == expected
+    predict.main(["--model", str(folder), "--top", "1", "--device", "cpu", str(tmp_path / "1.png")])
+    assert capsys.readouterr().out.splitlines() == expected[1:2]
+
+
+def test_shows_the_true_class_of_sample_images(data, folder, capsys):
+    predict.main(["--model", str(folder), "--sample", "3", "--device", "cpu"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        f"{SAMPLE} ({data.class_names[record['label']]})" for record in data.validation
+    ]
+    assert all(line.count(" %") == 3 for line in lines)
+
+
+def test_says_what_is_missing(folder, tmp_path):
+    with pytest.raises(ConfigError, match="--sample N"):
+        predict.main(["--model", str(folder)])
+    with pytest.raises(ConfigError, match="no such file"):
+        predict.main(["--model", str(folder), str(tmp_path / "none.png")])
+    with pytest.raises(ConfigError, match="no images"):
+        predict.main(["--model", str(folder), str(tmp_path)])
