@@ -65,7 +65,7 @@ default_cfgs = generate_default_cfgs(
                 "resnet50.tv2_in1k",
             ]
         ),
-        "resnet10s_fdconv.untrained": {
+        "resnet10s_fdconv": {
             "input_size": (3, 32, 32),
             "pool_size": (2, 2),
             "crop_pct": 1.0,
