@@ -250,6 +250,8 @@ def test_loading_reports_what_does_not_fit():
     layer = FDConv2d(20, 24, 3)
     with pytest.raises(RuntimeError, match=r"size mismatch for weight.*\(24, 20, 5, 5\).*\(24, 20, 3, 3\)"):
         layer.load_state_dict(nn.Conv2d(20, 24, 5).state_dict())
+    with pytest.raises(RuntimeError, match=r"size mismatch for weight"):
+        layer.load_state_dict({"weight": torch.zeros(24, 9, 20, 1), "bias": torch.zeros(24)})
     with pytest.raises(RuntimeError, match=r"Missing key.*fdw\.spectrum"):
         layer.load_state_dict({})
     with pytest.raises(RuntimeError, match=r"Unexpected key.*nonsense"):

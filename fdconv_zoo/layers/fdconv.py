@@ -112,18 +112,17 @@ class _DynamicKernel(nn.Module):
         ours = from_reference({key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)})
         weight = ours.pop(prefix + "weight", None)
         if weight is not None:
-            if weight.numel() == torch.Size(self.fdw.kernel_shape).numel() and len(weight) == self.fdw.kernel_shape[0]:
-                ours[prefix + "fdw.spectrum"] = self.fdw.to_spectrum(weight.view(self.fdw.kernel_shape))
+            expected, found = self.fdw.kernel_shape, tuple(weight.shape)
+            if found == expected or (*found, 1, 1) == expected:
+                self._reset_modulators()
+                neutral = {key: value for key, value in self.state_dict().items() if key.startswith(("ksm", "fbm"))}
+                ours = {prefix + key: value for key, value in neutral.items()} | ours
+                ours[prefix + "fdw.spectrum"] = self.fdw.to_spectrum(weight.view(expected))
             else:
                 error_msgs.append(
-                    f"size mismatch for {prefix}weight: the checkpoint's plain kernel is {tuple(weight.shape)}, "
-                    f"the FDConv layer stands for one of {self.fdw.kernel_shape}."
+                    f"size mismatch for {prefix}weight: the checkpoint's plain kernel is {found}, the FDConv layer "
+                    f"stands for one of {expected}."
                 )
-            self._reset_modulators()
-            neutral = {
-                prefix + key: tensor for key, tensor in self.state_dict().items() if key.startswith(("ksm", "fbm"))
-            }
-            ours = neutral | ours
         state_dict.update(ours)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
