@@ -12,7 +12,6 @@ not counted, which leaves out how FDConv assembles its kernels.
 
 import argparse
 import csv
-import difflib
 import gc
 import io
 import os
@@ -31,6 +30,7 @@ import fdconv_zoo  # noqa: F401 - registers the models
 from fdconv_zoo.profiling import Profile, TwinMismatchError, check_same_function, create_with_twin, profile
 from fdconv_zoo.training.errors import ConfigError, TrainingError
 from fdconv_zoo.training.files import write_text
+from fdconv_zoo.training.names import suggest_models
 
 
 class Column(NamedTuple):
@@ -134,9 +134,7 @@ def check_names(names: Sequence[str]) -> None:
     """
     for name in names:
         if not timm.is_model(name):
-            near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=5)
-            hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() gives all names"
-            raise ConfigError(f"--models {name}: no such model; {hint}")
+            raise ConfigError(f"--models {name}: no such model; {suggest_models(name.partition('.')[0])}")
 
 
 def measure(name: str, args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:

@@ -57,8 +57,11 @@ class _DynamicKernel(nn.Module):
             **factory,
         )
         self.fbm: FrequencyBandModulation | None = None
-        self.bias = nn.Parameter(torch.zeros(out_channels, **factory)) if bias else None
-        self._groups = groups
+        self.groups = groups
+        self.bias = nn.Parameter(torch.empty(out_channels, **factory)) if bias else None
+        if self.bias is not None:
+            bound = math.prod(self.fdw.kernel_shape[1:]) ** -0.5  # as the plain layers start
+            nn.init.uniform_(self.bias, -bound, bound)
 
     def assemble(self, pooled: Tensor, num_positions: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The kernels of a batch, and what of KSM is cheaper to apply to the features.
@@ -82,7 +85,7 @@ class _DynamicKernel(nn.Module):
                 channel=None if on_features else channel,
                 filter=None if on_features else filter,
                 spatial=modulators.spatial,
-                groups=self._groups,
+                groups=self.groups,
             )
         return (kernels, channel, filter) if on_features else (kernels, None, None)
 
@@ -202,12 +205,8 @@ class FDConv2d(_DynamicKernel):
         self.stride = plain.stride
         self.padding = plain.padding
         self.dilation = plain.dilation
-        self.groups = groups
         self.padding_mode = padding_mode
         self._explicit_padding = plain._reversed_padding_repeated_twice
-        if self.bias is not None:
-            bound = (in_channels // groups * plain.kernel_size[0] * plain.kernel_size[1]) ** -0.5
-            nn.init.uniform_(self.bias, -bound, bound)
         if fbm or (fbm is None and self.kernel_size == (3, 3)):
             self.fbm = FrequencyBandModulation(in_channels, band_edges, band_mask, device=device, dtype=dtype)
 
@@ -316,8 +315,6 @@ class FDLinear(_DynamicKernel):
         )
         self.in_features = in_features
         self.out_features = out_features
-        if self.bias is not None:
-            nn.init.uniform_(self.bias, -(in_features**-0.5), in_features**-0.5)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, **options: Any) -> "FDLinear":

@@ -39,6 +39,7 @@ def from_reference(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: a parameter of a variant of their layer that has no counterpart here; the message names it.
     """
     result: dict[str, Tensor] = {}
+    layers: list[str] = []
     band_convs: dict[str, dict[int, Tensor]] = {}
     for key, tensor in state_dict.items():
         theirs = _THEIRS.match(key)
@@ -56,17 +57,18 @@ def from_reference(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 "that has no counterpart here: only their default layer can be converted."
             )
         if name == "dft_weight":
+            layers.append(prefix)
             tensor = tensor[0]
         elif tensor.ndim == 4:  # their fully connected layers are 1x1 convolutions
             tensor = tensor.flatten(1)
         result[prefix + ours] = tensor
     for key, bands in band_convs.items():
         result[key] = torch.cat([bands[m] for m in sorted(bands)])
-    for key in [key for key in result if key.endswith("fdw.spectrum")]:
-        prefix = key.removesuffix("fdw.spectrum")
+    for prefix in layers:
         kernel_head = result.get(prefix + "ksm.global_branch.kernel.bias")
-        if key not in state_dict and kernel_head is not None:
-            result[prefix + "fdw.group_index"] = _reference_groups(*result[key].shape[:2], len(kernel_head))
+        if kernel_head is not None:  # a single kernel has no head, and no groups
+            rows, half_cols, _ = result[prefix + "fdw.spectrum"].shape
+            result[prefix + "fdw.group_index"] = _reference_groups(rows, half_cols, len(kernel_head))
     return result
 
 

@@ -7,7 +7,7 @@ analysis of the map serves all bands.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -53,13 +53,12 @@ def modulate_bands(x: Tensor, attention: Tensor, band_edges: Sequence[float]) ->
     rows = low_pass_basis(height, band_edges[0], device=x.device, dtype=x.dtype)
     cols = low_pass_basis(width, band_edges[0], device=x.device, dtype=x.dtype)
     coefficients = rows.T @ x @ cols
-    weights = attention.unsqueeze(2).unbind(1)
-    result = weights[0] * x
-    for edge, weight, next_weight in zip(band_edges, weights, (*weights[1:], 1.0), strict=True):
+
+    def low_pass(edge: float) -> Tensor:
         num_rows, num_cols = 2 * _num_frequencies(height, edge) + 1, 2 * _num_frequencies(width, edge) + 1
-        low_pass = rows[:, :num_rows] @ coefficients[..., :num_rows, :num_cols] @ cols[:, :num_cols].T
-        result = result + (next_weight - weight) * low_pass
-    return result
+        return rows[:, :num_rows] @ coefficients[..., :num_rows, :num_cols] @ cols[:, :num_cols].T
+
+    return _weigh_bands(x, attention, map(low_pass, band_edges))
 
 
 def modulate_bands_stretched(x: Tensor, attention: Tensor, band_edges: Sequence[float], mask_size: int) -> Tensor:
@@ -70,11 +69,19 @@ def modulate_bands_stretched(x: Tensor, attention: Tensor, band_edges: Sequence[
     """
     height, width = x.shape[-2:]
     spectrum = torch.fft.rfft2(x)
+
+    def low_pass(edge: float) -> Tensor:
+        mask = _stretched_mask((height, width // 2 + 1), edge, mask_size, x.device)
+        return torch.fft.irfft2(spectrum * mask, s=(height, width))
+
+    return _weigh_bands(x, attention, map(low_pass, band_edges))
+
+
+def _weigh_bands(x: Tensor, attention: Tensor, low_passes: Iterable[Tensor]) -> Tensor:
+    """The sum of :func:`modulate_bands` over the low-passes (B, C, H, W) of x, one at a time."""
     weights = attention.unsqueeze(2).unbind(1)
     result = weights[0] * x
-    for edge, weight, next_weight in zip(band_edges, weights, (*weights[1:], 1.0), strict=True):
-        mask = _stretched_mask((height, width // 2 + 1), edge, mask_size, x.device)
-        low_pass = torch.fft.irfft2(spectrum * mask, s=(height, width))
+    for low_pass, weight, next_weight in zip(low_passes, weights, (*weights[1:], 1.0), strict=True):
         result = result + (next_weight - weight) * low_pass
     return result
 

@@ -1,6 +1,5 @@
 """The model and its preprocessing, from what the command line asks for."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from timm.models._hub import load_model_config_from_path
 from torch import nn
 
 from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.training.names import suggest_models
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 
@@ -32,9 +32,7 @@ def check_model_name(name: str) -> str:
         return f"{LOCAL}{folder}"
     base, tag = split_model_name_tag(name)
     if not timm.is_model(base):
-        near = difflib.get_close_matches(base, timm.list_models(), n=5, cutoff=0.6)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() gives all names"
-        raise ConfigError(f"--model {name}: no such model; {hint}")
+        raise ConfigError(f"--model {name}: no such model; {suggest_models(base)}")
     tags = [split_model_name_tag(known)[1] for known in timm.list_pretrained(f"{base}.*")]
     if tag and tag not in tags:
         raise ConfigError(f"--model {name}: {base} has no weights called {tag}; it has {', '.join(tags) or 'none'}")
