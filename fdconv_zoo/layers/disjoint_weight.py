@@ -95,13 +95,18 @@ class FourierDisjointWeight(nn.Module):
         Returns:
             (B, O, I, a, b), in float32 or wider.
         """
+        spectrum, attention = self.parts(kernel_attention)
+        return mix_spectrum(spectrum, self.group_index, attention, self.kernel_shape)
+
+    def parts(self, kernel_attention: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What :meth:`forward` transforms: the spectrum in float32 or wider, and the attention times its scale."""
         # No FFT exists in bfloat16, and in float16 only for powers of two.
         spectrum = self.spectrum.float() if self.spectrum.dtype in (torch.bfloat16, torch.float16) else self.spectrum
         if kernel_attention is None:
             attention = spectrum.new_full((1, self.num_kernels), self.scale)
         else:
             attention = kernel_attention.to(spectrum.dtype) * (self.scale * self.num_kernels)
-        return mix_spectrum(spectrum, self.group_index, attention, self.kernel_shape)
+        return spectrum, attention
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

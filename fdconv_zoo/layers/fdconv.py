@@ -17,7 +17,7 @@ from fdconv_zoo.layers.band_modulation import BAND_EDGES, BandMask, FrequencyBan
 from fdconv_zoo.layers.disjoint_weight import FourierDisjointWeight
 from fdconv_zoo.layers.kernel_modulation import KernelSpatialModulation
 from fdconv_zoo.layers.reference import from_reference
-from fdconv_zoo.ops import assemble_kernels
+from fdconv_zoo.ops import Geometry, KernelParts, Path, assemble_kernels, dynamic_convolution
 
 
 class _DynamicKernel(nn.Module):
@@ -58,36 +58,42 @@ class _DynamicKernel(nn.Module):
         )
         self.fbm: FrequencyBandModulation | None = None
         self.groups = groups
+        self.path: Path | None = None
         self.bias = nn.Parameter(torch.empty(out_channels, **factory)) if bias else None
         if self.bias is not None:
             bound = math.prod(self.fdw.kernel_shape[1:]) ** -0.5  # as the plain layers start
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def assemble(self, pooled: Tensor, num_positions: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The kernels of a batch, and what of KSM is cheaper to apply to the features.
+    def assemble(self, pooled: Tensor) -> Tensor:
+        """The kernels (B, O, I/groups, a, b) of images with pooled features (B, I); without KSM B is 1."""
+        return assemble_kernels(self._parts(pooled))
 
-        Args:
-            pooled: (B, I), the features' mean over all positions.
-            num_positions: H*W or N.
+    def _parts(self, pooled: Tensor) -> KernelParts:
+        kernel, channel, filter, spatial, windows = self.ksm.predict(pooled)
+        spectrum, attention = self.fdw.parts(kernel)
 
-        Returns:
-            Kernels (B, O, I/groups, a, b) in float32 or wider (with KSM switched off all images share one kernel and
-            B is 1); and either None, None or, where a kernel has more elements than an image's features, the channel
-            (B, I) and filter (B, O) modulators, to scale the input and the output with.
-        """
-        with torch.autocast(pooled.device.type, enabled=False):
-            modulators = self.ksm(pooled)
-            channel, filter = modulators.channel, modulators.filter
-            on_features = math.prod(self.fdw.kernel_shape) > pooled.shape[1] * num_positions
-            kernels = assemble_kernels(
-                self.fdw(modulators.kernel),
-                local=modulators.local,
-                channel=None if on_features else channel,
-                filter=None if on_features else filter,
-                spatial=modulators.spatial,
-                groups=self.groups,
-            )
-        return (kernels, channel, filter) if on_features else (kernels, None, None)
+        def cast(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.to(spectrum.dtype)
+
+        return KernelParts(
+            spectrum=spectrum,
+            group_index=self.fdw.group_index,
+            attention=attention,
+            taps=None if windows is None else cast(self.ksm.local_branch.conv.weight),
+            windows=cast(windows),
+            channel=cast(channel),
+            filter=cast(filter),
+            spatial=cast(spatial),
+            kernel_shape=self.fdw.kernel_shape,
+            groups=self.groups,
+        )
+
+    def _convolve(self, x: Tensor, pooled: Tensor, geometry: Geometry) -> Tensor:
+        """(B, I, H, W) to (B, O, H', W') with the kernels of images with pooled features (B, I), and the bias."""
+        x = x.to(_compute_dtype(x))
+        with torch.autocast(x.device.type, enabled=False):
+            y = dynamic_convolution(x, self._parts(pooled), geometry, self.path)
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
 
     def load_plain(self, weight: Tensor, bias: Tensor | None) -> None:
         """Take over a plain layer's parameters and make every modulator neutral: the plain layer's function.
@@ -206,7 +212,10 @@ class FDConv2d(_DynamicKernel):
         self.padding = plain.padding
         self.dilation = plain.dilation
         self.padding_mode = padding_mode
-        self._explicit_padding = plain._reversed_padding_repeated_twice
+        # What the convolution itself cannot pad ("same" may be lopsided) is padded before.
+        pads_itself = padding_mode == "zeros" and not isinstance(plain.padding, str)
+        self._explicit_padding = [0] * 4 if pads_itself else plain._reversed_padding_repeated_twice
+        self._geometry = Geometry(plain.stride, plain.padding if pads_itself else (0, 0), plain.dilation, groups)
         if fbm or (fbm is None and self.kernel_size == (3, 3)):
             self.fbm = FrequencyBandModulation(in_channels, band_edges, band_mask, device=device, dtype=dtype)
 
@@ -239,31 +248,11 @@ class FDConv2d(_DynamicKernel):
         """(B, I, H, W) to (B, O, H', W')."""
         _check_input(x, self.in_channels, channel_dim=1, ndims=(4,), layout="(B, C, H, W)")
         pooled = x.mean((2, 3), dtype=_pooling_dtype(x))
-        kernels, channel, filter = self.assemble(pooled, x.shape[2] * x.shape[3])
         if self.fbm is not None:
             x = self.fbm(x)
-        if channel is not None:
-            x = x * channel.to(x.dtype)[..., None, None]
-        y = self._convolve(x, kernels.to(x.dtype))
-        if filter is not None:
-            y = y * filter.to(y.dtype)[..., None, None]
-        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
-
-    def _convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
-        """Each image (B, I, H, W) with its kernel (B or 1, O, I/groups, a, b), to (B, O, H', W')."""
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            x, padding = F.pad(x, self._explicit_padding, mode=self.padding_mode), 0
-        if kernels.shape[0] == 1:
-            return F.conv2d(x, kernels[0], None, self.stride, padding, self.dilation, self.groups)
-        batch = x.shape[0]
-        if self.kernel_size == (1, 1) and self.groups == 1 and padding in (0, (0, 0), "same", "valid"):
-            x = x[:, :, :: self.stride[0], :: self.stride[1]]
-            return (kernels[..., 0, 0] @ x.flatten(2)).unflatten(2, x.shape[2:])
-        # The images of the batch become groups of one convolution.
-        x, kernels = x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1)
-        y = F.conv2d(x, kernels, None, self.stride, padding, self.dilation, self.groups * batch)
-        return y.view(batch, self.out_channels, *y.shape[2:])
+        if any(self._explicit_padding):
+            x = F.pad(x, self._explicit_padding, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
+        return self._convolve(x, pooled, self._geometry)
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
@@ -340,15 +329,9 @@ class FDLinear(_DynamicKernel):
         _check_input(x, self.in_features, channel_dim=-1, ndims=(3, 4), layout="(B, N, C) or (B, H, W, C)")
         tokens = x.flatten(1, -2)
         pooled = tokens.mean(1, dtype=_pooling_dtype(x))
-        kernels, channel, filter = self.assemble(pooled, tokens.shape[1])
-        if channel is not None:
-            tokens = tokens * channel.to(x.dtype)[:, None]
-        y = tokens @ kernels[..., 0, 0].to(x.dtype).transpose(-2, -1)
-        if filter is not None:
-            y = y * filter.to(y.dtype)[:, None]
-        if self.bias is not None:
-            y = y + self.bias.to(y.dtype)
-        return y.view(*x.shape[:-1], self.out_features)
+        features = tokens.transpose(1, 2).unsqueeze(3)
+        y = self._convolve(features, pooled, Geometry((1, 1), (0, 0), (1, 1), 1))
+        return y.squeeze(3).transpose(1, 2).reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
@@ -358,6 +341,12 @@ class FDLinear(_DynamicKernel):
 def _pooling_dtype(x: Tensor) -> torch.dtype:
     """Sums over whole maps overflow or drown in half precision."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """What autocast, where it is on, would convolve x in."""
+    is_cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(x.device.type) if is_cast else x.dtype
 
 
 def _check_input(x: Tensor, channels: int, *, channel_dim: int, ndims: tuple[int, ...], layout: str) -> None:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fdconv_zoo.ops import local_factors
+
 
 class KernelModulators(NamedTuple):
     """What KSM predicts for a batch; a part that is switched off is None. Shapes: see the fields."""
@@ -153,17 +155,13 @@ class LocalBranch(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(B, I) to (B, O, I/groups, a, b)."""
-        height, width = self.kernel_size
-        x = self.norm(pooled)
-        # The convolution as a product of channel windows and taps, so that a grouped layer computes
-        # only the (output, input) pairs it has.
+        return local_factors(self.conv.weight, self.windows(pooled), self.kernel_size)
+
+    def windows(self, pooled: Tensor) -> Tensor:
+        """(B, I) to each channel's normalized neighbourhood (B, G, I/G, T), which the convolution is applied to."""
         padding = self.conv.padding[0]
-        windows = F.pad(x, (padding, padding)).unfold(1, self.conv.kernel_size[0], 1)  # (B, I, T)
-        windows = windows.unflatten(1, (self.groups, -1))  # (B, G, I/G, T)
-        taps = self.conv.weight.view(self.groups, -1, self.conv.kernel_size[0])  # (G, O/G*a*b, T)
-        logits = taps @ windows.transpose(-2, -1)  # (B, G, O/G*a*b, I/G)
-        factors = 2 * torch.sigmoid(logits)
-        return factors.view(x.shape[0], -1, height, width, logits.shape[-1]).permute(0, 1, 4, 2, 3)
+        windows = F.pad(self.norm(pooled), (padding, padding)).unfold(1, self.conv.kernel_size[0], 1)
+        return windows.unflatten(1, (self.groups, -1))
 
 
 class KernelSpatialModulation(nn.Module):
@@ -212,11 +210,20 @@ class KernelSpatialModulation(nn.Module):
 
     def forward(self, pooled: Tensor) -> KernelModulators:
         """(B, I) to the modulators of B kernels. Computed in the dtype of the parameters, autocast or not."""
+        *modulators, windows = self.predict(pooled)
+        local = None
+        if self.local_branch is not None:
+            with torch.autocast(pooled.device.type, enabled=False):
+                local = local_factors(self.local_branch.conv.weight, windows, self.local_branch.kernel_size)
+        return KernelModulators(*modulators, local)
+
+    def predict(self, pooled: Tensor) -> tuple[Tensor | None, ...]:
+        """:meth:`forward` with the local branch's windows (B, G, I/G, T) in the place of its B kernel-sized factors."""
         with torch.autocast(pooled.device.type, enabled=False):
-            kernel = channel = filter = spatial = local = None
+            kernel = channel = filter = spatial = windows = None
             if self.global_branch is not None:
                 dtype = self.global_branch.reduce.weight.dtype
                 kernel, channel, filter, spatial = self.global_branch(pooled.to(dtype))
             if self.local_branch is not None:
-                local = self.local_branch(pooled.to(self.local_branch.norm.weight.dtype))
-        return KernelModulators(kernel, channel, filter, spatial, local)
+                windows = self.local_branch.windows(pooled.to(self.local_branch.norm.weight.dtype))
+        return kernel, channel, filter, spatial, windows

@@ -1,6 +1,20 @@
-"""The two hot operations of FDConv as plain functions: assembling kernels, and splitting bands."""
+"""The hot operations of FDConv as plain functions: assembling kernels and convolving with them, splitting bands."""
 
 from fdconv_zoo.ops.band_split import low_pass_basis, modulate_bands, modulate_bands_stretched
-from fdconv_zoo.ops.kernel_assembly import assemble_kernels, mix_spectrum
+from fdconv_zoo.ops.convolution import Geometry
+from fdconv_zoo.ops.dynamic_convolution import Path, choose_path, dynamic_convolution
+from fdconv_zoo.ops.kernel_assembly import KernelParts, assemble_kernels, local_factors, mix_spectrum
 
-__all__ = ["assemble_kernels", "low_pass_basis", "mix_spectrum", "modulate_bands", "modulate_bands_stretched"]
+__all__ = [
+    "Geometry",
+    "KernelParts",
+    "Path",
+    "assemble_kernels",
+    "choose_path",
+    "dynamic_convolution",
+    "local_factors",
+    "low_pass_basis",
+    "mix_spectrum",
+    "modulate_bands",
+    "modulate_bands_stretched",
+]

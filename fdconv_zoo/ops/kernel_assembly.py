@@ -2,16 +2,39 @@
 
 The paper's equations (https://arxiv.org/abs/2503.18783, sections 3.1 and 3.2) in the notation
 
-    B images, O output channels, I input channels a group, a x b kernel taps, n kernels,
+    B images, O output channels, I input channels a group, G groups, a x b kernel taps, n kernels,
     spectrum D of the plane that lays the kernel out as O*a rows by I*b columns.
+
+This is the plain path, differentiated by autograd; :mod:`fdconv_zoo.ops.image_by_image` computes the same with less
+memory and time.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
+class KernelParts(NamedTuple):
+    """What the kernels of B images are assembled from; a part that is switched off is None.
+
+    All are float32 or float64, besides ``group_index``.
+    """
+
+    spectrum: Tensor  # (O*a, I*b//2 + 1, 2), real and imaginary parts
+    group_index: Tensor  # (O*a, I*b//2 + 1), the group each coefficient belongs to, any integer type
+    attention: Tensor  # (B, n), the weight of each kernel of FDW; or (1, n): the same for all images
+    taps: Tensor | None  # (O*a*b, 1, T), the local branch's 1-D convolution, and
+    windows: Tensor | None  # (B, G, I, T), each channel's neighbourhood, that it is applied to
+    channel: Tensor | None  # (B, G*I), one factor an input channel
+    filter: Tensor | None  # (B, O), one factor an output channel
+    spatial: Tensor | None  # (B, a, b), one factor a tap
+    kernel_shape: tuple[int, int, int, int]  # (O, I, a, b)
+    groups: int  # G; output channels q*O/G ... see input channels q*I ...
+
+
 def mix_spectrum(
-    spectrum: Tensor, group_index: Tensor, kernel_attention: Tensor, kernel_shape: tuple[int, int, int, int]
+    spectrum: Tensor, group_index: Tensor, attention: Tensor, kernel_shape: tuple[int, int, int, int]
 ) -> Tensor:
     """Fourier Disjoint Weight: ``sum_j attention_j * IDFT(D restricted to group j)``, for every image.
 
@@ -19,17 +42,14 @@ def mix_spectrum(
     ``D * attention[group]`` (section 3.1).
 
     Args:
-        spectrum: (O*a, I*b//2 + 1, 2), real and imaginary parts; float32 or float64.
-        group_index: (O*a, I*b//2 + 1), the group each coefficient belongs to, any integer type.
-        kernel_attention: (B, n), the weight of each kernel; of the spectrum's dtype.
-        kernel_shape: (O, I, a, b).
+        spectrum, group_index, attention, kernel_shape: as in :class:`KernelParts`.
 
     Returns:
         (B, O, I, a, b), a permuted view of the (B, O, a, I, b) planes.
     """
-    batch = kernel_attention.shape[0]
+    batch = attention.shape[0]
     out_channels, in_channels, height, width = kernel_shape
-    weight = kernel_attention.gather(1, group_index.flatten().long().expand(batch, -1))
+    weight = attention.gather(1, group_index.flatten().long().expand(batch, -1))
     # Scaling the real and imaginary parts is half the arithmetic of promoting the weights to complex numbers.
     coefficients = torch.view_as_complex(spectrum * weight.view(batch, *group_index.shape, 1))
     # irfft2 written as its two passes: faster over a batch, and the same on every device for coefficients
@@ -39,37 +59,42 @@ def mix_spectrum(
     return plane.view(batch, out_channels, height, in_channels, width).transpose(2, 3)
 
 
-def assemble_kernels(
-    kernels: Tensor,
-    *,
-    local: Tensor | None = None,
-    channel: Tensor | None = None,
-    filter: Tensor | None = None,
-    spatial: Tensor | None = None,
-    groups: int = 1,
-) -> Tensor:
-    """Kernel Spatial Modulation: scale every kernel element by the product of the modulators (section 3.2).
+def local_factors(taps: Tensor, windows: Tensor, kernel_size: tuple[int, int]) -> Tensor:
+    """KSM's local branch: ``2 * sigmoid(taps * neighbourhood)``, one factor for every single kernel element.
+
+    The 1-D convolution along the channels is a product of windows and taps, so that a grouped layer computes only
+    the (output, input) pairs it has.
 
     Args:
-        kernels: (B or 1, O, I, a, b).
-        local: (B, O, I, a, b), the dense modulation of single elements.
-        channel: (B, groups * I), one factor an input channel.
-        filter: (B, O), one factor an output channel.
-        spatial: (B, a, b), one factor a tap.
-        groups: of the convolution; output channels ``q*O/groups ...`` see input channels ``q*I ...``.
+        taps, windows: as in :class:`KernelParts`.
+        kernel_size: (a, b).
 
     Returns:
-        (B, O, I, a, b).
+        (B, O, I, a, b), with I innermost in memory.
     """
-    # The local modulator comes with I innermost in memory. As the first operand it hands that layout to the product,
-    # whose inner loops then run over I and not over the few taps.
-    kernels = kernels if local is None else local * kernels
-    if spatial is not None:
-        kernels = kernels * spatial[:, None, None]
-    if channel is not None:
-        out_channels, in_channels = kernels.shape[1:3]
-        per_output = channel.view(-1, groups, 1, in_channels).expand(-1, -1, out_channels // groups, -1)
-        kernels = kernels * per_output.reshape(-1, out_channels, in_channels, 1, 1)
-    if filter is not None:
-        kernels = kernels * filter[:, :, None, None, None]
+    batch, groups, in_channels, width = windows.shape
+    logits = taps.view(groups, -1, width) @ windows.transpose(-2, -1)  # (B, G, O/G*a*b, I)
+    return (2 * torch.sigmoid(logits)).view(batch, -1, *kernel_size, in_channels).permute(0, 1, 4, 2, 3)
+
+
+def assemble_kernels(parts: KernelParts) -> Tensor:
+    """FDW's kernels, every element scaled by the product of KSM's modulators (section 3.2).
+
+    Returns:
+        (B, O, I, a, b); B is 1 where all images share one kernel.
+    """
+    out_channels, in_channels, *kernel_size = parts.kernel_shape
+    kernels = mix_spectrum(parts.spectrum, parts.group_index, parts.attention, parts.kernel_shape)
+    if parts.taps is not None:
+        # The local factors come with I innermost in memory. As the first operand they hand that layout to the
+        # product, whose inner loops then run over I and not over the few taps.
+        kernels = local_factors(parts.taps, parts.windows, tuple(kernel_size)) * kernels
+    if parts.spatial is not None:
+        kernels = kernels * parts.spatial[:, None, None]
+    if parts.channel is not None:
+        channel = parts.channel.view(-1, parts.groups, 1, in_channels)
+        channel = channel.expand(-1, -1, out_channels // parts.groups, -1)
+        kernels = kernels * channel.reshape(-1, out_channels, in_channels, 1, 1)
+    if parts.filter is not None:
+        kernels = kernels * parts.filter[:, :, None, None, None]
     return kernels

@@ -1,0 +1,25 @@
+"""Buffers that live on between calls, for intermediates on a CPU.
+
+A large tensor on a CPU comes fresh from the operating system, which clears it page by page, at several times the cost
+of the arithmetic that fills it; freed, it goes back. CUDA's allocator keeps what is freed, and needs none of this.
+"""
+
+import math
+import threading
+
+import torch
+from torch import Tensor
+
+_buffers = threading.local()
+
+
+def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialized tensor, which the next call with the same name, in this thread, overwrites."""
+    if device.type != "cpu" or torch.compiler.is_compiling():
+        return torch.empty(shape, dtype=dtype, device=device)
+    size = math.prod(shape)
+    buffer = vars(_buffers).get((name, dtype))
+    if buffer is None or buffer.numel() < size:
+        with torch.inference_mode(False):  # a tensor made in inference mode could not be written to outside of it
+            buffer = vars(_buffers)[name, dtype] = torch.empty(size, dtype=dtype)
+    return buffer[:size].view(shape)
