@@ -6,7 +6,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fdconv_zoo.ops import modulate_bands, modulate_bands_stretched
+from fdconv_zoo.layers.precision import no_autocast, transform_dtype
+from fdconv_zoo.ops import Path, modulate_bands, modulate_bands_image_by_image, modulate_bands_stretched
 
 BandMask = Literal["exact", "reference"]
 
@@ -54,6 +55,7 @@ class FrequencyBandModulation(nn.Module):
             raise ValueError(f"band_mask is {band_mask!r}: it must be one of {get_args(BandMask)}.")
         self.band_edges = edges
         self.band_mask = band_mask
+        self.path: Path | None = None
         self.attention = nn.Conv2d(channels, len(edges), 3, padding=1, device=device, dtype=dtype)
         self.reset_parameters()
 
@@ -67,13 +69,15 @@ class FrequencyBandModulation(nn.Module):
         logits = self.attention(x)
         # A low-pass sums over whole rows and columns: in half precision that rounds away the fine differences
         # between bands, so it runs in float32 whatever autocast says.
-        with torch.autocast(x.device.type, enabled=False):
-            dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        with no_autocast(x.device.type):
+            dtype = transform_dtype(x)
             weights = 2 * torch.sigmoid(logits.to(dtype))
-            if self.band_mask == "exact":
+            if self.band_mask == "reference":
+                result = modulate_bands_stretched(x.to(dtype), weights, self.band_edges, _REFERENCE_MASK_SIZE)
+            elif self.path == "plain":
                 result = modulate_bands(x.to(dtype), weights, self.band_edges)
             else:
-                result = modulate_bands_stretched(x.to(dtype), weights, self.band_edges, _REFERENCE_MASK_SIZE)
+                result = modulate_bands_image_by_image(x, weights, self.band_edges)
         return result.to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fdconv_zoo.layers.band_modulation import BAND_EDGES, BandMask, FrequencyBandModulation
 from fdconv_zoo.layers.disjoint_weight import FourierDisjointWeight
 from fdconv_zoo.layers.kernel_modulation import KernelSpatialModulation
+from fdconv_zoo.layers.precision import compute_dtype, no_autocast, transform_dtype
 from fdconv_zoo.layers.reference import from_reference
 from fdconv_zoo.ops import Geometry, KernelParts, Path, assemble_kernels, dynamic_convolution
 
@@ -69,29 +70,19 @@ class _DynamicKernel(nn.Module):
         return assemble_kernels(self._parts(pooled))
 
     def _parts(self, pooled: Tensor) -> KernelParts:
-        kernel, channel, filter, spatial, windows = self.ksm.predict(pooled)
-        spectrum, attention = self.fdw.parts(kernel)
-
-        def cast(part: Tensor | None) -> Tensor | None:
-            return None if part is None else part.to(spectrum.dtype)
-
-        return KernelParts(
-            spectrum=spectrum,
-            group_index=self.fdw.group_index,
-            attention=attention,
-            taps=None if windows is None else cast(self.ksm.local_branch.conv.weight),
-            windows=cast(windows),
-            channel=cast(channel),
-            filter=cast(filter),
-            spatial=cast(spatial),
-            kernel_shape=self.fdw.kernel_shape,
-            groups=self.groups,
-        )
+        fdw, ksm = self.fdw, self.ksm
+        kernel, *modulators, windows = ksm.predict(pooled)
+        spectrum, attention = fdw.parts(kernel)
+        taps = None if windows is None else ksm.local_branch.conv.weight
+        modulators = [taps, windows, *modulators]
+        if spectrum.dtype != fdw.spectrum.dtype:  # half parameters are computed with in float32
+            modulators = [None if part is None else part.to(spectrum.dtype) for part in modulators]
+        return KernelParts(spectrum, fdw.group_index, attention, *modulators, fdw.kernel_shape, self.groups)
 
     def _convolve(self, x: Tensor, pooled: Tensor, geometry: Geometry) -> Tensor:
         """(B, I, H, W) to (B, O, H', W') with the kernels of images with pooled features (B, I), and the bias."""
-        x = x.to(_compute_dtype(x))
-        with torch.autocast(x.device.type, enabled=False):
+        x = x.to(compute_dtype(x))
+        with no_autocast(x.device.type):
             y = dynamic_convolution(x, self._parts(pooled), geometry, self.path)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
 
@@ -247,7 +238,7 @@ class FDConv2d(_DynamicKernel):
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) to (B, O, H', W')."""
         _check_input(x, self.in_channels, channel_dim=1, ndims=(4,), layout="(B, C, H, W)")
-        pooled = x.mean((2, 3), dtype=_pooling_dtype(x))
+        pooled = x.mean((2, 3), dtype=transform_dtype(x))
         if self.fbm is not None:
             x = self.fbm(x)
         if any(self._explicit_padding):
@@ -328,7 +319,7 @@ class FDLinear(_DynamicKernel):
         """(B, N, I) or (B, H, W, I) to the same with O features."""
         _check_input(x, self.in_features, channel_dim=-1, ndims=(3, 4), layout="(B, N, C) or (B, H, W, C)")
         tokens = x.flatten(1, -2)
-        pooled = tokens.mean(1, dtype=_pooling_dtype(x))
+        pooled = tokens.mean(1, dtype=transform_dtype(x))
         features = tokens.transpose(1, 2).unsqueeze(3)
         y = self._convolve(features, pooled, Geometry((1, 1), (0, 0), (1, 1), 1))
         return y.squeeze(3).transpose(1, 2).reshape(*x.shape[:-1], self.out_features)
@@ -336,17 +327,6 @@ class FDLinear(_DynamicKernel):
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
         return f"in_features={self.in_features}, out_features={self.out_features}"
-
-
-def _pooling_dtype(x: Tensor) -> torch.dtype:
-    """Sums over whole maps overflow or drown in half precision."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    """What autocast, where it is on, would convolve x in."""
-    is_cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
-    return torch.get_autocast_dtype(x.device.type) if is_cast else x.dtype
 
 
 def _check_input(x: Tensor, channels: int, *, channel_dim: int, ndims: tuple[int, ...], layout: str) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fdconv_zoo.layers.precision import no_autocast
 from fdconv_zoo.ops import local_factors
 
 
@@ -27,7 +28,7 @@ class KernelModulators(NamedTuple):
 
 
 def _modulator(logit: Tensor, temperature: float) -> Tensor:
-    return 2 * torch.sigmoid(logit / temperature)
+    return 2 * torch.sigmoid(logit if temperature == 1 else logit / temperature)
 
 
 class StarReLU(nn.Module):
@@ -40,7 +41,8 @@ class StarReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape to the same shape."""
-        return self.scale * F.relu(x).square() + self.bias
+        x = F.relu(x)
+        return torch.addcmul(self.bias, x * self.scale, x)
 
 
 class GlobalBranch(nn.Module):
@@ -105,13 +107,12 @@ class GlobalBranch(nn.Module):
         return kernel, channel, filter, spatial
 
     def _normalize(self, hidden: Tensor) -> Tensor:
-        norm, hidden = self.norm, hidden[..., None, None]
-        if norm.training and hidden.shape[0] == 1 and isinstance(norm, _BatchNorm) and not _synchronizes(norm):
-            # One image has no batch statistics (its variance over the batch is zero): use the running ones.
-            hidden = F.batch_norm(hidden, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-        else:
-            hidden = norm(hidden)
-        return hidden[..., 0, 0]
+        norm = self.norm
+        # One image has no batch statistics (its variance over the batch is zero): it takes the running ones too.
+        is_fixed = not norm.training or (hidden.shape[0] == 1 and not _synchronizes(norm))
+        if is_fixed and isinstance(norm, _BatchNorm):
+            return F.batch_norm(hidden, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return norm(hidden[..., None, None])[..., 0, 0]
 
 
 def _synchronizes(norm: nn.Module) -> bool:
@@ -213,13 +214,13 @@ class KernelSpatialModulation(nn.Module):
         *modulators, windows = self.predict(pooled)
         local = None
         if self.local_branch is not None:
-            with torch.autocast(pooled.device.type, enabled=False):
+            with no_autocast(pooled.device.type):
                 local = local_factors(self.local_branch.conv.weight, windows, self.local_branch.kernel_size)
         return KernelModulators(*modulators, local)
 
     def predict(self, pooled: Tensor) -> tuple[Tensor | None, ...]:
         """:meth:`forward` with the local branch's windows (B, G, I/G, T) in the place of its B kernel-sized factors."""
-        with torch.autocast(pooled.device.type, enabled=False):
+        with no_autocast(pooled.device.type):
             kernel = channel = filter = spatial = windows = None
             if self.global_branch is not None:
                 dtype = self.global_branch.reduce.weight.dtype

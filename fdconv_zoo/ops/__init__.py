@@ -1,6 +1,7 @@
 """The hot operations of FDConv as plain functions: assembling kernels and convolving with them, splitting bands."""
 
 from fdconv_zoo.ops.band_split import low_pass_basis, modulate_bands, modulate_bands_stretched
+from fdconv_zoo.ops.bands_image_by_image import modulate_bands_image_by_image
 from fdconv_zoo.ops.convolution import Geometry
 from fdconv_zoo.ops.dynamic_convolution import Path, choose_path, dynamic_convolution
 from fdconv_zoo.ops.kernel_assembly import KernelParts, assemble_kernels, local_factors, mix_spectrum
@@ -16,5 +17,6 @@ __all__ = [
     "low_pass_basis",
     "mix_spectrum",
     "modulate_bands",
+    "modulate_bands_image_by_image",
     "modulate_bands_stretched",
 ]

@@ -17,9 +17,9 @@ def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch
     """An uninitialized tensor, which the next call with the same name, in this thread, overwrites."""
     if device.type != "cpu" or torch.compiler.is_compiling():
         return torch.empty(shape, dtype=dtype, device=device)
-    size = math.prod(shape)
-    buffer = vars(_buffers).get((name, dtype))
-    if buffer is None or buffer.numel() < size:
+    size = math.prod(shape) * dtype.itemsize
+    buffer = vars(_buffers).get(name)
+    if buffer is None or len(buffer) < size:
         with torch.inference_mode(False):  # a tensor made in inference mode could not be written to outside of it
-            buffer = vars(_buffers)[name, dtype] = torch.empty(size, dtype=dtype)
-    return buffer[:size].view(shape)
+            buffer = vars(_buffers)[name] = torch.empty(size, dtype=torch.uint8)
+    return buffer[:size].view(dtype).view(shape)
