@@ -10,6 +10,7 @@ from fdconv_zoo.layers import (
     FourierDisjointWeight,
     FrequencyBandModulation,
     KernelSpatialModulation,
+    set_path,
 )
 from fdconv_zoo.layers.reference import from_reference
 
@@ -20,5 +21,6 @@ __all__ = [
     "FrequencyBandModulation",
     "KernelSpatialModulation",
     "from_reference",
+    "set_path",
 ]
 __version__ = "0.1.0"

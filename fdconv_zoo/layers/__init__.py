@@ -4,6 +4,7 @@ from fdconv_zoo.layers.band_modulation import FrequencyBandModulation
 from fdconv_zoo.layers.disjoint_weight import FourierDisjointWeight
 from fdconv_zoo.layers.fdconv import FDConv2d, FDLinear
 from fdconv_zoo.layers.kernel_modulation import KernelSpatialModulation
+from fdconv_zoo.layers.path import set_path
 
 __all__ = [
     "FDConv2d",
@@ -11,4 +12,5 @@ __all__ = [
     "FourierDisjointWeight",
     "FrequencyBandModulation",
     "KernelSpatialModulation",
+    "set_path",
 ]

@@ -238,7 +238,8 @@ class FDConv2d(_DynamicKernel):
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) to (B, O, H', W')."""
         _check_input(x, self.in_channels, channel_dim=1, ndims=(4,), layout="(B, C, H, W)")
-        pooled = x.mean((2, 3), dtype=transform_dtype(x))
+        # The gradient of a sum is a view, that of a mean a tensor of x's size.
+        pooled = x.sum((2, 3), dtype=transform_dtype(x)) / (x.shape[2] * x.shape[3])
         if self.fbm is not None:
             x = self.fbm(x)
         if any(self._explicit_padding):
@@ -319,7 +320,7 @@ class FDLinear(_DynamicKernel):
         """(B, N, I) or (B, H, W, I) to the same with O features."""
         _check_input(x, self.in_features, channel_dim=-1, ndims=(3, 4), layout="(B, N, C) or (B, H, W, C)")
         tokens = x.flatten(1, -2)
-        pooled = tokens.mean(1, dtype=transform_dtype(x))
+        pooled = tokens.sum(1, dtype=transform_dtype(x)) / tokens.shape[1]
         features = tokens.transpose(1, 2).unsqueeze(3)
         y = self._convolve(features, pooled, Geometry((1, 1), (0, 0), (1, 1), 1))
         return y.squeeze(3).transpose(1, 2).reshape(*x.shape[:-1], self.out_features)

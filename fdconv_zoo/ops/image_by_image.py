@@ -129,13 +129,11 @@ class _ImageByImage(torch.autograd.Function):
         grad_columns, grad_rows = (
             None if factors is None else torch.empty_like(factors) for factors in (columns, rows)
         )
-        for number, images in enumerate(plan.chunks):
-            if plan.keep:
-                plane, gate = kept[2 * number : 2 * number + 2]
-            else:
-                plane, gate = planes.make(images), None if gates is None else gates.make(images)
+        for images in plan.chunks:
+            kernels = kept.pop(0) if plan.keep else planes.make(images)
+            gate = kept.pop(0) if plan.keep else None if gates is None else gates.make(images)
             some_columns, some_rows = (None if factors is None else factors[images] for factors in (columns, rows))
-            kernels = _join(plane, gate, in_place=not (plan.keep or planes.is_shared))
+            kernels = _join(kernels, gate)
             some_grad_x, grad_plane, product = _convolve_backward(
                 grad[images], x[images], kernels, some_columns, some_rows, plan, grad_x is not None
             )
@@ -148,6 +146,7 @@ class _ImageByImage(torch.autograd.Function):
             if gate is not None:
                 gates.add_gradient(product.addcmul_(product, gate, value=-1), images)
                 grad_plane.mul_(gate)
+            del kernels  # before more large tensors are made
             planes.add_gradient(grad_plane, images)
         grad_spectrum, grad_attention = planes.gradients()
         grad_taps, grad_windows = (None, None) if gates is None else gates.gradients()
@@ -170,10 +169,10 @@ def _forward(
     gates = None if taps is None else LocalGates(taps, windows, plan.keep)
     y, kept = None, []
     for images in plan.chunks:
-        plane, gate = planes.make(images), None if gates is None else gates.make(images)
+        kernels, gate = planes.make(images), None if gates is None else gates.make(images)
         if plan.keep:
-            kept += [plane, gate]
-        kernels = _join(plane, gate, in_place=not (plan.keep or planes.is_shared))
+            kept += [kernels, gate]
+        kernels = _join(kernels, gate)
         some_columns, some_rows = (None if factors is None else factors[images] for factors in (columns, rows))
         some_y = _convolve(x[images], kernels, some_columns, some_rows, plan)
         if len(plan.chunks) == 1:
@@ -184,11 +183,11 @@ def _forward(
     return y, kept
 
 
-def _join(plane: Tensor, gate: Tensor | None, in_place: bool) -> Tensor:
+def _join(planes: Tensor, gates: Tensor | None) -> Tensor:
     """K0, (b, R, C)."""
-    if gate is None:
-        return plane
-    return plane.mul_(gate) if in_place else plane * gate
+    if gates is None:
+        return planes
+    return torch.mul(planes, gates, out=scratch("kernels", gates.shape, gates.dtype, gates.device))
 
 
 def _convolve(x: Tensor, kernels: Tensor, columns: Tensor | None, rows: Tensor | None, plan: _Plan) -> Tensor:

@@ -4,10 +4,13 @@ A plane lays a kernel out as R = O*a rows by C = I*b columns; its half spectrum 
 of images that are worked on.
 """
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from fdconv_zoo.ops.scratch import scratch
+from fdconv_zoo.ops.scratch import LARGE_TEMPORARY, scratch
 
 
 class MixedPlanes:
@@ -25,7 +28,9 @@ class MixedPlanes:
         self.cols = cols
         # Complex, so that nothing is promoted on the way.
         self.attention = attention.to(self.spectrum.dtype)
-        self.index = scratch("index", group_index.shape, torch.int64, group_index.device).copy_(group_index)
+        self.index = group_index
+        if group_index.dtype != torch.int64:
+            self.index = scratch("index", group_index.shape, torch.int64, group_index.device).copy_(group_index)
         self.is_shared = len(attention) == 1
         self._shared: Tensor | None = None
         self._grad_spectrum: Tensor | None = None
@@ -42,12 +47,12 @@ class MixedPlanes:
         """Take in the gradient of what :meth:`make` returned, (b, R, C)."""
         if self.is_shared:
             grad, images = grad.sum(0, keepdim=True), slice(0, 1)
-        grad = torch.fft.fft(torch.fft.rfft(grad, dim=2), dim=1)
-        grad = _row_major(grad, self._scratch("grad_spectrum", grad.shape))
+        grad = self._adjoint_transform(grad)
         if self._grad_spectrum is None:
             self._grad_spectrum = torch.zeros_like(self.spectrum)
             self._grad_attention = self.attention.real.new_zeros(self.attention.shape)
-            self._conjugate = torch.conj_physical(self.spectrum * self._adjoint_scale())
+            conjugate = self._scratch("conjugate", self.spectrum.shape)
+            self._conjugate = torch.mul(self.spectrum, self._adjoint_scale(), out=conjugate).conj_physical_()
         for image_grad, weights in zip(grad, self._weights(images), strict=True):
             self._grad_spectrum.addcmul_(image_grad, weights)
         # Each row sums its coefficients by group; a single sum over the plane would run on one core.
@@ -69,8 +74,25 @@ class MixedPlanes:
 
     def _inverse_transform(self, weights: Tensor) -> Tensor:
         # irfft2 in its two passes, for the reasons of `mix_spectrum`, and because it can go through memory in order.
-        columns = torch.fft.ifft(weights.mul_(self.spectrum), dim=1)
-        return torch.fft.irfft(_row_major(columns, weights), n=self.cols, dim=2)
+        columns = _transform_rows(torch.fft.ifft, weights.mul_(self.spectrum))
+        blocks = _blocks(columns, dim=1)
+        if len(blocks) == 1:
+            return torch.fft.irfft(columns, n=self.cols, dim=2)
+        shape = (*columns.shape[:2], self.cols)
+        planes = scratch("mixed", shape, columns.real.dtype, columns.device)
+        for rows in blocks:
+            planes[:, rows] = torch.fft.irfft(columns[:, rows], n=self.cols, dim=2)
+        return planes
+
+    def _adjoint_transform(self, grad: Tensor) -> Tensor:
+        """Up to :meth:`_adjoint_scale`."""
+        blocks = _blocks(grad, dim=1)
+        if len(blocks) == 1:
+            return _transform_rows(torch.fft.fft, torch.fft.rfft(grad, dim=2))
+        columns = self._scratch("grad_columns", (*grad.shape[:2], self.index.shape[1]))
+        for rows in blocks:
+            columns[:, rows] = torch.fft.rfft(grad[:, rows], dim=2)
+        return _transform_rows(torch.fft.fft, columns)
 
     def _adjoint_scale(self) -> Tensor:
         """(H,): what the adjoint of irfft2 is as a multiple of rfft2, doubled where a coefficient counts twice."""
@@ -137,10 +159,23 @@ def plane_windows(windows: Tensor, width: int) -> Tensor:
     return blocks.view(batch, groups, width * num_taps, in_channels * width)
 
 
-def _row_major(planes: Tensor, out: Tensor) -> Tensor:
-    """(b, R, H) in that order in memory; a transform over R leaves R innermost.
+def _transform_rows(transform: Callable[..., Tensor], planes: Tensor) -> Tensor:
+    """A transform over R of (b, R, H), in place for a single plane.
 
-    torch transposes a single plane in cache-sized tiles; of several it reads one element at a time, which costs more
-    than it gains.
+    torch leaves R innermost in memory, which the passes after it read badly. A single plane is brought back in order,
+    fast where it is transposed as a whole; of several small ones that would cost more than it gains.
     """
-    return out[0].copy_(planes[0])[None] if len(planes) == 1 else planes
+    if len(planes) > 1:
+        return transform(planes, dim=1)
+    plane = planes[0]
+    for cols in _blocks(plane, dim=1):
+        plane[:, cols] = transform(plane[:, cols], dim=0)
+    return planes
+
+
+def _blocks(planes: Tensor, dim: int) -> list[slice]:
+    """Cut ``dim`` so that what is made of a block is small enough for the allocator to keep it at hand."""
+    is_limited = planes.device.type == "cpu"
+    count = math.ceil(planes.nbytes / LARGE_TEMPORARY) if is_limited else 1
+    step = math.ceil(planes.shape[dim] / count)
+    return [slice(start, start + step) for start in range(0, planes.shape[dim], step)]

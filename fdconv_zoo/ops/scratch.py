@@ -10,6 +10,9 @@ import threading
 import torch
 from torch import Tensor
 
+# In bytes: what is smaller the C library's allocator usually keeps at hand when it is freed.
+LARGE_TEMPORARY = 5 * 2**20
+
 _buffers = threading.local()
 
 
