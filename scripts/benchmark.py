@@ -1,62 +1,107 @@
 """Measure what models cost beside their plain twins: parameters, multiply-adds, time and memory.
 
-Every FDConv model is measured with its plain twin, by turns in one process, after a check that with the same weights
-both compute the same function. Figures are for one batch, times are medians, ratios are to the twin.
+Every FDConv model is measured with its plain twin, by turns in one process. Before, two checks: with the twin's weights
+it computes the twin's function; and with modulators that are not neutral, the way it is timed, the same logits and
+gradients as plain operations in float32. Figures are for one batch, times are medians, ratios are to the twin.
 
 Multiply-adds are those of convolutions, matrix products and attention for one image. FFTs and element-wise work are
 not counted, which leaves out how FDConv assembles its kernels.
 
     python scripts/benchmark.py --models resnet18_fdconv resnet50_fdconv --batch-size 4
-    python scripts/benchmark.py --device cuda --dtype bfloat16 --compile --batch-size 64 --csv costs.csv
+    python scripts/benchmark.py --table --peers --csv costs.csv --picture costs.png
+    python scripts/benchmark.py --table --device cuda --dtype bfloat16 --compile
+    python scripts/benchmark.py --batch-size 1 4 16 --image-size 224 448 --breakdown
+    python scripts/benchmark.py --count-only --image-size 800x1344
 """
 
 import argparse
+import copy
 import csv
 import gc
+import importlib.util
 import io
 import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import timm
 import torch
+from peers import PEERS, replace_layers
 from timm.utils import ParseKwargs
+from torch import nn
 
-import fdconv_zoo  # noqa: F401 - registers the models
-from fdconv_zoo.profiling import Profile, TwinMismatchError, check_same_function, create_with_twin, profile
+from fdconv_zoo import FDConv2d, ops, set_path
+from fdconv_zoo.profiling import (
+    MismatchError,
+    check_same_function,
+    create_with_twin,
+    profile,
+    randomize_constants,
+    randomize_modulators,
+)
 from fdconv_zoo.training.errors import ConfigError, TrainingError
 from fdconv_zoo.training.files import write_text
 from fdconv_zoo.training.names import suggest_models
 
 
 class Column(NamedTuple):
-    """How the table shows a figure of `Profile`: the heading names the unit."""
+    """How the table shows a figure: the heading names the unit."""
 
     heading: str
     unit: float
     digits: int
 
 
+class Setting(NamedTuple):
+    """What a block of the table is measured with."""
+
+    batch_size: int
+    image_size: tuple[int, int] | None  # (height, width); None: the model's own
+    training: bool  # training steps and memory, besides inference
+
+
 COLUMNS = {
     "parameters": Column("params/M", 1e6, 3),
     "multiply_adds": Column("GMACs", 1e9, 3),
+    "multiply_adds_without_low_passes": Column("w/o LP", 1e9, 3),
     "forward_seconds": Column("forward/ms", 1e-3, 1),
+    "forward_added_seconds": Column("+ ms", 1e-3, 1),
     "train_seconds": Column("train/ms", 1e-3, 1),
+    "train_added_seconds": Column("+ ms", 1e-3, 1),
     "saved_bytes": Column("saved/MB", 1e6, 1),
     "peak_bytes": Column("peak/MB", 1e6, 1),
 }
 NOTES = (
     "GMACs: 1e9 multiply-adds of convolutions, matrix products and attention for one image; FFTs and element-wise "
-    "work, and so the assembly of FDConv's kernels, are not counted.",
+    "work, and so the assembly of FDConv's kernels, are not counted. w/o LP: without FBM's low-passes too, matrix "
+    "products that stand for FFTs.",
     "forward, train: median time of a batch in inference, and of a training step (forward, backward, SGD).",
     "saved: what a training step keeps for backward, without parameters and buffers; peak: most GPU memory allocated "
     "during the step, parameters included; 1 MB = 1e6 bytes.",
-    "x: the ratio to the plain twin, the line before.",
+    "x: the ratio to the plain twin, the first line of the block.",
 )
+# Variants of a model, each with one more part than the one before; the model itself adds FBM.
+BREAKDOWN = {
+    "FDW, one kernel for all": dict(ksm_global=False, ksm_local=False, fbm=False),
+    "+ KSM global": dict(num_kernels=1, ksm_local=False, fbm=False),
+    "+ FDW for each image": dict(ksm_local=False, fbm=False),
+    "+ KSM local": dict(fbm=False),
+}
+BREAKDOWN_NOTE = (
+    "+ ms: the time over the line before, x as a multiple of the twin's. The twin: convolutions and the rest. FDW, one "
+    "kernel for all: a transform a batch. + KSM global: its modulators, on a single kernel of FDW, and convolving each "
+    "image with its own. + FDW for each image: mixing and transforming n kernels. The model itself: + FBM."
+)
+# The project's performance table, by device.
+TABLE = {
+    "cpu": (Setting(1, (224, 224), False), Setting(1, (512, 512), False), Setting(4, (224, 224), True)),
+    "cuda": (Setting(1, (800, 1344), False), Setting(16, (224, 224), True), Setting(2, (800, 1344), True)),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,51 +111,58 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--models", nargs="+", default=["resnet50_fdconv"], metavar="NAME", help="timm names")
     parser.add_argument("--model-kwargs", nargs="*", action=ParseKwargs, default={}, metavar="KEY=VALUE")
-    parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="images (default: 8)")
+    parser.add_argument("--batch-size", nargs="+", type=_positive, metavar="N", help="images (default: 8)")
     parser.add_argument(
         "--image-size",
-        type=_positive,
-        metavar="N",
+        nargs="+",
+        type=_image_size,
+        metavar="N|HxW",
         help="pixels (default: the model's own; one of a fixed size needs --model-kwargs img_size=N too)",
     )
+    parser.add_argument("--table", action="store_true", help="the sizes of the project's performance table instead")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of autocast; float32: none"
     )
     parser.add_argument("--channels-last", action="store_true", help="weights and images in channels_last layout")
     parser.add_argument("--compile", action="store_true", help="measure time and memory under torch.compile")
+    parser.add_argument("--path", choices=get_args(ops.Path), help="of FDConv layers (default: their own choice)")
     parser.add_argument("--repeats", type=_positive, default=10, metavar="N", help="of each time (default: 10)")
     parser.add_argument("--threads", type=_positive, metavar="N", help="of the CPU (default: torch's own choice)")
     parser.add_argument("--skip-train", action="store_true", help="no training steps, and so no memory")
+    parser.add_argument("--count-only", action="store_true", help="parameters and multiply-adds, no times, no memory")
+    parser.add_argument("--breakdown", action="store_true", help="FDConv models part by part too")
+    parser.add_argument("--peers", action="store_true", help="the twin with other dynamic convolutions too")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the ratios there, as PNG; needs matplotlib")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the script; `argv` is the command line without the program."""
     args = build_parser().parse_args(argv)
-    check_names(args.models)
+    check_arguments(args)
     device = choose_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
 
     conditions = describe_conditions(args, device)
     for key, value in conditions.items():
         print(f"{key.replace('_', ' ')}: {value}")
-    name_width = max(map(len, args.models)) + len(" (plain)")
     columns = measured_columns(args, device)
+    name_width = widest_name(args)
     print("\n" + table_header(columns, name_width), flush=True)
 
     rows, out_of_memory = [], []
-    for name in args.models:
+    for setting, name in product(choose_settings(args, device), args.models):
+        torch.manual_seed(0)  # every block can be repeated alone
         try:
-            measured = list(measure(name, args, device))
+            measured = list(measure(name, setting, args, device))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            out_of_memory.append(name)
-            print(f"{name:<{name_width}}  out of memory", flush=True)
+            out_of_memory.append(f"{name} at batch {setting.batch_size}")
+            print(f"{name:<{name_width}}  {setting.batch_size:>5}  out of memory", flush=True)
         else:
             for row in measured:
                 print(table_line(row, columns, name_width), flush=True)
@@ -119,67 +171,133 @@ def main(argv: Sequence[str] | None = None) -> None:
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
-    print("\n" + "\n".join(NOTES))
+    print("\n" + "\n".join((*NOTES, BREAKDOWN_NOTE) if args.breakdown else NOTES))
     if args.csv:
         write_text(args.csv, as_csv([{**conditions, **row} for row in rows]))
+    if args.picture:
+        from fdconv_zoo.profiling.picture import draw_ratios
+
+        draw_ratios(rows, args.picture)
     if out_of_memory:
         raise TrainingError(f"out of memory: {', '.join(out_of_memory)}; try a smaller --batch-size or --image-size")
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Refuse what timm does not know, before anything is measured.
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what cannot be done, before anything is measured.
 
     Raises:
-        ConfigError: names the model, and near ones.
+        ConfigError: names the flag; for a model that timm does not know, near ones.
     """
-    for name in names:
+    if args.table and (args.batch_size or args.image_size):
+        raise ConfigError("--table has sizes of its own: leave --batch-size and --image-size out")
+    if args.picture and args.count_only:
+        raise ConfigError("--picture shows times and memory: leave --count-only out")
+    if args.picture and importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("--picture needs matplotlib: pip install matplotlib")
+    for name in args.models:
         if not timm.is_model(name):
             raise ConfigError(f"--models {name}: no such model; {suggest_models(name.partition('.')[0])}")
 
 
-def measure(name: str, args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Measure a model and its twin; one row each, the twin's first.
+def choose_settings(args: argparse.Namespace, device: torch.device) -> list[Setting]:
+    """What to measure with, a block of the table each."""
+    settings = [
+        Setting(batch_size, image_size, training=True)
+        for batch_size, image_size in product(args.batch_size or [8], args.image_size or [None])
+    ]
+    if args.table:
+        settings = TABLE[device.type]
+    return [setting._replace(training=setting.training and not args.skip_train) for setting in settings]
+
+
+def measure(name: str, setting: Setting, args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Measure a model, its twin, and what it is to be compared with; one row each, the twin's first.
 
     Raises:
-        ConfigError: the model does not take the arguments.
-        TwinMismatchError: the model is not the function of its twin.
+        ConfigError: the model does not take the arguments, or the peers cannot stand for its layers.
+        MismatchError: a model does not compute what it should.
     """
-    try:
-        models = create_with_twin(name, **args.model_kwargs)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{name} cannot be built: {error}") from error
-    channels, height, width = models[name].pretrained_cfg["input_size"]
+    chain, peers = create_models(name, args)
+    models = chain | peers
+    channels, *image_size = models[name].pretrained_cfg["input_size"]
     channels = args.model_kwargs.get("in_chans", channels)
-    if args.image_size:
-        height = width = args.image_size
+    height, width = setting.image_size or image_size
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    x = torch.randn(args.batch_size, channels, height, width, device=device).to(memory_format=layout)
+    x = torch.randn(setting.batch_size, channels, height, width, device=device).to(memory_format=layout)
     for model in models.values():
         model.to(device, memory_format=layout)
+        set_path(model, args.path)
 
-    twin_name, *others = models
+    twin_name, *others = chain
     for other in others:
         try:
             check_same_function(models[other], models[twin_name], x[:2])
-        except TwinMismatchError as error:
-            raise TwinMismatchError(f"{other}: {error}") from error
+        except MismatchError as error:
+            raise MismatchError(f"{other}: {error}") from error
+        randomize_modulators(models[other])
+    for model in peers.values():
+        randomize_constants(model)
+
     profiles = profile(
         models,
         x,
         dtype=getattr(torch, args.dtype),
         compiled=args.compile,
-        training=not args.skip_train,
+        timed=not args.count_only,
+        training=setting.training,
         repeats=args.repeats,
     )
-    for key, costs in profiles.items():
-        ratios = ratios_to(profiles[twin_name], costs)
-        yield {"model": key, "twin": twin_name, "image_size": f"{height}x{width}", **asdict(costs), **ratios}
+    figures = {key: asdict(costs) for key, costs in profiles.items()}
+    add_increments(figures, list(chain) if args.breakdown else [])
+    for key, costs in figures.items():
+        conditions = {"twin": twin_name, "batch_size": setting.batch_size, "image_size": f"{height}x{width}"}
+        yield {"model": key, **conditions, **costs, **ratios_to(figures[twin_name], costs)}
 
 
-def ratios_to(twin: Profile, costs: Profile) -> dict[str, float | None]:
+def create_models(name: str, args: argparse.Namespace) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """Build what is measured together, with random weights, by name.
+
+    Returns:
+        The plain twin, variants for ``--breakdown``, and the model; each has one more part than the one before. And
+        the peers.
+
+    Raises:
+        ConfigError: the model does not take the arguments, or the peers cannot stand for its layers.
+    """
+    try:
+        *twin, model = create_with_twin(name, **args.model_kwargs).items()
+        chain, peers = dict(twin), {}
+        if args.breakdown and twin:
+            for part, switches in BREAKDOWN.items():
+                chain[f"{name}: {part}"] = timm.create_model(name, **{**args.model_kwargs, **switches})
+        if args.peers and twin:
+            replaced = [key for key, layer in model[1].named_modules() if isinstance(layer, FDConv2d)]
+            if not replaced:
+                raise ValueError("--peers stand for FDConv2d layers, and it has none")
+            for peer, layer_class in PEERS.items():
+                peers[peer] = copy.deepcopy(twin[0][1])
+                replace_layers(peers[peer], replaced, layer_class)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{name} cannot be built: {error}") from error
+    return {**chain, name: model[1]}, peers
+
+
+def add_increments(figures: Mapping[str, dict[str, Any]], chain: Sequence[str]) -> None:
+    """Add to each model's figures its times over those of the model before it in ``chain``; None outside of it."""
+    for name, own in figures.items():
+        before = figures[chain[chain.index(name) - 1]] if name in chain[1:] else None
+        for kind in ("forward", "train"):
+            time = own[f"{kind}_seconds"]
+            own[f"{kind}_added_seconds"] = time - before[f"{kind}_seconds"] if before and time is not None else None
+
+
+def ratios_to(twin: Mapping[str, Any], costs: Mapping[str, Any]) -> dict[str, float | None]:
     """`costs` as multiples of the twin's, as `<figure>_ratio`; None where one is not measured."""
-    own, reference = asdict(costs), asdict(twin)
-    return {f"{key}_ratio": own[key] / reference[key] if reference[key] else None for key in COLUMNS}
+    ratios = {}
+    for key in COLUMNS:
+        own, reference = costs[key], twin[key.replace("_added", "")]
+        ratios[f"{key}_ratio"] = own / reference if own is not None and reference else None
+    return ratios
 
 
 def describe_conditions(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -197,7 +315,7 @@ def describe_conditions(args: argparse.Namespace, device: torch.device) -> dict[
         "dtype": precision,
         "mode": "compiled" if args.compile else "eager",
         "layout": "channels_last" if args.channels_last else "contiguous",
-        "batch_size": args.batch_size,
+        "path": args.path or "the layers' own choice",
         "repeats": args.repeats,
         "model_kwargs": " ".join(f"{key}={value}" for key, value in args.model_kwargs.items()) or "none",
     }
@@ -229,27 +347,46 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
+def widest_name(args: argparse.Namespace) -> int:
+    """The length of the longest name that the table may show."""
+    names = [f"{name} (plain)" for name in args.models]
+    if args.breakdown:
+        names += [f"{name}: {part}" for name in args.models for part in BREAKDOWN]
+    if args.peers:
+        names += PEERS
+    return max(map(len, names))
+
+
 def measured_columns(args: argparse.Namespace, device: torch.device) -> dict[str, Column]:
     """The columns of the table that will hold figures."""
     left_out = set()
     if device.type != "cuda":
-        left_out = {"peak_bytes"}
-    if args.skip_train:
-        left_out = {"train_seconds", "saved_bytes", "peak_bytes"}
+        left_out |= {"peak_bytes"}
+    if not args.breakdown:
+        left_out |= {"forward_added_seconds", "train_added_seconds"}
+    if args.skip_train or args.count_only:
+        left_out |= {"train_seconds", "train_added_seconds", "saved_bytes", "peak_bytes"}
+    if args.count_only:
+        left_out |= {"forward_seconds", "forward_added_seconds"}
     return {key: column for key, column in COLUMNS.items() if key not in left_out}
 
 
 def table_header(columns: Mapping[str, Column], name_width: int) -> str:
     """The table's first line."""
-    return f"{'model':<{name_width}}  {'image':>9}" + "".join(f"  {c.heading:>10}  {'x':>5}" for c in columns.values())
+    headings = "".join(f"  {column.heading:>10}  {'x':>5}" for column in columns.values())
+    return f"{'model':<{name_width}}  batch  {'image':>9}{headings}"
 
 
 def table_line(row: Mapping[str, Any], columns: Mapping[str, Column], name_width: int) -> str:
-    """A model's line."""
-    return f"{row['model']:<{name_width}}  {row['image_size']:>9}" + "".join(
-        f"  {row[key] / column.unit:>10.{column.digits}f}  {row[key + '_ratio']:>5.2f}"
-        for key, column in columns.items()
-    )
+    """A model's line; blank where a figure is not measured."""
+
+    def show(key: str, column: Column) -> str:
+        if row[key] is None:
+            return " " * 19
+        return f"  {row[key] / column.unit:>10.{column.digits}f}  {row[key + '_ratio']:>5.2f}"
+
+    figures = "".join(show(key, column) for key, column in columns.items())
+    return f"{row['model']:<{name_width}}  {row['batch_size']:>5}  {row['image_size']:>9}{figures}".rstrip()
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -269,8 +406,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _image_size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    return _positive(height), _positive(width or height)
+
+
 if __name__ == "__main__":
     try:
         main()
-    except (TrainingError, TwinMismatchError) as error:
+    except (TrainingError, MismatchError) as error:
         sys.exit(f"error: {error}")

@@ -1,18 +1,25 @@
 """What is counted and compared; never how long anything took."""
 
+import copy
 import csv
 import dataclasses
+import sys
+from typing import get_args
 
 import pytest
 import timm
 import torch
-from run_scripts import load_script
+from conftest import relative_error
+from matplotlib.figure import Figure
+from run_scripts import ROOT, load_script
 from torch import nn
 
-import fdconv_zoo  # noqa: F401 - registers the models
-from fdconv_zoo import FDConv2d, profiling
-from fdconv_zoo.profiling import TwinMismatchError
+import fdconv_zoo
+from fdconv_zoo import FDConv2d, ops, profiling
+from fdconv_zoo.profiling import MismatchError, timing
+from fdconv_zoo.profiling.picture import draw_ratios
 
+sys.path.append(str(ROOT / "scripts"))  # a script that is started finds its neighbours there
 benchmark = load_script("benchmark")
 
 SMALL = "resnet10s_fdconv"
@@ -30,16 +37,24 @@ def on_one_cpu_thread():
 def test_counts_of_a_known_model():
     model = timm.create_model("resnet18")
     assert profiling.count_parameters(model) == 11_689_512
-    assert 1.81e9 < profiling.count_multiply_adds(model, torch.randn(1, 3, 224, 224)) < 1.82e9
+    counts = profiling.count_multiply_adds(model, torch.randn(1, 3, 224, 224))
+    assert 1.81e9 < counts[0] == counts[1] < 1.82e9
 
 
 def test_multiply_adds_do_not_depend_on_what_fdconv_does_element_by_element():
     conv = nn.Conv2d(24, 32, 3, padding=1)
     x = torch.randn(1, 24, 10, 10)
     plain = profiling.count_multiply_adds(conv, x)
-    assert plain == 24 * 32 * 9 * 100
+    assert plain == (24 * 32 * 9 * 100,) * 2
     layer = FDConv2d.from_conv(conv, ksm_global=False, ksm_local=False, fbm=False)
     assert profiling.count_multiply_adds(layer, x) == plain
+
+
+def test_low_passes_are_counted_apart():
+    layer = FDConv2d(24, 32, 3, padding=1, ksm_global=False, ksm_local=False)
+    everything, without = profiling.count_multiply_adds(layer, torch.randn(1, 24, 10, 10))
+    assert without == (24 * 32 + 24 * 3) * 9 * 100  # the convolution and the bands' attention
+    assert everything > without
 
 
 class SavesTwoStorages(nn.Module):
@@ -66,7 +81,7 @@ def test_saved_bytes_count_each_storage_once_and_no_weights():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_peak_bytes_leave_out_other_models():
     model, x = nn.Linear(512, 512, device="cuda"), torch.randn(256, 512, device="cuda")
-    step = profiling._training_step(model, x, torch.float32)
+    step = timing.training_step(model, x, torch.float32)
     step()
     alone = profiling.peak_bytes_of_step(model, x, step)
     other = torch.empty(10_000_000, device="cuda")
@@ -79,7 +94,7 @@ def test_steps_are_timed_by_turns():
     calls = []
     steps = [lambda: calls.append("A"), lambda: calls.append("B")]
     times = profiling.time_by_turns(steps, repeats=1, device=torch.device("cpu"))
-    assert "".join(calls) == "AB" * (profiling.WARM_UP + 1)
+    assert "".join(calls) == "AB" * (timing.WARM_UP + 1)
     assert all(median >= 0 and iqr == 0 for median, iqr in times)
 
 
@@ -120,69 +135,220 @@ def test_same_function_passes_and_leaves_the_same_weights(pair, x):
 def test_a_difference_in_the_last_residual_branch_is_found(pair, x):
     model, twin = pair
     model.layer4[0].conv2.register_forward_hook(lambda layer, args, y: y * 1.003)
-    with pytest.raises(TwinMismatchError, match="logits differ by"):
+    with pytest.raises(MismatchError, match="logits differ by"):
         profiling.check_same_function(model, twin, x)
 
 
 def test_logits_that_are_not_finite_are_a_difference(pair, x):
     model, twin = pair
     model.fc.register_forward_hook(lambda layer, args, y: y * float("nan"))
-    with pytest.raises(TwinMismatchError):
+    with pytest.raises(MismatchError):
         profiling.check_same_function(model, twin, x)
 
 
 def test_weights_that_do_not_fit_are_an_error(pair, x):
-    with pytest.raises(TwinMismatchError, match="do not fit"):
+    with pytest.raises(MismatchError, match="do not fit"):
         profiling.check_same_function(pair[0], timm.create_model("test_resnet"), x)
 
 
+@pytest.fixture
+def dynamic(pair, x):
+    """A model that uses its modulators."""
+    profiling.check_same_function(*pair, x)
+    profiling.randomize_modulators(pair[0])
+    return pair[0]
+
+
+def test_modulators_leave_their_neutral_start(dynamic, pair, x):
+    assert relative_error(dynamic(x), pair[1](x)) > 0.01
+    for name, parameter in dynamic.named_parameters():
+        if "ksm" in name or "fbm" in name:
+            assert parameter.any(), name
+
+
+@pytest.mark.parametrize("path", [*get_args(ops.Path), None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_path_computes_what_plain_operations_do(dynamic, x, path, dtype):
+    reference = profiling.plain_copy(dynamic)
+    fdconv_zoo.set_path(dynamic, path)
+    profiling.check_computation(dynamic, reference, x, dtype=dtype)
+
+
+def check_against_itself(model, change, x, **kwargs):
+    reference = profiling.plain_copy(model)
+    change(model)
+    profiling.check_computation(model, reference, x, **kwargs)
+
+
+def dynamic_layers(model):
+    return [layer for layer in model.modules() if isinstance(layer, FDConv2d)]
+
+
+def without_local_branch(model):
+    for layer in dynamic_layers(model):
+        layer.ksm.local_branch = None
+
+
+def without_bands(model):
+    for layer in dynamic_layers(model):
+        layer.fbm = None
+
+
+def with_the_kernels_of_another_image(model):
+    for layer in dynamic_layers(model):
+        layer._parts = lambda pooled, parts=layer._parts: parts(pooled.flip(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("change", [without_local_branch, without_bands, with_the_kernels_of_another_image])
+def test_a_shortcut_is_found(dynamic, x, change, dtype):
+    with pytest.raises(MismatchError, match="the logits differ by"):
+        check_against_itself(dynamic, change, x, dtype=dtype, training=False)
+
+
+@pytest.mark.parametrize(
+    ("inner", "part"), [(".fdw.", "fdw"), (".ksm.", "ksm"), (".fbm.", "fbm"), ("fc.weight", "plain layers")]
+)
+def test_a_wrong_gradient_is_found(dynamic, x, inner, part):
+    def change(model):
+        for name, parameter in model.named_parameters():
+            if inner in name:
+                parameter.register_hook(lambda grad: 1.1 * grad)
+
+    with pytest.raises(MismatchError, match=f"the gradients of {part} differ by"):
+        check_against_itself(dynamic, change, x)
+
+
+def test_nothing_is_timed_before_the_check(dynamic, x, monkeypatch):
+    def changed_copy(model):
+        model = copy.deepcopy(model)
+        without_bands(model)
+        return model
+
+    monkeypatch.setattr(profiling.measure, "plain_copy", changed_copy)
+    monkeypatch.setattr(profiling.measure, "time_by_turns", None)
+    with pytest.raises(MismatchError, match=r"^model: the logits differ"):
+        profiling.profile({"model": dynamic}, x)
+
+
 TINY = ("--device", "cpu", "--batch-size", "2", "--image-size", "16", "--repeats", "1")
+
+
+def read(file):
+    with file.open() as stream:
+        return list(csv.DictReader(stream))
 
 
 def test_end_to_end(tmp_path, capsys):
     file = tmp_path / "costs.csv"
     benchmark.main(["--models", SMALL, "test_resnet", *TINY, "--csv", str(file)])
     output = capsys.readouterr().out
-    for fact in ("torch: " + torch.__version__, "timm: " + timm.__version__, "batch size: 2", "mode: eager"):
+    for fact in ("torch: " + torch.__version__, "timm: " + timm.__version__, "mode: eager", "path: the layers' own"):
         assert fact in output
-    with file.open() as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read(file)
     plain = f"{SMALL} (plain)"
     assert [(row["model"], row["twin"]) for row in rows] == [(plain, plain), (SMALL, plain), ("test_resnet",) * 2]
     figures = [field.name for field in dataclasses.fields(profiling.Profile)]
     ratios = [f"{name}_ratio" for name in benchmark.COLUMNS]
     conditions = [
         *("machine", "device", "cores", "threads", "torch", "timm", "dtype", "mode", "layout"),
-        *("batch_size", "repeats", "model_kwargs"),
+        *("path", "repeats", "model_kwargs"),
     ]
-    assert list(rows[0]) == [*conditions, "model", "twin", "image_size", *figures, *ratios]
+    added = ["forward_added_seconds", "train_added_seconds"]
+    assert list(rows[0]) == [*conditions, "model", "twin", "batch_size", "image_size", *figures, *added, *ratios]
+    empty = {"peak_bytes", *added}
     for row in rows:
-        assert row["image_size"] == "16x16"
-        assert all(float(row[name]) >= 0 for name in figures if name != "peak_bytes")
-        assert row["peak_bytes"] == row["peak_bytes_ratio"] == ""
-    assert {rows[0][ratio] for ratio in ratios[:-1]} == {"1.0"}
+        assert (row["batch_size"], row["image_size"]) == ("2", "16x16")
+        assert all(float(row[name]) >= 0 for name in figures if name not in empty)
+        assert all(row[name] == row[f"{name}_ratio"] == "" for name in empty)
+    assert {rows[0][ratio] for ratio in ratios} == {"1.0", ""}
     assert float(rows[1]["parameters_ratio"]) == int(rows[1]["parameters"]) / int(rows[0]["parameters"]) > 1
     assert float(rows[1]["saved_bytes_ratio"]) > 1
+    assert int(rows[1]["multiply_adds"]) > int(rows[1]["multiply_adds_without_low_passes"])
     assert output.count("1.00") >= 10
+    assert "+ ms" not in output
 
 
-def test_options_reach_the_measurement(capsys):
-    flags = ["--dtype", "bfloat16", "--channels-last", "--threads", "1", "--skip-train"]
+def test_breakdown_and_peers(tmp_path, capsys):
+    file, picture = tmp_path / "costs.csv", tmp_path / "costs.png"
+    flags = ["--breakdown", "--peers", "--csv", str(file), "--picture", str(picture), "--model-kwargs", "num_kernels=4"]
+    benchmark.main(["--models", SMALL, *TINY, *flags])
+    rows = {row["model"]: row for row in read(file)}
+    plain, *variants, model = list(rows)[: len(benchmark.BREAKDOWN) + 2]
+    assert (plain, model) == (f"{SMALL} (plain)", SMALL)
+    assert variants == [f"{SMALL}: {part}" for part in benchmark.BREAKDOWN]
+    chain = [plain, *variants, model]
+    parameters = [int(rows[name]["parameters"]) for name in chain]
+    assert parameters == sorted(set(parameters))  # each has a part more than the one before
+    for kind in ("forward", "train"):
+        total = sum(float(rows[name][f"{kind}_added_seconds"]) for name in chain[1:])
+        twin, own = (float(rows[name][f"{kind}_seconds"]) for name in (plain, model))
+        assert total == pytest.approx(own - twin)
+        assert float(rows[model][f"{kind}_added_seconds_ratio"]) == pytest.approx(
+            float(rows[model][f"{kind}_added_seconds"]) / twin
+        )
+        assert rows[plain][f"{kind}_added_seconds"] == ""
+    assert list(rows)[len(chain) :] == list(benchmark.PEERS)
+    assert all(rows[peer]["twin"] == plain and rows[peer]["forward_added_seconds"] == "" for peer in benchmark.PEERS)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "+ ms" in capsys.readouterr().out
+
+
+def test_sizes_are_combined(tmp_path):
+    file = tmp_path / "costs.csv"
+    sizes = ["--batch-size", "1", "2", "--image-size", "16", "16x24"]
+    flags = ["--device", "cpu", "--repeats", "1", "--skip-train", "--csv", str(file)]
+    benchmark.main(["--models", "test_resnet", *flags, *sizes])
+    found = [(row["batch_size"], row["image_size"]) for row in read(file)]
+    assert found == [("1", "16x16"), ("1", "16x24"), ("2", "16x16"), ("2", "16x24")]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_table_is_one_flag(device):
+    args = benchmark.build_parser().parse_args(["--table"])
+    settings = benchmark.choose_settings(args, torch.device(device))
+    assert settings == list(benchmark.TABLE[device])
+    assert any(setting.training for setting in settings)
+    args.skip_train = True
+    assert not any(setting.training for setting in benchmark.choose_settings(args, torch.device(device)))
+
+
+def test_counting_alone_takes_no_times(monkeypatch, capsys):
+    monkeypatch.setattr(nn.Module, "compile", None)
+    monkeypatch.setattr(profiling.measure, "time_by_turns", None)
+    benchmark.main(["--models", SMALL, *TINY, "--count-only", "--compile", "--breakdown"])
+    table = capsys.readouterr().out.partition("GMACs: ")[0]
+    assert "params/M" in table
+    assert "/ms" not in table
+    assert "saved/MB" not in table
+
+
+def test_options_reach_the_measurement(capsys, monkeypatch):
+    measured = {}
+
+    def spy(models, *args, **kwargs):
+        measured.update(models)
+        return profiling.profile(models, *args, **kwargs)
+
+    monkeypatch.setattr(benchmark, "profile", spy)
+    flags = ["--dtype", "bfloat16", "--channels-last", "--threads", "1", "--skip-train", "--path", "plain"]
     options = ["--model-kwargs", "in_chans=1", "num_kernels=4"]
     benchmark.main(["--models", SMALL, *TINY, *flags, *options])
     output = capsys.readouterr().out
-    for fact in ("dtype: bfloat16", "threads: 1", "layout: channels_last", "model kwargs: in_chans=1 num_kernels=4"):
+    facts = ("dtype: bfloat16", "threads: 1", "layout: channels_last", "model kwargs: in_chans=1 num_kernels=4")
+    for fact in (*facts, "path: plain"):
         assert fact in output
     assert "train/ms" not in output.partition("GMACs: ")[0]
+    assert {layer.path for layer in measured[SMALL].modules() if isinstance(layer, FDConv2d)} == {"plain"}
 
 
-def test_compiling_is_asked_for(pair, x, monkeypatch):
+def test_compiling_is_asked_for(dynamic, x, monkeypatch):
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
-    profiling.profile({"model": pair[0]}, x, training=False, repeats=1)
+    profiling.profile({"model": dynamic}, x, training=False, repeats=1)
     assert not compiled
-    profiling.profile({"model": pair[0]}, x, training=False, repeats=1, compiled=True)
-    assert compiled == [pair[0]]
+    profiling.profile({"model": dynamic}, x, training=False, repeats=1, compiled=True)
+    assert compiled == [dynamic]
 
 
 def test_a_model_that_exhausts_memory_is_named_and_others_go_on(monkeypatch, capsys, tmp_path):
@@ -193,11 +359,25 @@ def test_a_model_that_exhausts_memory_is_named_and_others_go_on(monkeypatch, cap
 
     monkeypatch.setattr(benchmark, "profile", exhausted)
     file = tmp_path / "costs.csv"
-    with pytest.raises(benchmark.TrainingError, match=f"out of memory: {SMALL};"):
+    with pytest.raises(benchmark.TrainingError, match=f"out of memory: {SMALL} at batch 2;"):
         benchmark.main(["--models", SMALL, "test_resnet", *TINY, "--skip-train", "--csv", str(file)])
     output = capsys.readouterr().out
-    assert f"{SMALL:<24}  out of memory\ntest_resnet" in output
+    assert f"{SMALL:<24}      2  out of memory\ntest_resnet" in output
     assert len(file.read_text().splitlines()) == 2
+
+
+def test_the_picture_shows_ratios_to_the_twins(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), path.touch()))
+    measured = dict(forward_seconds_ratio=2.5, train_seconds_ratio=None, saved_bytes_ratio=None, peak_bytes_ratio=None)
+    own = dict(measured, model="ours", twin="theirs", image_size="8x8")
+    twin = dict(own, model="theirs", forward_seconds_ratio=1.0)
+    rows = [dict(row, batch_size=batch_size) for batch_size in (1, 4) for row in (twin, own)]
+    draw_ratios([*rows[:3], dict(rows[3], train_seconds_ratio=0.5)], tmp_path / "costs.png")
+    forward, train = figures[0].axes
+    assert [label.get_text() for label in forward.get_yticklabels()] == ["batch 1, 8x8", "ours", "batch 4, 8x8", "ours"]
+    assert [text.get_text() for text in forward.texts] == ["2.50", "2.50"]
+    assert [text.get_text() for text in train.texts] == ["0.50"]
 
 
 def test_the_cpu_allocators_error_is_out_of_memory():
@@ -224,9 +404,36 @@ def test_arguments_a_model_does_not_take_are_refused():
         benchmark.main(["--models", SMALL, *TINY, "--model-kwargs", "num_kernels=0"])
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--table", "--batch-size", "2"], "--table has sizes of its own"),
+        (["--table", "--image-size", "32"], "--table has sizes of its own"),
+        (["--picture", "costs.png", "--count-only"], "leave --count-only out"),
+    ],
+)
+def test_flags_that_exclude_each_other_are_refused(flags, message):
+    with pytest.raises(benchmark.ConfigError, match=message):
+        benchmark.main(flags)
+
+
+def test_a_picture_without_matplotlib_is_refused_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(benchmark.ConfigError, match="--picture needs matplotlib"):
+        benchmark.main(["--picture", "costs.png"])
+
+
+def test_peers_need_layers_to_stand_for():
+    with pytest.raises(benchmark.ConfigError, match="--peers stand for FDConv2d layers"):
+        benchmark.main(["--models", SMALL, *TINY, "--peers", "--model-kwargs", "fdconv_layers=()"])
+
+
 def test_numbers_below_one_are_refused(capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["--repeats", "0"])
+    assert "0 is not a positive number" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        benchmark.main(["--image-size", "32x0"])
     assert "0 is not a positive number" in capsys.readouterr().err
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fdconv_zoo.layers.precision import no_autocast, transform_dtype
-from fdconv_zoo.ops import Path, modulate_bands, modulate_bands_image_by_image, modulate_bands_stretched
+from fdconv_zoo.ops import Path, modulate_bands, modulate_bands_stretched
 
 BandMask = Literal["exact", "reference"]
 
@@ -72,13 +72,9 @@ class FrequencyBandModulation(nn.Module):
         with no_autocast(x.device.type):
             dtype = transform_dtype(x)
             weights = 2 * torch.sigmoid(logits.to(dtype))
-            if self.band_mask == "reference":
-                result = modulate_bands_stretched(x.to(dtype), weights, self.band_edges, _REFERENCE_MASK_SIZE)
-            elif self.path == "plain":
-                result = modulate_bands(x.to(dtype), weights, self.band_edges)
-            else:
-                result = modulate_bands_image_by_image(x, weights, self.band_edges)
-        return result.to(x.dtype)
+            if self.band_mask == "exact":
+                return modulate_bands(x, weights, self.band_edges, self.path)
+            return modulate_bands_stretched(x.to(dtype), weights, self.band_edges, _REFERENCE_MASK_SIZE).to(x.dtype)
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""

@@ -47,6 +47,7 @@ class FourierDisjointWeight(nn.Module):
     ) -> None:
         super().__init__()
         self.kernel_shape = (out_channels, in_channels, *kernel_size)
+        self._plane = (out_channels * kernel_size[0], in_channels * kernel_size[1])
         self.num_kernels = num_kernels
         self.scale = max(min(out_channels, in_channels) // 2, 1)
         rows, cols = out_channels * kernel_size[0], in_channels * kernel_size[1] // 2 + 1
@@ -62,9 +63,7 @@ class FourierDisjointWeight(nn.Module):
 
     def init_non_persistent_buffers(self) -> None:
         """Build what is derived from the shape alone; needed again after ``to_empty()`` (timm's convention)."""
-        out_channels, in_channels, height, width = self.kernel_shape
-        index = frequency_groups(out_channels * height, in_channels * width, self.num_kernels)
-        self.group_index = index.to(self.spectrum.device)
+        self.group_index = frequency_groups(*self._plane, self.num_kernels).to(self.spectrum.device)
         self._has_own_groups = False
 
     def reset_parameters(self) -> None:
@@ -81,9 +80,8 @@ class FourierDisjointWeight(nn.Module):
 
     def to_spectrum(self, kernel: Tensor) -> Tensor:
         """The ``spectrum`` parameter, (O*a, I*b//2 + 1, 2), of a plain kernel (O, I, a, b)."""
-        out_channels, in_channels, height, width = self.kernel_shape
         # In double precision, so that the round trip costs no more than the rounding of the result.
-        plane = kernel.double().transpose(1, 2).reshape(out_channels * height, in_channels * width)
+        plane = kernel.double().transpose(1, 2).reshape(self._plane)
         return torch.view_as_real(torch.fft.rfft2(plane)).div(self.scale).to(kernel.dtype)
 
     def forward(self, kernel_attention: Tensor | None = None) -> Tensor:
@@ -95,18 +93,21 @@ class FourierDisjointWeight(nn.Module):
         Returns:
             (B, O, I, a, b), in float32 or wider.
         """
-        spectrum, attention = self.parts(kernel_attention)
-        return mix_spectrum(spectrum, self.group_index, attention, self.kernel_shape)
+        return mix_spectrum(*self.parts(kernel_attention), self.kernel_shape)
 
-    def parts(self, kernel_attention: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What :meth:`forward` transforms: the spectrum in float32 or wider, and the attention times its scale."""
+    def parts(self, kernel_attention: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """What :meth:`forward` mixes: the spectrum in float32 or wider, its groups, the attention times its scale."""
         # No FFT exists in bfloat16, and in float16 only for powers of two.
         spectrum = self.spectrum.float() if self.spectrum.dtype in (torch.bfloat16, torch.float16) else self.spectrum
         if kernel_attention is None:
             attention = spectrum.new_full((1, self.num_kernels), self.scale)
         else:
             attention = kernel_attention.to(spectrum.dtype) * (self.scale * self.num_kernels)
-        return spectrum, attention
+        groups = self.group_index
+        is_eager_inference = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if is_eager_inference and groups.device.type == "cpu" and not self._has_own_groups:
+            groups = _gather_index(*self._plane, self.num_kernels)
+        return spectrum, groups, attention
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -144,6 +145,13 @@ def frequency_groups(rows: int, cols: int, num_groups: int) -> Tensor:
     # (u/rows)^2 + (v/cols)^2, times (rows * cols)^2
     radius = (u[:, None] * cols) ** 2 + (v * rows) ** 2
     return cut_into_groups(radius.flatten().sort(stable=True).indices, num_groups).view(radius.shape)
+
+
+@lru_cache(maxsize=64)
+def _gather_index(rows: int, cols: int, num_groups: int) -> Tensor:
+    """:func:`frequency_groups` in the type that torch gathers with, which a CPU takes a while to convert to."""
+    with torch.inference_mode(False):  # training may use it later
+        return frequency_groups(rows, cols, num_groups).long()
 
 
 def cut_into_groups(order: Tensor, num_groups: int) -> Tensor:

@@ -72,12 +72,12 @@ class _DynamicKernel(nn.Module):
     def _parts(self, pooled: Tensor) -> KernelParts:
         fdw, ksm = self.fdw, self.ksm
         kernel, *modulators, windows = ksm.predict(pooled)
-        spectrum, attention = fdw.parts(kernel)
+        spectrum, groups, attention = fdw.parts(kernel)
         taps = None if windows is None else ksm.local_branch.conv.weight
         modulators = [taps, windows, *modulators]
         if spectrum.dtype != fdw.spectrum.dtype:  # half parameters are computed with in float32
             modulators = [None if part is None else part.to(spectrum.dtype) for part in modulators]
-        return KernelParts(spectrum, fdw.group_index, attention, *modulators, fdw.kernel_shape, self.groups)
+        return KernelParts(spectrum, groups, attention, *modulators, fdw.kernel_shape, self.groups)
 
     def _convolve(self, x: Tensor, pooled: Tensor, geometry: Geometry) -> Tensor:
         """(B, I, H, W) to (B, O, H', W') with the kernels of images with pooled features (B, I), and the bias."""

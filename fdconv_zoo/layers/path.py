@@ -15,9 +15,8 @@ def set_path(model: nn.Module, path: Path | None) -> None:
     Args:
         model: changed in place, its function is not.
         path: ``"rebuild"``: kernels and bands are made image by image and again in backward: the least memory, and
-            on a CPU the fastest. ``"keep"``: the same, but what kernels are made of is kept for backward: about
-            twice the kernels' memory. ``"plain"``: torch's own operations on the whole batch, all of them kept; the
-            only path that can be differentiated twice. None: the choice is left to the layers.
+            on a CPU the fastest. ``"plain"``: torch's own operations on the whole batch, all of them kept for
+            backward; the only path that can be differentiated twice. None: the choice is left to the layers.
 
     Raises:
         ValueError: an unknown path.

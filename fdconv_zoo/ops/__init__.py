@@ -1,10 +1,10 @@
 """The hot operations of FDConv as plain functions: assembling kernels and convolving with them, splitting bands."""
 
-from fdconv_zoo.ops.band_split import low_pass_basis, modulate_bands, modulate_bands_stretched
-from fdconv_zoo.ops.bands_image_by_image import modulate_bands_image_by_image
+from fdconv_zoo.ops.band_split import low_pass_basis, modulate_bands_stretched
 from fdconv_zoo.ops.convolution import Geometry
-from fdconv_zoo.ops.dynamic_convolution import Path, choose_path, dynamic_convolution
+from fdconv_zoo.ops.hot import dynamic_convolution, modulate_bands
 from fdconv_zoo.ops.kernel_assembly import KernelParts, assemble_kernels, local_factors, mix_spectrum
+from fdconv_zoo.ops.path import Path, choose_path
 
 __all__ = [
     "Geometry",
@@ -17,6 +17,5 @@ __all__ = [
     "low_pass_basis",
     "mix_spectrum",
     "modulate_bands",
-    "modulate_bands_image_by_image",
     "modulate_bands_stretched",
 ]

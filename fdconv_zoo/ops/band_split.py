@@ -64,18 +64,16 @@ class LowPasses:
         return (self.rows[:, :rows] @ coefficients[:, :rows, :cols]) @ self.cols[:, :cols].T
 
 
-def modulate_bands(x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> Tensor:
-    """Frequency Band Modulation: ``sum_m A_m * band_m + rest`` (section 3.3), exact at every feature size.
+def modulate_bands_plain(x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> Tensor:
+    """The plain path of :func:`fdconv_zoo.ops.modulate_bands`, differentiated by autograd.
 
     With the low-passes L_1, L_2, ... of x at the band edges, L_0 = x, and the lowest band unweighted, the sum is
-    ``A_1 * x + sum_m (A_{m+1} - A_m) * L_m`` with A_{M+1} = 1. Where all weights are 1 this is x, bit for bit.
-
-    This is the plain path; :mod:`fdconv_zoo.ops.bands_image_by_image` computes the same with less memory and time.
+    ``A_1 * x + sum_m (A_{m+1} - A_m) * L_m`` with A_{M+1} = 1.
 
     Args:
-        x: (B, C, H, W), float32 or float64.
-        attention: (B, M, H, W), the weight of each band at each pixel, highest band first.
-        band_edges: M falling frequencies in cycles a sample; band m lies between edge m-1 (m > 0) and edge m.
+        x: (B, C, H, W), of attention's type.
+        attention: (B, M, H, W).
+        band_edges: M falling frequencies in cycles a sample.
 
     Returns:
         (B, C, H, W).
@@ -87,10 +85,11 @@ def modulate_bands(x: Tensor, attention: Tensor, band_edges: Sequence[float]) ->
 
 
 def modulate_bands_stretched(x: Tensor, attention: Tensor, band_edges: Sequence[float], mask_size: int) -> Tensor:
-    """:func:`modulate_bands` with the paper authors' masks: made at one size and stretched to the map's spectrum.
+    """Frequency Band Modulation with the paper authors' masks: made at one size and stretched to the map's spectrum.
 
     Their pass bands are only right for maps of ``mask_size``; for checkpoints trained with their code.
-    Same arguments and result, and ``mask_size``: the side of the square map the masks are exact for.
+    Arguments and result are those of :func:`modulate_bands_plain`, and ``mask_size``: the side of the square map that
+    the masks are exact for.
     """
     height, width = x.shape[-2:]
     spectrum = torch.fft.rfft2(x)
@@ -103,7 +102,7 @@ def modulate_bands_stretched(x: Tensor, attention: Tensor, band_edges: Sequence[
 
 
 def _weigh_bands(x: Tensor, attention: Tensor, low_passes: Iterable[Tensor]) -> Tensor:
-    """The sum of :func:`modulate_bands` over the low-passes (B, C, H, W) of x, one at a time."""
+    """The sum of :func:`modulate_bands_plain` over the low-passes (B, C, H, W) of x, one at a time."""
     weights = attention.unsqueeze(2).unbind(1)
     result = weights[0] * x
     for low_pass, weight, next_weight in zip(low_passes, weights, (*weights[1:], 1.0), strict=True):

@@ -14,62 +14,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fdconv_zoo.ops.band_split import LowPasses
+from fdconv_zoo.ops.path import refuse_second_derivative
 
 
 def modulate_bands_image_by_image(x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> Tensor:
-    """:func:`fdconv_zoo.ops.modulate_bands` with less memory and time; its arguments and result.
-
-    x may be of lower precision than ``attention``, which decides what is computed in; the result is of x's.
-    Differentiable once.
-    """
-    height, width = x.shape[2:]
-    low_passes = _low_passes(height, width, tuple(band_edges), x.device, attention.dtype)
-    if not torch.is_grad_enabled():
-        return _forward(x, attention, low_passes)
-    return _ImageByImage.apply(x, attention, low_passes)
+    """:func:`fdconv_zoo.ops.modulate_bands`; its arguments and result. Differentiable once."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return _operator(x, attention, band_edges)
+    return _forward(x, attention, band_edges)
 
 
 @lru_cache(maxsize=128)
 def _low_passes(
     height: int, width: int, band_edges: tuple[float, ...], device: torch.device, dtype: torch.dtype
 ) -> LowPasses:
-    with torch.inference_mode(False), torch.no_grad():  # it may be used in training later
+    with torch.inference_mode(False), torch.no_grad():  # training may use it later
         return LowPasses(height, width, band_edges, device=device, dtype=dtype)
 
 
-class _ImageByImage(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, attention: Tensor, low_passes: LowPasses) -> Tensor:
-        ctx.save_for_backward(x, attention)
-        ctx.low_passes = low_passes
-        return _forward(x, attention, low_passes)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, attention = ctx.saved_tensors
-        grad_x, grad_attention = torch.empty_like(x), torch.empty_like(attention)
-        differences = _differences(attention)
-        for image, (some_x, some_grad) in enumerate(zip(x, grad, strict=True)):
-            grad_x[image], grad_attention[image] = _backward(
-                some_grad.to(attention.dtype),
-                some_x.to(attention.dtype),
-                attention[image, 0],
-                differences[image],
-                ctx.low_passes,
-            )
-        return grad_x, grad_attention, None
-
-
-def _differences(attention: Tensor) -> Tensor:
-    """D (B, M, H, W): of each band's weight to the next band's, 1 for the lowest."""
-    return torch.cat((attention[:, 1:] - attention[:, :-1], 1 - attention[:, -1:]), dim=1)
-
-
-def _forward(x: Tensor, attention: Tensor, low_passes: LowPasses) -> Tensor:
+def _forward(x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> Tensor:
+    low_passes = _low_passes(*x.shape[2:], tuple(band_edges), x.device, attention.dtype)
     y, differences = torch.empty_like(x), _differences(attention)
     for image, some_x in enumerate(x):
         some_x = some_x.to(attention.dtype)
@@ -81,18 +47,76 @@ def _forward(x: Tensor, attention: Tensor, low_passes: LowPasses) -> Tensor:
     return y
 
 
-def _backward(
+def _backward(grad: Tensor, x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> tuple[Tensor, Tensor]:
+    low_passes = _low_passes(*x.shape[2:], tuple(band_edges), x.device, attention.dtype)
+    grad_x, grad_attention = torch.empty_like(x), torch.empty_like(attention)
+    differences = _differences(attention)
+    for image, (some_x, some_grad) in enumerate(zip(x, grad, strict=True)):
+        grad_x[image], grad_attention[image] = _backward_of_image(
+            some_grad.to(attention.dtype),
+            some_x.to(attention.dtype),
+            attention[image, 0],
+            differences[image],
+            low_passes,
+        )
+    return grad_x, grad_attention
+
+
+def _backward_of_image(
     grad: Tensor, x: Tensor, highest: Tensor, differences: Tensor, low_passes: LowPasses
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of x (C, H, W) and of attention (M, H, W), for one image."""
+    """The gradients of x (C, H, W) and of attention (M, H, W)."""
     coefficients = low_passes.analyze(x)
     grad_coefficients = torch.zeros_like(coefficients)
     grad_attention = [(grad * x).sum(0)]
     for band, difference in enumerate(differences):
-        sums = (low_passes.synthesize(coefficients, band) * grad).sum(0)
+        sums = low_passes.synthesize(coefficients, band).mul_(grad).sum(0)
         grad_attention[-1] -= sums
         grad_attention.append(sums)
         part = low_passes.analyze(difference * grad, band)
         grad_coefficients[:, : part.shape[1], : part.shape[2]] += part
     grad_x = low_passes.synthesize(grad_coefficients).addcmul_(highest, grad)
     return grad_x, torch.stack(grad_attention[:-1])
+
+
+def _differences(attention: Tensor) -> Tensor:
+    """D (B, M, H, W): of each band's weight to the next band's, 1 for the lowest."""
+    return torch.cat((attention[:, 1:] - attention[:, :-1], 1 - attention[:, -1:]), dim=1)
+
+
+# One opaque operator for torch.compile, for the reason given beside the one for the kernels.
+_operator = torch.library.custom_op(
+    "fdconv_zoo::modulate_bands",
+    _forward,
+    mutates_args=(),
+    schema="(Tensor x, Tensor attention, float[] band_edges) -> Tensor",
+)
+_backward_operator = torch.library.custom_op(
+    "fdconv_zoo::modulate_bands_backward",
+    _backward,
+    mutates_args=(),
+    schema="(Tensor grad, Tensor x, Tensor attention, float[] band_edges) -> (Tensor, Tensor)",
+)
+
+
+@_operator.register_fake
+def _(x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> Tensor:
+    return torch.empty_like(x)
+
+
+@_backward_operator.register_fake
+def _(grad: Tensor, x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(attention)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.band_edges = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    return *_backward_operator(grad, *ctx.saved_tensors, ctx.band_edges), None
+
+
+_operator.register_autograd(_differentiate, setup_context=_setup_context)
+_backward_operator.register_autograd(refuse_second_derivative)

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fdconv_zoo.ops.convolution import (
     POINTWISE,
@@ -31,6 +30,7 @@ from fdconv_zoo.ops.convolution import (
     fold_patches,
 )
 from fdconv_zoo.ops.kernel_assembly import KernelParts
+from fdconv_zoo.ops.path import refuse_second_derivative
 from fdconv_zoo.ops.planes import LocalGates, MixedPlanes, plane_windows
 from fdconv_zoo.ops.scratch import scratch
 
@@ -48,21 +48,19 @@ class _Plan(NamedTuple):
     chunks: tuple[slice, ...]  # the images that are worked on at once
     uses_patches: bool  # convolve as a product of planes and patches
     scales_features: bool  # apply the factors of rows and columns to output and input, not to the planes
-    keep: bool  # keep planes and gates for backward
 
     def split(self, planes: Tensor) -> Tensor:
         """(b, O*a, I*b) to (b, G, O/G, a, I*b), where the factors broadcast."""
         return planes.view(planes.shape[0], self.geometry.groups, -1, self.kernel_shape[2], planes.shape[-1])
 
 
-def convolve_image_by_image(x: Tensor, parts: KernelParts, geometry: Geometry, *, keep: bool = False) -> Tensor:
+def convolve_image_by_image(x: Tensor, parts: KernelParts, geometry: Geometry) -> Tensor:
     """``convolve(x, assemble_kernels(parts), geometry)``, faster and with less memory.
 
     Args:
         x: (B, G*I, H, W); the kernels are applied in its dtype.
         parts: of the kernels of x's B images.
         geometry: of the convolution.
-        keep: keep planes and gates for backward, twice the kernels' memory, to save their rebuilding.
 
     Returns:
         (B, O, H', W'), in x's memory format. Differentiable once.
@@ -78,79 +76,11 @@ def convolve_image_by_image(x: Tensor, parts: KernelParts, geometry: Geometry, *
         if parts.spatial is not None:
             columns = columns * parts.spatial.view(-1, 1, height, 1, width)
         columns = columns.flatten(3)  # (B, G, a, I*b)
-    plan = _make_plan(x.shape, x.device.type, parts.kernel_shape, geometry, keep)
     tensors = (x, parts.spectrum, parts.group_index, attention, taps, windows, columns, parts.filter)
-    if not torch.is_grad_enabled():
-        return _forward(*tensors, plan)[0]
-    return _ImageByImage.apply(*tensors, plan)
-
-
-@lru_cache(maxsize=1024)
-def _make_plan(
-    shape: torch.Size, device_type: str, kernel_shape: tuple[int, int, int, int], geometry: Geometry, keep: bool
-) -> _Plan:
-    batch, in_features = shape[0], math.prod(shape[1:])
-    out_channels, num_elements = kernel_shape[0], math.prod(kernel_shape)
-    size = geometry.output_size(shape[2:], kernel_shape[2:])
-    is_pointwise = kernel_shape[2:] == (1, 1)
-    # Where there are more output channels than positions, copying out the patches moves less than rearranging planes
-    # into kernels.
-    uses_patches = geometry.groups == 1 and not is_pointwise and out_channels > size[0] * size[1]
-    limit = _ELEMENTS_AT_ONCE.get(device_type, _ELEMENTS_AT_ONCE["default"])
-    step = max(limit // (num_elements + in_features), 1)
-    return _Plan(
-        kernel_shape=kernel_shape,
-        geometry=geometry,
-        output_size=size,
-        chunks=tuple(slice(start, start + step) for start in range(0, batch, step)),
-        uses_patches=uses_patches,
-        scales_features=geometry.groups == 1 and (is_pointwise or uses_patches) and num_elements > in_features,
-        keep=keep,
-    )
-
-
-class _ImageByImage(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        *tensors, plan = args
-        y, kept = _forward(*args)
-        ctx.save_for_backward(*tensors, *kept)
-        ctx.plan = plan
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, spectrum, group_index, attention, taps, windows, columns, rows, *kept = ctx.saved_tensors
-        plan = ctx.plan
-        planes = MixedPlanes(spectrum, group_index, attention, plan.kernel_shape[1] * plan.kernel_shape[3])
-        gates = None if taps is None else LocalGates(taps, windows, plan.keep)
-        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        grad_columns, grad_rows = (
-            None if factors is None else torch.empty_like(factors) for factors in (columns, rows)
-        )
-        for images in plan.chunks:
-            kernels = kept.pop(0) if plan.keep else planes.make(images)
-            gate = kept.pop(0) if plan.keep else None if gates is None else gates.make(images)
-            some_columns, some_rows = (None if factors is None else factors[images] for factors in (columns, rows))
-            kernels = _join(kernels, gate)
-            some_grad_x, grad_plane, product = _convolve_backward(
-                grad[images], x[images], kernels, some_columns, some_rows, plan, grad_x is not None
-            )
-            if grad_x is not None:
-                grad_x[images] = some_grad_x
-            if columns is not None:
-                grad_columns[images] = _safe_divide(plan.split(product).sum(2), some_columns)
-            if rows is not None:
-                grad_rows[images] = _safe_divide(plan.split(product).sum((3, 4)).flatten(1), some_rows)
-            if gate is not None:
-                gates.add_gradient(product.addcmul_(product, gate, value=-1), images)
-                grad_plane.mul_(gate)
-            del kernels  # before more large tensors are made
-            planes.add_gradient(grad_plane, images)
-        grad_spectrum, grad_attention = planes.gradients()
-        grad_taps, grad_windows = (None, None) if gates is None else gates.gradients()
-        return grad_x, grad_spectrum, None, grad_attention, grad_taps, grad_windows, grad_columns, grad_rows, None
+    sizes = (parts.kernel_shape, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return _operator(*tensors, *sizes)
+    return _forward(*tensors, *sizes)
 
 
 def _forward(
@@ -162,25 +92,122 @@ def _forward(
     windows: Tensor | None,
     columns: Tensor | None,
     rows: Tensor | None,
-    plan: _Plan,
-) -> tuple[Tensor, list[Tensor | None]]:
-    """The output, and what is kept for backward besides the arguments."""
+    *sizes: Any,
+) -> Tensor:
+    plan = _make_plan(x.shape, x.device.type, *map(_hashable, sizes))
     planes = MixedPlanes(spectrum, group_index, attention, plan.kernel_shape[1] * plan.kernel_shape[3])
-    gates = None if taps is None else LocalGates(taps, windows, plan.keep)
-    y, kept = None, []
+    gates = None if taps is None else LocalGates(taps, windows)
+    y = None
     for images in plan.chunks:
-        kernels, gate = planes.make(images), None if gates is None else gates.make(images)
-        if plan.keep:
-            kept += [kernels, gate]
-        kernels = _join(kernels, gate)
+        kernels = _join(planes.make(images), None if gates is None else gates.make(images))
         some_columns, some_rows = (None if factors is None else factors[images] for factors in (columns, rows))
         some_y = _convolve(x[images], kernels, some_columns, some_rows, plan)
         if len(plan.chunks) == 1:
-            return some_y, kept
+            return some_y.contiguous(memory_format=_memory_format(x))
         if y is None:
             y = _empty_output(x, plan)
         y[images] = some_y
-    return y, kept
+    return y
+
+
+def _backward(
+    grad: Tensor,
+    needs_x: bool,
+    x: Tensor,
+    spectrum: Tensor,
+    group_index: Tensor,
+    attention: Tensor,
+    taps: Tensor | None,
+    windows: Tensor | None,
+    columns: Tensor | None,
+    rows: Tensor | None,
+    *sizes: Any,
+) -> list[Tensor]:
+    """The gradients of those of the differentiable arguments that exist, of x where it is needed."""
+    plan = _make_plan(x.shape, x.device.type, *map(_hashable, sizes))
+    planes = MixedPlanes(spectrum, group_index, attention, plan.kernel_shape[1] * plan.kernel_shape[3])
+    gates = None if taps is None else LocalGates(taps, windows)
+    grad_x = torch.empty_like(x) if needs_x else None
+    grad_columns, grad_rows = (None if factors is None else torch.empty_like(factors) for factors in (columns, rows))
+    for images in plan.chunks:
+        kernels, gate = planes.make(images), None if gates is None else gates.make(images)
+        kernels = _join(kernels, gate)
+        some_columns, some_rows = (None if factors is None else factors[images] for factors in (columns, rows))
+        some_grad_x, grad_plane, product = _convolve_backward(
+            grad[images], x[images], kernels, some_columns, some_rows, plan, needs_x
+        )
+        if needs_x:
+            grad_x[images] = some_grad_x
+        if columns is not None:
+            grad_columns[images] = _safe_divide(plan.split(product).sum(2), some_columns)
+        if rows is not None:
+            grad_rows[images] = _safe_divide(plan.split(product).sum((3, 4)).flatten(1), some_rows)
+        if gate is not None:
+            gates.add_gradient(product.addcmul_(product, gate, value=-1), images)
+            grad_plane.mul_(gate)
+        del kernels  # before more large tensors are made
+        planes.add_gradient(grad_plane, images)
+    gradients = (grad_x, *planes.gradients(), *(gates.gradients() if gates else ()), grad_columns, grad_rows)
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+# One opaque operator for torch.compile: traced step by step, the rebuilding in backward would be recognized as what
+# forward has computed already, and be kept instead.
+_TENSORS = "Tensor x, Tensor spectrum, Tensor group_index, Tensor attention, " + ", ".join(
+    f"Tensor? {name}" for name in ("taps", "windows", "columns", "rows")
+)
+_SIZES = "int[] kernel_shape, int[] stride, int[] padding, int[] dilation, int groups"
+_operator = torch.library.custom_op(
+    "fdconv_zoo::convolve_image_by_image", _forward, mutates_args=(), schema=f"({_TENSORS}, {_SIZES}) -> Tensor"
+)
+_backward_operator = torch.library.custom_op(
+    "fdconv_zoo::convolve_image_by_image_backward",
+    _backward,
+    mutates_args=(),
+    schema=f"(Tensor grad, bool needs_x, {_TENSORS}, {_SIZES}) -> Tensor[]",
+)
+
+
+@_operator.register_fake
+def _(x: Tensor, *args: Any) -> Tensor:
+    kernel_shape, stride, padding, dilation, groups = args[-5:]
+    size = Geometry(stride, padding, dilation, groups).output_size(x.shape[2:], kernel_shape[2:])
+    return x.new_empty(x.shape[0], kernel_shape[0], *size).to(memory_format=_memory_format(x))
+
+
+@_backward_operator.register_fake
+def _(
+    grad: Tensor, needs_x: bool, x: Tensor, spectrum: Tensor, group_index: Tensor, *others: Tensor | int | None
+) -> list[Tensor]:
+    tensors = (x if needs_x else None, spectrum, *others[:5])
+    return [torch.empty_like(tensor) for tensor in tensors if tensor is not None]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:8])
+    ctx.sizes = inputs[8:]
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, spectrum, group_index, *others = ctx.saved_tensors
+    needs_x = ctx.needs_input_grad[0]
+    gradients = iter(_backward_operator(grad, needs_x, x, spectrum, group_index, *others, *ctx.sizes))
+    grad_x, grad_spectrum = next(gradients) if needs_x else None, next(gradients)
+    return (
+        grad_x,
+        grad_spectrum,
+        None,
+        *(None if tensor is None else next(gradients) for tensor in others),
+        *[None] * len(ctx.sizes),
+    )
+
+
+_operator.register_autograd(_differentiate, setup_context=_setup_context)
+_backward_operator.register_autograd(refuse_second_derivative)
+
+
+def _hashable(size: Any) -> Any:
+    return size if isinstance(size, int) else tuple(size)
 
 
 def _join(planes: Tensor, gates: Tensor | None) -> Tensor:
@@ -188,6 +215,37 @@ def _join(planes: Tensor, gates: Tensor | None) -> Tensor:
     if gates is None:
         return planes
     return torch.mul(planes, gates, out=scratch("kernels", gates.shape, gates.dtype, gates.device))
+
+
+@lru_cache(maxsize=1024)
+def _make_plan(
+    shape: torch.Size,
+    device_type: str,
+    kernel_shape: tuple[int, int, int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> _Plan:
+    geometry = Geometry(stride, padding, dilation, groups)
+    batch, in_features = shape[0], math.prod(shape[1:])
+    out_channels, num_elements = kernel_shape[0], math.prod(kernel_shape)
+    size = geometry.output_size(shape[2:], kernel_shape[2:])
+    is_pointwise = kernel_shape[2:] == (1, 1)
+    # Where there are more output channels than positions, copying out the patches moves less than rearranging planes
+    # into kernels.
+    uses_patches = groups == 1 and not is_pointwise and out_channels > size[0] * size[1]
+    limit = _ELEMENTS_AT_ONCE.get(device_type, _ELEMENTS_AT_ONCE["default"])
+    # Pointwise kernels of several images are one batched product, which does not mind large features.
+    step = max(limit // (num_elements if is_pointwise else num_elements + in_features), 1)
+    return _Plan(
+        kernel_shape=kernel_shape,
+        geometry=geometry,
+        output_size=size,
+        chunks=tuple(slice(start, start + step) for start in range(0, batch, step)),
+        uses_patches=uses_patches,
+        scales_features=groups == 1 and (is_pointwise or uses_patches) and num_elements > in_features,
+    )
 
 
 def _convolve(x: Tensor, kernels: Tensor, columns: Tensor | None, rows: Tensor | None, plan: _Plan) -> Tensor:
@@ -255,10 +313,13 @@ def _scale(planes: Tensor, columns: Tensor | None, rows: Tensor | None, plan: _P
 
 
 def _empty_output(x: Tensor, plan: _Plan) -> Tensor:
-    is_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
     shape = (len(x), plan.kernel_shape[0], *plan.output_size)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    is_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
 def _safe_divide(sums: Tensor, factors: Tensor) -> Tensor:

@@ -112,11 +112,10 @@ class LocalGates:
     Args:
         taps: (G, R/G, b*T), the 1-D convolution.
         windows: (B, G, b*T, C), what it is applied to, see :func:`plane_windows`.
-        keep: gates that are made will be kept: do not use the same memory again.
     """
 
-    def __init__(self, taps: Tensor, windows: Tensor, keep: bool) -> None:
-        self.taps, self.windows, self.keep = taps, windows, keep
+    def __init__(self, taps: Tensor, windows: Tensor) -> None:
+        self.taps, self.windows = taps, windows
         self._grad_taps: Tensor | None = None
 
     def make(self, images: slice) -> Tensor:
@@ -126,7 +125,7 @@ class LocalGates:
         taps = self.taps.expand(batch, -1, -1, -1).flatten(0, 1) if batch > 1 else self.taps
         shape = (batch * groups, taps.shape[1], cols)
         # A plane that was transformed is done with its scratch.
-        out = None if self.keep else scratch("plane", shape, taps.dtype, taps.device)
+        out = scratch("plane", shape, taps.dtype, taps.device)
         return torch.bmm(taps, windows.flatten(0, 1), out=out).sigmoid_().view(batch, -1, cols)
 
     def add_gradient(self, grad: Tensor, images: slice) -> None:

@@ -1,0 +1,36 @@
+"""What a model costs: parameters, multiply-adds, time and memory, measured beside its plain twin."""
+
+from fdconv_zoo.profiling.checks import (
+    MismatchError,
+    check_computation,
+    check_same_function,
+    plain_copy,
+    randomize_constants,
+    randomize_modulators,
+)
+from fdconv_zoo.profiling.costs import (
+    bytes_saved_for_backward,
+    count_multiply_adds,
+    count_parameters,
+    peak_bytes_of_step,
+)
+from fdconv_zoo.profiling.measure import Profile, profile
+from fdconv_zoo.profiling.timing import time_by_turns
+from fdconv_zoo.profiling.twin import create_with_twin
+
+__all__ = [
+    "MismatchError",
+    "Profile",
+    "bytes_saved_for_backward",
+    "check_computation",
+    "check_same_function",
+    "count_multiply_adds",
+    "count_parameters",
+    "create_with_twin",
+    "peak_bytes_of_step",
+    "plain_copy",
+    "profile",
+    "randomize_constants",
+    "randomize_modulators",
+    "time_by_turns",
+]
