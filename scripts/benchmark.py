@@ -223,7 +223,9 @@ def measure(name: str, setting: Setting, args: argparse.Namespace, device: torch
     channels = args.model_kwargs.get("in_chans", channels)
     height, width = setting.image_size or image_size
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    x = torch.randn(setting.batch_size, channels, height, width, device=device).to(memory_format=layout)
+    # Of colours of their own: the pooled features of mere noise, and so the kernels, would be all but the same.
+    x = torch.randn(setting.batch_size, channels, height, width) + torch.randn(setting.batch_size, channels, 1, 1)
+    x = x.to(device, memory_format=layout)
     for model in models.values():
         model.to(device, memory_format=layout)
         set_path(model, args.path)
