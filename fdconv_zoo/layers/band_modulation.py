@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fdconv_zoo.layers.precision import no_autocast, transform_dtype
-from fdconv_zoo.ops import Path, modulate_bands, modulate_bands_stretched
+from fdconv_zoo.ops import Path, choose_path, modulate_bands, modulate_bands_stretched
 
 BandMask = Literal["exact", "reference"]
 
@@ -79,4 +79,5 @@ class FrequencyBandModulation(nn.Module):
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
         edges = ", ".join(f"{edge:g}" for edge in self.band_edges)
-        return f"band_edges=({edges}), band_mask={self.band_mask!r}"
+        path = "plain" if self.band_mask == "reference" else choose_path(self.path)
+        return f"band_edges=({edges}), band_mask={self.band_mask!r}, path={path!r}"

@@ -59,6 +59,7 @@ class FourierDisjointWeight(nn.Module):
         self.spectrum = nn.Parameter(torch.empty(rows, cols, 2, device=device, dtype=dtype))
         self.register_buffer("group_index", torch.empty(0), persistent=False)
         self.init_non_persistent_buffers()
+        self._cache: tuple[tuple[int, ...], Tensor] | None = None
         self.reset_parameters()
 
     def init_non_persistent_buffers(self) -> None:
@@ -93,6 +94,8 @@ class FourierDisjointWeight(nn.Module):
         Returns:
             (B, O, I, a, b), in float32 or wider.
         """
+        if kernel_attention is None and self._can_cache():
+            return self._cached_kernel()
         return mix_spectrum(*self.parts(kernel_attention), self.kernel_shape)
 
     def parts(self, kernel_attention: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,6 +111,22 @@ class FourierDisjointWeight(nn.Module):
         if is_eager_inference and groups.device.type == "cpu" and not self._has_own_groups:
             groups = _gather_index(*self._plane, self.num_kernels)
         return spectrum, groups, attention
+
+    def _can_cache(self) -> bool:
+        is_inference = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        return is_inference and not self.spectrum.is_inference()
+
+    def _cached_kernel(self) -> Tensor:
+        """What depends on the weights alone, made once until they change."""
+        key = (self.spectrum.data_ptr(), self.spectrum._version, self.group_index.data_ptr())
+        if self._cache is None or self._cache[0] != key:
+            self._cache = (key, mix_spectrum(*self.parts(), self.kernel_shape))
+        return self._cache[1]
+
+    def train(self, mode: bool = True) -> "FourierDisjointWeight":
+        """As in ``nn.Module``; what inference has cached is forgotten."""
+        self._cache = None
+        return super().train(mode)
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

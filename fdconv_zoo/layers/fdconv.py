@@ -18,7 +18,7 @@ from fdconv_zoo.layers.disjoint_weight import FourierDisjointWeight
 from fdconv_zoo.layers.kernel_modulation import KernelSpatialModulation
 from fdconv_zoo.layers.precision import compute_dtype, no_autocast, transform_dtype
 from fdconv_zoo.layers.reference import from_reference
-from fdconv_zoo.ops import Geometry, KernelParts, Path, assemble_kernels, dynamic_convolution
+from fdconv_zoo.ops import Geometry, KernelParts, Path, assemble_kernels, choose_path, convolve, dynamic_convolution
 
 
 class _DynamicKernel(nn.Module):
@@ -77,14 +77,22 @@ class _DynamicKernel(nn.Module):
         modulators = [taps, windows, *modulators]
         if spectrum.dtype != fdw.spectrum.dtype:  # half parameters are computed with in float32
             modulators = [None if part is None else part.to(spectrum.dtype) for part in modulators]
-        return KernelParts(spectrum, groups, attention, *modulators, fdw.kernel_shape, self.groups)
+        # Inference has what does not depend on the image at hand.
+        mixed = fdw() if kernel is None and not torch.is_grad_enabled() else None
+        return KernelParts(spectrum, groups, attention, *modulators, fdw.kernel_shape, self.groups, mixed)
 
     def _convolve(self, x: Tensor, pooled: Tensor, geometry: Geometry) -> Tensor:
         """(B, I, H, W) to (B, O, H', W') with the kernels of images with pooled features (B, I), and the bias."""
         x = x.to(compute_dtype(x))
         with no_autocast(x.device.type):
-            y = dynamic_convolution(x, self._parts(pooled), geometry, self.path)
+            if self.ksm.global_branch is None and self.ksm.local_branch is None:
+                y = convolve(x, self.fdw().to(x.dtype), geometry)  # the images share one kernel
+            else:
+                y = dynamic_convolution(x, self._parts(pooled), geometry, self.path)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
+
+    def _path_repr(self) -> str:
+        return f", path={choose_path(self.path)!r}"
 
     def load_plain(self, weight: Tensor, bias: Tensor | None) -> None:
         """Take over a plain layer's parameters and make every modulator neutral: the plain layer's function.
@@ -249,7 +257,7 @@ class FDConv2d(_DynamicKernel):
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        return f"{text}, padding={self.padding}, dilation={self.dilation}, groups={self.groups}"
+        return f"{text}, padding={self.padding}, dilation={self.dilation}, groups={self.groups}{self._path_repr()}"
 
 
 class FDLinear(_DynamicKernel):
@@ -327,7 +335,7 @@ class FDLinear(_DynamicKernel):
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
-        return f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"in_features={self.in_features}, out_features={self.out_features}{self._path_repr()}"
 
 
 def _check_input(x: Tensor, channels: int, *, channel_dim: int, ndims: tuple[int, ...], layout: str) -> None:

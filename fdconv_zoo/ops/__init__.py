@@ -1,7 +1,7 @@
 """The hot operations of FDConv as plain functions: assembling kernels and convolving with them, splitting bands."""
 
 from fdconv_zoo.ops.band_split import low_pass_basis, modulate_bands_stretched
-from fdconv_zoo.ops.convolution import Geometry
+from fdconv_zoo.ops.convolution import Geometry, convolve
 from fdconv_zoo.ops.hot import dynamic_convolution, modulate_bands
 from fdconv_zoo.ops.kernel_assembly import KernelParts, assemble_kernels, local_factors, mix_spectrum
 from fdconv_zoo.ops.path import Path, choose_path
@@ -12,6 +12,7 @@ __all__ = [
     "Path",
     "assemble_kernels",
     "choose_path",
+    "convolve",
     "dynamic_convolution",
     "local_factors",
     "low_pass_basis",

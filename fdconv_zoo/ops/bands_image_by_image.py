@@ -8,6 +8,7 @@ The ideal low-passes L_m are symmetric projections, so with D_m = A_{m+1} - A_m 
 As the low-passes are nested, dx needs a single synthesis.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -15,8 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fdconv_zoo.ops.band_split import LowPasses
+from fdconv_zoo.ops.band_split import LowPasses, SmallLowPasses
 from fdconv_zoo.ops.path import refuse_second_derivative
+from fdconv_zoo.ops.scratch import elements_at_once
+
+_SMALL_MAP = 20 * 20  # positions up to which rows and columns are transformed at once
 
 
 def modulate_bands_image_by_image(x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> Tensor:
@@ -30,20 +34,21 @@ def modulate_bands_image_by_image(x: Tensor, attention: Tensor, band_edges: Sequ
 def _low_passes(
     height: int, width: int, band_edges: tuple[float, ...], device: torch.device, dtype: torch.dtype
 ) -> LowPasses:
+    kind = SmallLowPasses if height * width <= _SMALL_MAP else LowPasses
     with torch.inference_mode(False), torch.no_grad():  # training may use it later
-        return LowPasses(height, width, band_edges, device=device, dtype=dtype)
+        return kind(height, width, band_edges, device=device, dtype=dtype)
 
 
 def _forward(x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> Tensor:
     low_passes = _low_passes(*x.shape[2:], tuple(band_edges), x.device, attention.dtype)
     y, differences = torch.empty_like(x), _differences(attention)
-    for image, some_x in enumerate(x):
-        some_x = some_x.to(attention.dtype)
-        result = attention[image, 0] * some_x
-        coefficients = low_passes.analyze(some_x)
-        for band, difference in enumerate(differences[image]):
-            result.addcmul_(difference, low_passes.synthesize(coefficients, band))
-        y[image] = result
+    for images in _chunks(x):
+        some_x = x[images].to(attention.dtype)
+        result = attention[images, :1] * some_x
+        coefficients = low_passes.analyze(some_x.flatten(0, 1))
+        for band, difference in enumerate(differences[images].split(1, dim=1)):
+            result.addcmul_(difference, low_passes.synthesize(coefficients, band).view(result.shape))
+        y[images] = result
     return y
 
 
@@ -51,32 +56,38 @@ def _backward(grad: Tensor, x: Tensor, attention: Tensor, band_edges: Sequence[f
     low_passes = _low_passes(*x.shape[2:], tuple(band_edges), x.device, attention.dtype)
     grad_x, grad_attention = torch.empty_like(x), torch.empty_like(attention)
     differences = _differences(attention)
-    for image, (some_x, some_grad) in enumerate(zip(x, grad, strict=True)):
-        grad_x[image], grad_attention[image] = _backward_of_image(
-            some_grad.to(attention.dtype),
-            some_x.to(attention.dtype),
-            attention[image, 0],
-            differences[image],
+    for images in _chunks(x):
+        grad_x[images], grad_attention[images] = _backward_of_images(
+            grad[images].to(attention.dtype),
+            x[images].to(attention.dtype),
+            attention[images, :1],
+            differences[images].split(1, dim=1),
             low_passes,
         )
     return grad_x, grad_attention
 
 
-def _backward_of_image(
-    grad: Tensor, x: Tensor, highest: Tensor, differences: Tensor, low_passes: LowPasses
+def _backward_of_images(
+    grad: Tensor, x: Tensor, highest: Tensor, differences: Sequence[Tensor], low_passes: LowPasses
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of x (C, H, W) and of attention (M, H, W)."""
-    coefficients = low_passes.analyze(x)
+    """The gradients of x (b, C, H, W) and of attention (b, M, H, W); the maps of one band are (b, 1, H, W)."""
+    coefficients = low_passes.analyze(x.flatten(0, 1))
     grad_coefficients = torch.zeros_like(coefficients)
-    grad_attention = [(grad * x).sum(0)]
+    grad_attention = [(grad * x).sum(1)]
     for band, difference in enumerate(differences):
-        sums = low_passes.synthesize(coefficients, band).mul_(grad).sum(0)
+        sums = low_passes.synthesize(coefficients, band).view(grad.shape).mul_(grad).sum(1)
         grad_attention[-1] -= sums
         grad_attention.append(sums)
-        part = low_passes.analyze(difference * grad, band)
-        grad_coefficients[:, : part.shape[1], : part.shape[2]] += part
-    grad_x = low_passes.synthesize(grad_coefficients).addcmul_(highest, grad)
-    return grad_x, torch.stack(grad_attention[:-1])
+        part = low_passes.analyze((difference * grad).flatten(0, 1), band)
+        grad_coefficients[tuple(map(slice, part.shape))] += part
+    grad_x = low_passes.synthesize(grad_coefficients).view(grad.shape).addcmul_(highest, grad)
+    return grad_x, torch.stack(grad_attention[:-1], dim=1)
+
+
+def _chunks(x: Tensor) -> list[slice]:
+    """The images that are worked on at once."""
+    step = max(elements_at_once(x.device.type) // math.prod(x.shape[1:]), 1)
+    return [slice(start, start + step) for start in range(0, x.shape[0], step)]
 
 
 def _differences(attention: Tensor) -> Tensor:

@@ -42,10 +42,10 @@ def convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
     Returns:
         (B, O, H', W').
     """
-    if kernels.shape[0] == 1 and not (x.shape[0] == 1 and _is_matrix_product(x, kernels, geometry)):
-        return F.conv2d(x, kernels[0], None, *geometry)
-    if _is_matrix_product(x, kernels, geometry):
+    if kernels.shape[0] == x.shape[0] and _is_matrix_product(x, kernels, geometry):
         return torch.bmm(kernels.flatten(2), x.flatten(2)).unflatten(2, x.shape[2:])
+    if kernels.shape[0] == 1:
+        return F.conv2d(x, kernels[0], None, *geometry)
     # The images of the batch become groups of one convolution.
     batch, out_channels = kernels.shape[:2]
     geometry = geometry._replace(groups=batch * geometry.groups)
@@ -84,7 +84,8 @@ def _is_matrix_product(x: Tensor, kernels: Tensor, geometry: Geometry) -> bool:
     For several kernels of one tap. For a single one torch's convolution on a CPU is the faster of the two, but it
     copies the kernel, which for a large one means memory fresh from the operating system.
     """
-    return kernels.shape[3:] == (1, 1) and geometry == POINTWISE and (x.shape[0] > 1 or kernels.nbytes > LARGE_TEMPORARY)
+    is_pointwise = kernels.shape[3:] == (1, 1) and geometry == POINTWISE
+    return is_pointwise and (x.shape[0] > 1 or kernels.nbytes > LARGE_TEMPORARY)
 
 
 def extract_patches(x: Tensor, kernel_size: tuple[int, int], geometry: Geometry) -> Tensor:

@@ -24,9 +24,7 @@ def dynamic_convolution(x: Tensor, parts: KernelParts, geometry: Geometry, path:
     Returns:
         (B, O, H', W').
     """
-    # A kernel that all images share is assembled once and convolved as a plain layer's.
-    is_static = parts.attention.shape[0] == 1 and all(part is None for part in (parts.windows, parts.channel, parts.filter))
-    if is_static or choose_path(path) == "plain":
+    if choose_path(path) == "plain":
         return convolve(x, assemble_kernels(parts).to(x.dtype), geometry)
     return convolve_image_by_image(x, parts, geometry)
 

@@ -32,11 +32,7 @@ from fdconv_zoo.ops.convolution import (
 from fdconv_zoo.ops.kernel_assembly import KernelParts
 from fdconv_zoo.ops.path import refuse_second_derivative
 from fdconv_zoo.ops.planes import LocalGates, MixedPlanes, plane_windows
-from fdconv_zoo.ops.scratch import scratch
-
-# Elements of kernels and features that are worked on at once: few enough for a processor's cache; enough to fill a
-# GPU. An image with more is worked on alone.
-_ELEMENTS_AT_ONCE = {"cpu": 2**18, "default": 2**26}
+from fdconv_zoo.ops.scratch import elements_at_once, scratch
 
 
 class _Plan(NamedTuple):
@@ -80,7 +76,8 @@ def convolve_image_by_image(x: Tensor, parts: KernelParts, geometry: Geometry) -
     sizes = (parts.kernel_shape, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return _operator(*tensors, *sizes)
-    return _forward(*tensors, *sizes)
+    mixed = parts.mixed if parts.mixed is None or taps is None else 2 * parts.mixed
+    return _forward(*tensors, *sizes, mixed=mixed)
 
 
 def _forward(
@@ -93,9 +90,10 @@ def _forward(
     columns: Tensor | None,
     rows: Tensor | None,
     *sizes: Any,
+    mixed: Tensor | None = None,
 ) -> Tensor:
     plan = _make_plan(x.shape, x.device.type, *map(_hashable, sizes))
-    planes = MixedPlanes(spectrum, group_index, attention, plan.kernel_shape[1] * plan.kernel_shape[3])
+    planes = MixedPlanes(spectrum, group_index, attention, plan.kernel_shape[1] * plan.kernel_shape[3], mixed)
     gates = None if taps is None else LocalGates(taps, windows)
     y = None
     for images in plan.chunks:
@@ -235,9 +233,8 @@ def _make_plan(
     # Where there are more output channels than positions, copying out the patches moves less than rearranging planes
     # into kernels.
     uses_patches = groups == 1 and not is_pointwise and out_channels > size[0] * size[1]
-    limit = _ELEMENTS_AT_ONCE.get(device_type, _ELEMENTS_AT_ONCE["default"])
     # Pointwise kernels of several images are one batched product, which does not mind large features.
-    step = max(limit // (num_elements if is_pointwise else num_elements + in_features), 1)
+    step = max(elements_at_once(device_type) // (num_elements if is_pointwise else num_elements + in_features), 1)
     return _Plan(
         kernel_shape=kernel_shape,
         geometry=geometry,

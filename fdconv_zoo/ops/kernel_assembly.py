@@ -31,6 +31,7 @@ class KernelParts(NamedTuple):
     spatial: Tensor | None  # (B, a, b), one factor a tap
     kernel_shape: tuple[int, int, int, int]  # (O, I, a, b)
     groups: int  # G; output channels q*O/G ... see input channels q*I ...
+    mixed: Tensor | None = None  # (1, O, I, a, b), what spectrum and shared attention give, where it is at hand
 
 
 def mix_spectrum(
@@ -84,7 +85,9 @@ def assemble_kernels(parts: KernelParts) -> Tensor:
         (B, O, I, a, b); B is 1 where all images share one kernel.
     """
     out_channels, in_channels, *kernel_size = parts.kernel_shape
-    kernels = mix_spectrum(parts.spectrum, parts.group_index, parts.attention, parts.kernel_shape)
+    kernels = parts.mixed
+    if kernels is None:
+        kernels = mix_spectrum(parts.spectrum, parts.group_index, parts.attention, parts.kernel_shape)
     if parts.taps is not None:
         # The local factors come with I innermost in memory. As the first operand they hand that layout to the
         # product, whose inner loops then run over I and not over the few taps.

@@ -13,6 +13,9 @@ from torch import Tensor
 # In bytes: what is smaller the C library's allocator usually keeps at hand when it is freed.
 LARGE_TEMPORARY = 5 * 2**20
 
+# Elements that are worked on at once: few enough for a processor's cache; enough to fill a GPU.
+_ELEMENTS_AT_ONCE = {"cpu": 2**18, "default": 2**26}
+
 _buffers = threading.local()
 
 
@@ -26,3 +29,8 @@ def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch
         with torch.inference_mode(False):  # a tensor made in inference mode could not be written to outside of it
             buffer = vars(_buffers)[name] = torch.empty(size, dtype=torch.uint8)
     return buffer[:size].view(dtype).view(shape)
+
+
+def elements_at_once(device_type: str) -> int:
+    """How many elements of kernels and features to work on at once; an image with more is worked on alone."""
+    return _ELEMENTS_AT_ONCE.get(device_type, _ELEMENTS_AT_ONCE["default"])
