@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fdconv_zoo import FourierDisjointWeight, FrequencyBandModulation, KernelSpatialModulation
+from fdconv_zoo import FDConv2d, FourierDisjointWeight, FrequencyBandModulation, KernelSpatialModulation
 from fdconv_zoo.layers.disjoint_weight import frequency_groups
 from fdconv_zoo.ops import low_pass_basis
 
@@ -76,6 +76,54 @@ def test_fdw_is_the_same_on_a_gpu(shape):
     attention = torch.rand(2, 8)
     expected = fdw(attention)
     assert relative_error(fdw.cuda()(attention.cuda()).cpu(), expected) < 1e-5
+
+
+def count_transforms(monkeypatch):
+    """How often an inverse transform has run."""
+    calls = []
+    irfft = torch.fft.irfft
+    monkeypatch.setattr(torch.fft, "irfft", lambda *args, **kwargs: calls.append(1) or irfft(*args, **kwargs))
+    return calls
+
+
+@pytest.mark.parametrize("options", [{"ksm_local": False}, {"ksm_local": True}], ids=["static", "local"])
+def test_inference_transforms_weights_once_until_they_change(monkeypatch, options):
+    layer = randomize(FDConv2d(8, 6, 3, padding=1, num_kernels=4, ksm_global=False, **options)).eval()
+    x = torch.randn(2, 8, 5, 5)
+
+    def infer(layer):
+        with torch.inference_mode():
+            return layer(x)
+
+    calls = count_transforms(monkeypatch)
+    assert torch.equal(infer(layer), infer(layer))
+    assert len(calls) == 1
+
+    def step():
+        layer(x).square().sum().backward()
+        torch.optim.SGD(layer.parameters(), lr=0.1).step()
+
+    def write_behind_autograd():  # as some averages of weights do, between train() and eval()
+        layer.train()
+        layer.fdw.spectrum.data.mul_(1.5)
+        layer.eval()
+
+    changes = {
+        "optimizer": step,
+        "load": lambda: layer.load_state_dict(nn.Conv2d(8, 6, 3, padding=1).state_dict()),
+        "in place": lambda: nn.init.normal_(layer.fdw.spectrum),
+        "data": write_behind_autograd,
+        "dtype": layer.bfloat16,
+    }
+    for name, change in changes.items():
+        before = infer(layer)
+        change()
+        x = x.to(layer.fdw.spectrum.dtype)
+        expected = layer(x).detach()  # not inference: nothing is taken from the cache
+        assert relative_error(infer(layer), expected) < 1e-6, name
+        assert not torch.equal(infer(layer), before), name
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
+    assert torch.equal(infer(twin), infer(layer))
 
 
 def test_fdw_buffers_are_derived():

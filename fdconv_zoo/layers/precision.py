@@ -9,16 +9,19 @@ from torch import Tensor
 def no_autocast(device_type: str) -> AbstractContextManager:
     """A context in which operations keep the dtype they are given."""
     # Entering torch.autocast costs as much as several small operations.
-    enabled = torch.is_autocast_enabled(device_type)
-    return torch.autocast(device_type, enabled=False) if enabled else nullcontext()
+    return torch.autocast(device_type, enabled=False) if _autocasts(device_type) else nullcontext()
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """What a plain layer would convolve x in: autocast's dtype where it is on, else x's own."""
-    is_cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    is_cast = _autocasts(x.device.type) and x.dtype != torch.float64
     return torch.get_autocast_dtype(x.device.type) if is_cast else x.dtype
 
 
 def transform_dtype(x: Tensor) -> torch.dtype:
     """For sums over whole maps, which overflow or drown in half precision: float32, or wider where x is."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _autocasts(device_type: str) -> bool:
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
