@@ -55,41 +55,16 @@ class LowPasses:
     def analyze(self, x: Tensor, band: int = 0) -> Tensor:
         """The coefficients (N, P, Q) of the sinusoids that pass edge ``band`` in x (N, H, W)."""
         rows, cols = self.passing[band]
-        # The second product runs over all maps at once, as one matrix.
-        return self.rows[:, :rows].T @ (x @ self.cols[:, :cols])
+        return self.rows[:, :rows].T @ self.multiply(x, self.cols[:, :cols])
 
     def synthesize(self, coefficients: Tensor, band: int = 0) -> Tensor:
         """What passes edge ``band``, (N, H, W), from the coefficients (N, P, Q) of that edge or a higher one."""
         rows, cols = self.passing[band]
-        return (self.rows[:, :rows] @ coefficients[:, :rows, :cols]) @ self.cols[:, :cols].T
+        return self.multiply(self.rows[:, :rows] @ coefficients[:, :rows, :cols], self.cols[:, :cols].T)
 
-
-class SmallLowPasses(LowPasses):
-    """The same for small maps, rows and columns at once: one matrix product instead of many tiny ones.
-
-    The coefficients are (N, P*Q), those of the lowest band first, so that here too a lower edge takes a prefix.
-    """
-
-    def __init__(
-        self, height: int, width: int, band_edges: Sequence[float], *, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        super().__init__(height, width, band_edges, device=device, dtype=dtype)
-        (num_rows, num_cols) = self.passing[0]
-        row, col = torch.arange(num_rows, device=device)[:, None], torch.arange(num_cols, device=device)
-        num_passed = sum(((row < rows) & (col < cols)).long() for rows, cols in self.passing)
-        order = num_passed.flatten().argsort(descending=True, stable=True)
-        basis = torch.einsum("hp,wq->hwpq", self.rows, self.cols).flatten(2).flatten(0, 1)
-        self.basis = basis[:, order].contiguous()  # (H*W, P*Q)
-        self.counts = [rows * cols for rows, cols in self.passing]
-
-    def analyze(self, x: Tensor, band: int = 0) -> Tensor:
-        """(N, H, W) to (N, P*Q)."""
-        return x.flatten(1) @ self.basis[:, : self.counts[band]]
-
-    def synthesize(self, coefficients: Tensor, band: int = 0) -> Tensor:
-        """(N, P*Q) to (N, H, W)."""
-        count = self.counts[band]
-        return (coefficients[:, :count] @ self.basis[:, :count].T).unflatten(1, self.size)
+    def multiply(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """(N, H, W) times (W, V): one product over the rows of all maps."""
+        return x @ matrix
 
 
 def modulate_bands_plain(x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> Tensor:
