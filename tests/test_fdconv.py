@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from typing import get_args
 
 import literal
 import pytest
@@ -12,7 +13,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from fdconv_zoo import FDConv2d, FDLinear
+from fdconv_zoo import FDConv2d, FDLinear, ops, set_path
+
+PATHS = get_args(ops.Path)
+on_every_path = pytest.mark.parametrize("path", PATHS)
 
 
 def max_kernels(o, i, k):
@@ -35,27 +39,32 @@ def geometries(draw):
 
 
 @given(
-    geometry=geometries(), ksm_global=st.booleans(), ksm_local=st.booleans(), fbm=st.sampled_from([None, True, False])
-)
-def test_layer_matches_the_literal_paper(geometry, ksm_global, ksm_local, fbm):
+    geometry=geometries(), ksm_global=st.booleans(), ksm_local=st.booleans(), fbm=st.sampled_from([None, True, False]),
+    path=st.sampled_from(PATHS),
+)  # fmt: skip
+def test_layer_matches_the_literal_paper(geometry, ksm_global, ksm_local, fbm, path):
     arguments, bias, n, size = geometry
     layer = FDConv2d(
         *arguments, bias, dtype=torch.float64, num_kernels=n, ksm_global=ksm_global, ksm_local=ksm_local, fbm=fbm,
         temperature=1.5, kernel_temperature=0.8,
     )  # fmt: skip
     randomize(layer).eval()
+    set_path(layer, path)
     x = torch.randn(2, arguments[0], *size, dtype=torch.float64)
     assert relative_error(layer(x), literal.fdconv2d(layer, x)) < 1e-9
 
 
-@given(geometry=geometries(), mode=st.sampled_from(["zeros", "zeros", "reflect", "circular"]))
-def test_from_conv_computes_the_same_function(geometry, mode):
+@given(
+    geometry=geometries(), mode=st.sampled_from(["zeros", "zeros", "reflect", "circular"]), path=st.sampled_from(PATHS)
+)
+def test_from_conv_computes_the_same_function(geometry, mode, path):
     arguments, bias, n, size = geometry
     in_channels, _, kernel_size, _, padding, dilation, _ = arguments
     reach = padding if isinstance(padding, int) else dilation * (kernel_size - 1) // 2
     assume(mode == "zeros" or reach < min(size))
     conv = nn.Conv2d(*arguments, bias, padding_mode=mode)
     layer = FDConv2d.from_conv(conv, num_kernels=n)
+    set_path(layer, path)
     x = torch.randn(3, in_channels, *size)
     for mode in (True, False):
         y = layer.train(mode)(x)
@@ -63,38 +72,46 @@ def test_from_conv_computes_the_same_function(geometry, mode):
         assert relative_error(y, conv(x)) < 1e-5
 
 
+@on_every_path
 @pytest.mark.parametrize("shape", [(2, 10, 48), (2, 4, 6, 48)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_from_linear_computes_the_same_function(shape, bias):
+def test_from_linear_computes_the_same_function(shape, bias, path):
     linear = nn.Linear(48, 96, bias)
     layer = FDLinear.from_linear(linear)
+    set_path(layer, path)
     x = torch.randn(shape)
     assert layer(x).shape == linear(x).shape
     assert relative_error(layer(x), linear(x)) < 1e-5
 
 
-def test_linear_is_a_pointwise_convolution():
+@on_every_path
+def test_linear_is_a_pointwise_convolution(path):
     linear = randomize(FDLinear(24, 40, num_kernels=8)).eval()
     conv = FDConv2d(24, 40, 1, num_kernels=8).eval()
     conv.load_state_dict(linear.state_dict())
+    set_path(nn.ModuleList([linear, conv]), path)
     x = torch.randn(2, 5, 7, 24)
     assert relative_error(linear(x), conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)) < 1e-5
     assert relative_error(linear(x.flatten(1, 2)), linear(x).flatten(1, 2)) < 1e-6
 
 
+@on_every_path
 @pytest.mark.parametrize("k", [1, 3, 5, 7])
-def test_depthwise(k):
+def test_depthwise(k, path):
     conv = nn.Conv2d(33, 33, k, padding=k // 2, groups=33)
     layer = FDConv2d.from_conv(conv, num_kernels=16)
+    set_path(layer, path)
     x = torch.randn(2, 33, 12, 10)
     assert relative_error(layer(x), conv(x)) < 1e-5
 
 
+@on_every_path
 @pytest.mark.parametrize("n", [1, 2, 63, 64, 96 * 49])
-def test_any_number_of_kernels_for_any_shape(n):
+def test_any_number_of_kernels_for_any_shape(n, path):
     """96 channels with n = 64 do not divide evenly: the first stage of ConvNeXt-T and Swin-T."""
     linear = nn.Linear(96, 96)
     layer = FDLinear.from_linear(linear, num_kernels=n)
+    set_path(layer, path)
     x = torch.randn(2, 3, 96)
     assert relative_error(layer(x), linear(x)) < 1e-5
 
@@ -125,9 +142,11 @@ def test_converted_layers_train_all_their_parameters_at_once(plain, batch):
     assert not still
 
 
+@on_every_path
 @pytest.mark.parametrize("batch", [1, 2])
-def test_feature_maps_of_one_pixel(batch):
+def test_feature_maps_of_one_pixel(batch, path):
     layer = randomize(FDConv2d(20, 24, 3, padding=1))
+    set_path(layer, path)
     x = torch.randn(batch, 20, 1, 1)
     assert relative_error(layer.double().eval()(x.double()), literal.fdconv2d(layer, x)) < 1e-9
     layer.float().train()(x).sum().backward()

@@ -2,19 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from conftest import relative_error
 from safetensors import safe_open
 
-from fdconv_zoo import FDConv2d, FDLinear, from_reference
+from fdconv_zoo import FDConv2d, FDLinear, from_reference, ops, set_path
 
 RECORDINGS = sorted((Path(__file__).parent / "recordings").glob("*.safetensors"))
+on_every_path = pytest.mark.parametrize("path", get_args(ops.Path))
 
 
-def read(path):
-    with safe_open(path, "pt") as file:
+def read(recording):
+    with safe_open(recording, "pt") as file:
         config = json.loads(file.metadata()["config"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
 
@@ -41,13 +43,15 @@ def build(config, band_mask):
     )
 
 
-@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
-def test_layer_matches_recording(path):
-    config, tensors, params, grads = read(path)
+@on_every_path
+@pytest.mark.parametrize("recording", RECORDINGS, ids=lambda recording: recording.stem)
+def test_layer_matches_recording(recording, path):
+    config, tensors, params, grads = read(recording)
     # Their masks are exact at 64x64 only.
     layer = build(config, "exact" if config["height"] == 64 or config["kernel_size"] == 1 else "reference")
     layer.load_state_dict(from_reference(params))
     layer.train(config["train"])
+    set_path(layer, path)
     x = tensors["input"].requires_grad_()
     y = layer(x)
     (y * tensors["grad_output"]).sum().backward()
@@ -61,20 +65,24 @@ def test_layer_matches_recording(path):
     actual = {key: parameter.grad for key, parameter in layer.named_parameters()}
     assert expected.keys() == actual.keys()
     errors |= {key: relative_error(actual[key], expected[key]) for key in expected}
-    print(f"{path.stem}: worst {max(errors.values()):.1e}")
+    print(f"{recording.stem}, {path}: worst {max(errors.values()):.1e}")
     assert max(errors.values()) < 1e-5, errors
 
 
-def test_exact_and_reference_masks_differ_off_64x64():
-    config, tensors, params, _ = read(next(path for path in RECORDINGS if "small_map" in path.stem))
+@on_every_path
+def test_exact_and_reference_masks_differ_off_64x64(path):
+    config, tensors, params, _ = read(next(file for file in RECORDINGS if "small_map" in file.stem))
     layer = build(config, "exact")
+    set_path(layer, path)
     layer.load_state_dict(from_reference(params))
     assert relative_error(layer.eval()(tensors["input"]), tensors["output"]) > 0.01
 
 
-def test_linear_reads_a_pointwise_recording():
-    config, tensors, params, _ = read(next(path for path in RECORDINGS if "bias" in path.stem))
+@on_every_path
+def test_linear_reads_a_pointwise_recording(path):
+    config, tensors, params, _ = read(next(file for file in RECORDINGS if "bias" in file.stem))
     layer = FDLinear(config["in_channels"], config["out_channels"], num_kernels=config["kernel_num"]).eval()
+    set_path(layer, path)
     layer.load_state_dict(from_reference(params))
     y = layer(tensors["input"].permute(0, 2, 3, 1))
     assert relative_error(y.permute(0, 3, 1, 2), tensors["output"]) < 1e-5
