@@ -331,9 +331,7 @@ def test_half_parameters(index):
 
 
 @WHOLE_AND_IN_BLOCKS
-@pytest.mark.parametrize(
-    "path", [pytest.param("plain", marks=pytest.mark.xfail(reason="torch returns contiguous", strict=True)), "rebuild"]
-)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("shape", [(6, 10, 3, 1, 1), (6, 40, 3, 1, 1), (6, 10, 3, 2, 1), (6, 10, 1)], ids=str)
 def test_channels_last_stays_channels_last(shape, path, blocks):
     layer = randomize(FDConv2d(*shape, num_kernels=4)).eval()
@@ -341,7 +339,8 @@ def test_channels_last_stays_channels_last(shape, path, blocks):
     expected = results(layer, x, "plain")
     with blocks():
         actual = results(layer, x.to(memory_format=torch.channels_last), path)
-    assert actual["output"].is_contiguous(memory_format=torch.channels_last)
+    if path == "rebuild":  # torch's grouped convolution, which the plain path is, returns what is contiguous
+        assert actual["output"].is_contiguous(memory_format=torch.channels_last)
     assert_close(actual, expected, 1e-4)
 
 
@@ -562,7 +561,6 @@ def test_functional_calls_use_the_parameters_they_are_given(options, mode, path)
     check_functional_calls(options, mode, path)
 
 
-@pytest.mark.xfail(reason="the cached kernel of a tensor that is freed is taken for that of the next one", strict=True)
 @pytest.mark.parametrize("options", [{"ksm_global": False}, {"ksm_global": False, "ksm_local": False}], ids=str)
 def test_functional_calls_without_gradient_use_the_parameters_they_are_given(options):
     check_functional_calls(options, torch.no_grad, "rebuild")

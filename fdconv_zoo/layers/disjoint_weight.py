@@ -59,7 +59,7 @@ class FourierDisjointWeight(nn.Module):
         self.spectrum = nn.Parameter(torch.empty(rows, cols, 2, device=device, dtype=dtype))
         self.register_buffer("group_index", torch.empty(0), persistent=False)
         self.init_non_persistent_buffers()
-        self._cache: tuple[tuple[int, ...], Tensor] | None = None
+        self._cache: tuple[tuple[int, ...], tuple[Tensor, ...], Tensor] | None = None
         self.reset_parameters()
 
     def init_non_persistent_buffers(self) -> None:
@@ -120,8 +120,10 @@ class FourierDisjointWeight(nn.Module):
         """What depends on the weights alone, made once until they change."""
         key = (self.spectrum.data_ptr(), self.spectrum._version, self.group_index.data_ptr())
         if self._cache is None or self._cache[0] != key:
-            self._cache = (key, mix_spectrum(*self.parts(), self.kernel_shape))
-        return self._cache[1]
+            # The tensors are held, so that no other can come to lie where they are.
+            held = (self.spectrum.detach(), self.group_index)
+            self._cache = (key, held, mix_spectrum(*self.parts(), self.kernel_shape))
+        return self._cache[-1]
 
     def train(self, mode: bool = True) -> "FourierDisjointWeight":
         """As in ``nn.Module``; what inference has cached is forgotten."""

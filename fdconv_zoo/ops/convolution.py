@@ -48,8 +48,8 @@ def convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
         return F.conv2d(x, kernels[0], None, *geometry)
     # The images of the batch become groups of one convolution.
     batch, out_channels = kernels.shape[:2]
-    geometry = geometry._replace(groups=batch * geometry.groups)
-    y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1), None, *geometry)
+    grouped = Geometry(geometry.stride, geometry.padding, geometry.dilation, batch * geometry.groups)
+    y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1), None, *grouped)
     return y.view(batch, out_channels, *y.shape[2:])
 
 
