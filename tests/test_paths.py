@@ -20,20 +20,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from fdconv_zoo import FDConv2d, FDLinear, FrequencyBandModulation, ops, set_path
-from fdconv_zoo.ops import bands_image_by_image, convolution, image_by_image, planes, scratch
+from fdconv_zoo.ops import bands_image_by_image, image_by_image, scratch
 from fdconv_zoo.profiling import bytes_saved_for_backward
 
 PATHS = get_args(ops.Path)
 
 
 @contextmanager
-def small_blocks():
-    """What goes image by image or in blocks because it is large does so however small it is."""
+def one_by_one():
+    """What goes image by image because it is large does so however small it is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(scratch._ELEMENTS_AT_ONCE, "cpu", 1)
         patch.setattr(bands_image_by_image, "_SMALL_MAP", 0)
-        patch.setattr(planes, "LARGE_TEMPORARY", 100)
-        patch.setattr(convolution, "LARGE_TEMPORARY", 100)
         forget_sizes()
         yield
     forget_sizes()
@@ -45,7 +43,7 @@ def forget_sizes():
     bands_image_by_image._low_passes.cache_clear()
 
 
-WHOLE_AND_IN_BLOCKS = pytest.mark.parametrize("blocks", [nullcontext, small_blocks])
+TOGETHER_AND_ONE_BY_ONE = pytest.mark.parametrize("chunks", [nullcontext, one_by_one])
 
 
 def results(layer, x, path=None):
@@ -154,15 +152,15 @@ def check_gradients(layer, x, check=torch.autograd.gradcheck, path="rebuild", **
     ),
     batch=st.integers(1, 3),
     train=st.booleans(),
-    blocks=st.sampled_from([nullcontext, small_blocks]),
+    chunks=st.sampled_from([nullcontext, one_by_one]),
     memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
 )
-def test_paths_agree_on_any_geometry(geometry, options, batch, train, blocks, memory_format):
+def test_paths_agree_on_any_geometry(geometry, options, batch, train, chunks, memory_format):
     arguments, bias, n, size = geometry
     layer = double(FDConv2d, *arguments, bias, num_kernels=n, **options).train(train)
     x = torch.randn(batch, arguments[0], *size, dtype=torch.float64).to(memory_format=memory_format)
     expected = results(layer, x, "plain")
-    with blocks():
+    with chunks():
         assert_close(results(layer, x, "rebuild"), expected, 1e-9)
 
 
@@ -174,15 +172,14 @@ def test_paths_agree_on_tokens(in_features, out_features, tokens, batch):
     x = torch.randn(batch, tokens, in_features, dtype=torch.float64)
     expected = results(layer, x, "plain")
     assert_close(results(layer, x, "rebuild"), expected, 1e-9)
-    with small_blocks():
+    with one_by_one():
         assert_close(results(layer, x, "rebuild"), expected, 1e-9)
 
 
 def test_paths_agree_where_kernels_are_large():
-    """Of a size at which intermediates really go in blocks, and images alone."""
+    """Of a size at which images really go alone."""
     layer = randomize(FDConv2d(320, 512, 3, padding=1))
     x = torch.randn(2, 320, 5, 7)
-    assert layer.fdw.spectrum.nbytes > scratch.LARGE_TEMPORARY
     expected = results(layer.double(), x.double(), "plain")
     actual = results(layer.float(), x, "rebuild")
     assert_close({name: tensor.double() for name, tensor in actual.items()}, expected, 1e-4)
@@ -231,9 +228,9 @@ def test_backward_through_a_graph_that_is_kept():
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-@WHOLE_AND_IN_BLOCKS
-def test_interleaved_layers_do_not_disturb_each_other(blocks):
-    with blocks():
+@TOGETHER_AND_ONE_BY_ONE
+def test_interleaved_layers_do_not_disturb_each_other(chunks):
+    with chunks():
         layers = odd()
         expected = [results(layer.eval(), x, "rebuild") for layer, x in layers]
         # All forward passes before the first backward pass, and backward in the same order, not the reverse.
@@ -245,11 +242,11 @@ def test_interleaved_layers_do_not_disturb_each_other(blocks):
             assert equal({"output": y, **gradients_by_name(layer, gradients)}, alone)
 
 
-@WHOLE_AND_IN_BLOCKS
+@TOGETHER_AND_ONE_BY_ONE
 @pytest.mark.parametrize("options", [{}, {"ksm_global": False}, {"ksm_local": False}], ids=str)
 @pytest.mark.parametrize("shape", [(6, 10, 3, 1, 1), (6, 100, 3, 1, 1), (6, 10, 1), (6, 100, 1)], ids=str)
-def test_results_are_not_overwritten_by_later_calls(shape, options, blocks):
-    with blocks():
+def test_results_are_not_overwritten_by_later_calls(shape, options, chunks):
+    with chunks():
         layer = randomize(FDConv2d(*shape, bias=False, num_kernels=4, **options))
         for batch in (1, 3):
             kept = results(layer, torch.randn(batch, 6, 5, 4), "rebuild")
@@ -330,14 +327,14 @@ def test_half_parameters(index):
     assert_close(actual, expected, 2e-2)
 
 
-@WHOLE_AND_IN_BLOCKS
+@TOGETHER_AND_ONE_BY_ONE
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("shape", [(6, 10, 3, 1, 1), (6, 40, 3, 1, 1), (6, 10, 3, 2, 1), (6, 10, 1)], ids=str)
-def test_channels_last_stays_channels_last(shape, path, blocks):
+def test_channels_last_stays_channels_last(shape, path, chunks):
     layer = randomize(FDConv2d(*shape, num_kernels=4)).eval()
     x = torch.randn(3, 6, 5, 4)
     expected = results(layer, x, "plain")
-    with blocks():
+    with chunks():
         actual = results(layer, x.to(memory_format=torch.channels_last), path)
     if path == "rebuild":  # torch's grouped convolution, which the plain path is, returns what is contiguous
         assert actual["output"].is_contiguous(memory_format=torch.channels_last)

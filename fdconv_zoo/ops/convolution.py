@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fdconv_zoo.ops.scratch import LARGE_TEMPORARY, scratch
-
 
 class Geometry(NamedTuple):
     """Of a convolution, in (rows, columns), as in ``nn.Conv2d``."""
@@ -42,10 +40,10 @@ def convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
     Returns:
         (B, O, H', W').
     """
-    if kernels.shape[0] == x.shape[0] and _is_matrix_product(x, kernels, geometry):
-        return torch.bmm(kernels.flatten(2), x.flatten(2)).unflatten(2, x.shape[2:])
     if kernels.shape[0] == 1:
         return F.conv2d(x, kernels[0], None, *geometry)
+    if kernels.shape[3:] == (1, 1) and geometry == POINTWISE:
+        return torch.bmm(kernels.flatten(2), x.flatten(2)).unflatten(2, x.shape[2:])
     # The images of the batch become groups of one convolution.
     batch, out_channels = kernels.shape[:2]
     grouped = Geometry(geometry.stride, geometry.padding, geometry.dilation, batch * geometry.groups)
@@ -57,11 +55,11 @@ def convolve_backward(
     grad: Tensor, x: Tensor, kernels: Tensor, geometry: Geometry, needs_x: bool
 ) -> tuple[Tensor | None, Tensor]:
     """The gradients of :func:`convolve` with respect to x and kernels, for B kernels."""
-    if _is_matrix_product(x, kernels, geometry):
+    # For a single image torch's convolution is the faster of the two.
+    if x.shape[0] > 1 and kernels.shape[3:] == (1, 1) and geometry == POINTWISE:
         rows, matrix = grad.flatten(2), kernels.flatten(2)
         grad_x = torch.bmm(matrix.transpose(1, 2), rows).view(x.shape) if needs_x else None
-        grad_kernels = scratch("grad_kernels", matrix.shape, matrix.dtype, matrix.device)
-        return grad_x, torch.bmm(rows, x.flatten(2).transpose(1, 2), out=grad_kernels).view(kernels.shape)
+        return grad_x, torch.bmm(rows, x.flatten(2).transpose(1, 2)).view(kernels.shape)
     grad_x, grad_kernels, _ = torch.ops.aten.convolution_backward(
         grad.reshape(1, -1, *grad.shape[2:]),
         x.reshape(1, -1, *x.shape[2:]),
@@ -76,16 +74,6 @@ def convolve_backward(
         (needs_x, True, False),
     )
     return grad_x.view(x.shape) if needs_x else None, grad_kernels.view(kernels.shape)
-
-
-def _is_matrix_product(x: Tensor, kernels: Tensor, geometry: Geometry) -> bool:
-    """Whether to call a matrix product instead of a convolution.
-
-    For several kernels of one tap. For a single one torch's convolution on a CPU is the faster of the two, but it
-    copies the kernel, which for a large one means memory fresh from the operating system.
-    """
-    is_pointwise = kernels.shape[3:] == (1, 1) and geometry == POINTWISE
-    return is_pointwise and (x.shape[0] > 1 or kernels.nbytes > LARGE_TEMPORARY)
 
 
 def extract_patches(x: Tensor, kernel_size: tuple[int, int], geometry: Geometry) -> Tensor:

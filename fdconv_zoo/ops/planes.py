@@ -4,13 +4,12 @@ A plane lays a kernel out as R = O*a rows by C = I*b columns; its half spectrum 
 of images that are worked on.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fdconv_zoo.ops.scratch import LARGE_TEMPORARY, scratch
+from fdconv_zoo.ops.scratch import scratch
 
 
 class MixedPlanes:
@@ -50,7 +49,7 @@ class MixedPlanes:
         """Take in the gradient of what :meth:`make` returned, (b, R, C)."""
         if self.is_shared:
             grad, images = grad.sum(0, keepdim=True), slice(0, 1)
-        grad = self._adjoint_transform(grad)
+        grad = _transform_rows(torch.fft.fft, torch.fft.rfft(grad, dim=2))
         if self._grad_spectrum is None:
             self._grad_spectrum = torch.zeros_like(self.spectrum)
             self._grad_attention = self.attention.real.new_zeros(self.attention.shape)
@@ -78,24 +77,7 @@ class MixedPlanes:
     def _inverse_transform(self, weights: Tensor) -> Tensor:
         # irfft2 in its two passes, for the reasons of `mix_spectrum`, and because it can go through memory in order.
         columns = _transform_rows(torch.fft.ifft, weights.mul_(self.spectrum))
-        blocks = _blocks(columns, dim=1)
-        if len(blocks) == 1:
-            return torch.fft.irfft(columns, n=self.cols, dim=2)
-        shape = (*columns.shape[:2], self.cols)
-        planes = scratch("mixed", shape, columns.real.dtype, columns.device)
-        for rows in blocks:
-            planes[:, rows] = torch.fft.irfft(columns[:, rows], n=self.cols, dim=2)
-        return planes
-
-    def _adjoint_transform(self, grad: Tensor) -> Tensor:
-        """Up to :meth:`_adjoint_scale`."""
-        blocks = _blocks(grad, dim=1)
-        if len(blocks) == 1:
-            return _transform_rows(torch.fft.fft, torch.fft.rfft(grad, dim=2))
-        columns = self._scratch("grad_columns", (*grad.shape[:2], self.index.shape[1]))
-        for rows in blocks:
-            columns[:, rows] = torch.fft.rfft(grad[:, rows], dim=2)
-        return _transform_rows(torch.fft.fft, columns)
+        return torch.fft.irfft(columns, n=self.cols, dim=2)
 
     def _adjoint_scale(self) -> Tensor:
         """(H,): what the adjoint of irfft2 is as a multiple of rfft2, doubled where a coefficient counts twice."""
@@ -169,15 +151,5 @@ def _transform_rows(transform: Callable[..., Tensor], planes: Tensor) -> Tensor:
     """
     if len(planes) > 1:
         return transform(planes, dim=1)
-    plane = planes[0]
-    for cols in _blocks(plane, dim=1):
-        plane[:, cols] = transform(plane[:, cols], dim=0)
+    planes[0] = transform(planes[0], dim=0)
     return planes
-
-
-def _blocks(planes: Tensor, dim: int) -> list[slice]:
-    """Cut ``dim`` so that what is made of a block is small enough for the allocator to keep it at hand."""
-    is_limited = planes.device.type == "cpu"
-    count = math.ceil(planes.nbytes / LARGE_TEMPORARY) if is_limited else 1
-    step = math.ceil(planes.shape[dim] / count)
-    return [slice(start, start + step) for start in range(0, planes.shape[dim], step)]

@@ -10,9 +10,6 @@ import threading
 import torch
 from torch import Tensor
 
-# In bytes: what is smaller the C library's allocator usually keeps at hand when it is freed.
-LARGE_TEMPORARY = 5 * 2**20
-
 # Elements that are worked on at once: few enough for a processor's cache; enough to fill a GPU.
 _ELEMENTS_AT_ONCE = {"cpu": 2**18, "default": 2**26}
 
