@@ -122,7 +122,7 @@ class FourierDisjointWeight(nn.Module):
         if self._cache is None or self._cache[0] != key:
             # The tensors are held, so that no other can come to lie where they are.
             held = (self.spectrum.detach(), self.group_index)
-            self._cache = (key, held, mix_spectrum(*self.parts(), self.kernel_shape))
+            self._cache = (key, held, mix_spectrum(*self.parts(), self.kernel_shape).contiguous())
         return self._cache[-1]
 
     def train(self, mode: bool = True) -> "FourierDisjointWeight":
