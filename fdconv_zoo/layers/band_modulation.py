@@ -1,7 +1,7 @@
 """FBM: Frequency Band Modulation (FDConv, section 3.3, https://arxiv.org/abs/2503.18783)."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -81,3 +81,61 @@ class FrequencyBandModulation(nn.Module):
         edges = ", ".join(f"{edge:g}" for edge in self.band_edges)
         path = "plain" if self.band_mask == "reference" else choose_path(self.path)
         return f"band_edges=({edges}), band_mask={self.band_mask!r}, path={path!r}"
+
+
+class BandModulatedConv2d(nn.Conv2d):
+    """A plain convolution with Frequency Band Modulation on its input; a fresh one is the plain convolution.
+
+    It reads plain checkpoints: where they have nothing for ``fbm``, that becomes neutral.
+
+    Args:
+        *args, **kwargs: of ``nn.Conv2d``.
+        band_edges, band_mask: of :class:`FrequencyBandModulation`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        band_edges: Sequence[float] = BAND_EDGES,
+        band_mask: BandMask = "exact",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        factory = {"device": self.weight.device, "dtype": self.weight.dtype}
+        self.fbm = FrequencyBandModulation(self.in_channels, band_edges, band_mask, **factory)
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, **options: Any) -> "BandModulatedConv2d":
+        """A layer of the same function as ``conv``, with its parameters.
+
+        Args:
+            conv: the plain layer; it is not changed.
+            **options: ``band_edges`` and ``band_mask``.
+        """
+        with torch.device("meta"):
+            layer = cls(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,
+                conv.stride,
+                conv.padding,
+                conv.dilation,
+                conv.groups,
+                conv.bias is not None,
+                conv.padding_mode,
+                **options,
+            )
+        layer.to_empty(device=conv.weight.device).to(conv.weight.dtype)
+        layer.fbm.reset_parameters()
+        layer.weight, layer.bias = conv.weight, conv.bias
+        return layer.train(conv.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, I, H, W) to (B, O, H', W')."""
+        return super().forward(self.fbm(x))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        if prefix + "weight" in state_dict and prefix + "fbm.attention.weight" not in state_dict:
+            self.fbm.reset_parameters()
+            state_dict.update({f"{prefix}fbm.{key}": value for key, value in self.fbm.state_dict().items()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
