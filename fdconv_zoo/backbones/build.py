@@ -1,6 +1,8 @@
-"""What all families share: building through timm, default configurations, and the arguments of FDConv layers."""
+"""What all families share: which layers become FDConv, default configurations, and building through timm."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import timm
@@ -8,7 +10,9 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Offl
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from fdconv_zoo.conversion import LAYER_OPTIONS
+from fdconv_zoo.conversion import LAYER_OPTIONS, replace_layers
+
+StateDict = dict[str, Tensor]
 
 
 def split_layer_options(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -17,24 +21,53 @@ def split_layer_options(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[st
     return options, {name: value for name, value in kwargs.items() if name not in LAYER_OPTIONS}
 
 
-def converted_cfgs(plain_names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Default configurations that start from weights timm publishes for the plain twins.
+def replace_in_blocks(
+    model: nn.Module, block: str, names: Sequence[str], choices: Sequence[str], **options: Any
+) -> None:
+    """Make the named layers of every block FDConv; those with 16 or fewer input or output channels stay plain.
 
     Args:
-        plain_names: timm's ``architecture.tag``, e.g. ``resnet50.a1_in1k``.
+        model: changed in place.
+        block: regular expression of a block's name in the model.
+        names: of the layers within a block; an outer name stands for all in it.
+        choices: the names that this family's blocks can have.
+        **options: of the FDConv layers.
+
+    Raises:
+        ValueError: a name that is not among the choices, or an option that does not fit a layer.
+    """
+    for name in names:
+        if name not in choices:
+            raise ValueError(f"fdconv_layers names {name!r}: the layers to choose from are {', '.join(choices)}.")
+
+    def is_dynamic(name: str, layer: nn.Module) -> bool:
+        in_block = re.fullmatch(rf"{block}\.(.+)", name)
+        is_named = in_block and any(f"{in_block[1]}.".startswith(f"{choice}.") for choice in names)
+        width = layer.weight.shape[:2]
+        return bool(is_named) and min(width[0], width[1] * getattr(layer, "groups", 1)) > 16
+
+    replace_layers(model, is_dynamic, **options)
+
+
+def converted_cfgs(plain: str, tags: str, name: str | None = None) -> dict[str, dict[str, Any]]:
+    """Default configurations that start from weights timm publishes for the plain twin.
+
+    Args:
+        plain: timm's architecture, e.g. ``resnet50``.
+        tags: of its weights, separated by spaces, the default first.
+        name: of our architecture; by default the plain one's with ``_fdconv``.
 
     Returns:
         The configurations under our names, e.g. ``resnet50_fdconv.a1_in1k``: the same weights, converted while loading.
     """
     cfgs = {}
-    for name in plain_names:
-        architecture, _, tag = name.partition(".")
-        cfg = timm.get_pretrained_cfg(name, allow_unregistered=False).to_dict()
-        cfgs[f"{architecture}_fdconv.{tag}"] = {k: v for k, v in cfg.items() if k not in ("architecture", "tag")}
+    for tag in tags.split():
+        cfg = timm.get_pretrained_cfg(f"{plain}.{tag}", allow_unregistered=False).to_dict()
+        cfgs[f"{name or plain + '_fdconv'}.{tag}"] = {k: v for k, v in cfg.items() if k not in ("architecture", "tag")}
     return cfgs
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def unwrap_openmmlab(state_dict: StateDict) -> StateDict:
     """Take the backbone (and classifier) out of an OpenMMLab checkpoint; others pass unchanged.
 
     FDConv layers themselves read plain weights and the paper authors' parameter names.
@@ -46,14 +79,28 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     return backbone | classifier
 
 
-def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+def build_model(
+    model_cls: type[nn.Module],
+    variant: str,
+    pretrained: bool,
+    timm_filter: Callable[[StateDict, nn.Module], StateDict] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
     """timm's ``build_model_with_cfg`` for our families.
+
+    Args:
+        model_cls: the family's class.
+        variant: the architecture's name.
+        pretrained: load the weights of its configuration.
+        timm_filter: what timm does to a checkpoint of the family before it is loaded.
+        **kwargs: of the class and of ``build_model_with_cfg``.
 
     Raises:
         RuntimeError: pretrained weights can neither be downloaded nor found in the cache; names the repository.
     """
+    filter_fn = partial(_filter_checkpoint, timm_filter=timm_filter)
     try:
-        return build_model_with_cfg(model_cls, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
+        return build_model_with_cfg(model_cls, variant, pretrained, pretrained_filter_fn=filter_fn, **kwargs)
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
         raise RuntimeError(
@@ -62,3 +109,8 @@ def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool, **kw
             f"means and pass pretrained_cfg_overlay=dict(file='path/to/model.safetensors'); or start from random "
             f"weights with pretrained=False. ({type(error).__name__}: {error})"
         ) from error
+
+
+def _filter_checkpoint(state_dict: StateDict, model: nn.Module, timm_filter: Callable | None) -> StateDict:
+    state_dict = unwrap_openmmlab(state_dict)
+    return state_dict if timm_filter is None else timm_filter(state_dict, model)

@@ -1,14 +1,13 @@
-"""ResNet with FDConv in its residual blocks."""
+"""ResNet, ResNeXt and Wide ResNet with FDConv in their residual blocks."""
 
-import re
+from collections.abc import Sequence
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from fdconv_zoo.backbones.build import build_model, converted_cfgs, split_layer_options
-from fdconv_zoo.conversion import replace_layers
+from fdconv_zoo.backbones.build import build_model, converted_cfgs, replace_in_blocks, split_layer_options
 
 __all__ = ["ResNetFDConv"]
 
@@ -21,7 +20,8 @@ class ResNetFDConv(ResNet):
     Args:
         block, layers, **kwargs: of timm's ``ResNet``, and the keyword-only options of :class:`fdconv_zoo.FDConv2d`
             (``num_kernels``, ``ksm_local``, ``fbm``, ...).
-        fdconv_layers: the names within a block that become FDConv; empty for the plain twin.
+        fdconv_layers: which of a block's ``conv1``, ``conv2``, ``conv3`` and ``downsample`` become FDConv; empty for
+            the plain twin.
         stem_pool: keep the stem's max-pooling; without it every stage has twice the resolution, for small images.
     """
 
@@ -30,7 +30,7 @@ class ResNetFDConv(ResNet):
         block: type[BasicBlock] | type[Bottleneck],
         layers: tuple[int, ...],
         *,
-        fdconv_layers: tuple[str, ...] = ("conv1", "conv2", "conv3"),
+        fdconv_layers: Sequence[str] = ("conv1", "conv2", "conv3"),
         stem_pool: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -40,12 +40,8 @@ class ResNetFDConv(ResNet):
             self.maxpool = nn.Identity()
             for stage in self.feature_info[1:]:
                 stage["reduction"] //= 2
-
-        def is_dynamic(name: str, layer: nn.Module) -> bool:
-            in_block = re.fullmatch(r"layer\d+\.\d+\.(\w+)", name)
-            return bool(in_block) and in_block[1] in fdconv_layers and min(layer.in_channels, layer.out_channels) > 16
-
-        replace_layers(self, is_dynamic, **layer_options)
+        choices = ("conv1", "conv2", "conv3", "downsample")
+        replace_in_blocks(self, r"layer\d+\.\d+", fdconv_layers, choices, **layer_options)
 
 
 def _build(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
@@ -54,17 +50,13 @@ def _build(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
 default_cfgs = generate_default_cfgs(
     {
-        **converted_cfgs(
-            [
-                "resnet18.a1_in1k",
-                "resnet18.fb_swsl_ig1b_ft_in1k",
-                "resnet18.tv_in1k",
-                "resnet50.a1_in1k",
-                "resnet50.fb_swsl_ig1b_ft_in1k",
-                "resnet50.tv_in1k",
-                "resnet50.tv2_in1k",
-            ]
-        ),
+        **converted_cfgs("resnet18", "a1_in1k fb_swsl_ig1b_ft_in1k tv_in1k"),
+        **converted_cfgs("resnet34", "a1_in1k tv_in1k"),
+        **converted_cfgs("resnet50", "a1_in1k fb_swsl_ig1b_ft_in1k tv_in1k tv2_in1k"),
+        **converted_cfgs("resnet101", "a1h_in1k a1_in1k tv_in1k tv2_in1k"),
+        **converted_cfgs("resnet152", "a1h_in1k a1_in1k tv_in1k tv2_in1k"),
+        **converted_cfgs("resnext50_32x4d", "a1h_in1k a1_in1k fb_swsl_ig1b_ft_in1k tv_in1k tv2_in1k"),
+        **converted_cfgs("wide_resnet50_2", "racm_in1k tv_in1k tv2_in1k"),
         "resnet10s_fdconv": {
             "input_size": (3, 32, 32),
             "pool_size": (2, 2),
@@ -100,7 +92,42 @@ def resnet18_fdconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 @register_model
+def resnet34_fdconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-34 with FDConv."""
+    args = dict(block=BasicBlock, layers=(3, 4, 6, 3))
+    return _build("resnet34_fdconv", pretrained, **dict(args, **kwargs))
+
+
+@register_model
 def resnet50_fdconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-50 with FDConv, the paper's main model."""
     args = dict(block=Bottleneck, layers=(3, 4, 6, 3))
     return _build("resnet50_fdconv", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def resnet101_fdconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-101 with FDConv."""
+    args = dict(block=Bottleneck, layers=(3, 4, 23, 3))
+    return _build("resnet101_fdconv", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def resnet152_fdconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-152 with FDConv."""
+    args = dict(block=Bottleneck, layers=(3, 8, 36, 3))
+    return _build("resnet152_fdconv", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def resnext50_32x4d_fdconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNeXt-50 32x4d with FDConv; its 3x3 convolutions have 32 groups."""
+    args = dict(block=Bottleneck, layers=(3, 4, 6, 3), cardinality=32, base_width=4)
+    return _build("resnext50_32x4d_fdconv", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def wide_resnet50_2_fdconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Wide ResNet-50-2 with FDConv: twice the channels within each block."""
+    args = dict(block=Bottleneck, layers=(3, 4, 6, 3), base_width=128)
+    return _build("wide_resnet50_2_fdconv", pretrained, **dict(args, **kwargs))

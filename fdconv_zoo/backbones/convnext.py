@@ -1,0 +1,128 @@
+"""ConvNeXt with FDConv in its blocks' MLPs and FBM in front of its depthwise convolutions."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from timm.models import generate_default_cfgs, register_model
+from timm.models.convnext import ConvNeXt, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from fdconv_zoo.backbones.build import build_model, converted_cfgs, replace_in_blocks, split_layer_options
+from fdconv_zoo.layers import BandModulatedConv2d, FDConv2d, FDLinear
+
+__all__ = ["ConvNeXtFDConv"]
+
+
+class ConvNeXtFDConv(ConvNeXt):
+    """timm's ConvNeXt with the two pointwise layers of each block's MLP as FDConv and FBM before its depthwise layer.
+
+    The paper leaves open where ConvNeXt's frequency bands are modulated. The input of the depthwise convolution is our
+    choice: it is the block's only layer that looks at more than one position.
+
+    Args:
+        **kwargs: of timm's ``ConvNeXt``, and the keyword-only options of :class:`fdconv_zoo.FDConv2d`
+            (``num_kernels``, ``ksm_local``, ...); ``fbm=False`` leaves the depthwise convolutions without FBM.
+        fdconv_layers: which of a block's ``conv_dw``, ``mlp.fc1`` and ``mlp.fc2`` become FDConv.
+    """
+
+    def __init__(self, *, fdconv_layers: Sequence[str] = ("mlp.fc1", "mlp.fc2"), **kwargs: Any) -> None:
+        layer_options, kwargs = split_layer_options(kwargs)
+        super().__init__(**kwargs)
+        fbm = layer_options.pop("fbm", None) is not False
+        block, choices = r"stages\.\d+\.blocks\.\d+", ("conv_dw", "mlp.fc1", "mlp.fc2")
+        pointwise = [name for name in fdconv_layers if name != "conv_dw"]
+        replace_in_blocks(self, block, pointwise, choices, **layer_options, fbm=False)
+        if "conv_dw" in fdconv_layers:
+            replace_in_blocks(self, block, ["conv_dw"], choices, **layer_options, fbm=fbm)
+        elif fbm and fdconv_layers:
+            bands = {name: value for name, value in layer_options.items() if name in ("band_edges", "band_mask")}
+            for stage in self.stages:
+                for module in stage.blocks:
+                    module.conv_dw = BandModulatedConv2d.from_conv(module.conv_dw, **bands)
+
+
+def _filter_checkpoint(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """timm's filter, which takes the shapes of Facebook's linear layers from a plain model's state dict."""
+
+    def plain_state_dict() -> dict[str, Tensor]:
+        weights = {
+            f"{name}.weight": torch.empty(layer.fdw.kernel_shape, device="meta")
+            for name, layer in model.named_modules()
+            if isinstance(layer, FDConv2d | FDLinear)
+        }
+        return model.state_dict() | weights
+
+    return checkpoint_filter_fn(state_dict, SimpleNamespace(state_dict=plain_state_dict))
+
+
+def _build(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    feature_cfg = dict(out_indices=(0, 1, 2, 3), flatten_sequential=True)
+    return build_model(
+        ConvNeXtFDConv, variant, pretrained, timm_filter=_filter_checkpoint, feature_cfg=feature_cfg, **kwargs
+    )
+
+
+_TINY_TAGS = "in12k_ft_in1k fb_in22k_ft_in1k fb_in1k fb_in22k"
+
+default_cfgs = generate_default_cfgs(
+    {
+        **converted_cfgs("convnext_atto", "d2_in1k"),
+        **converted_cfgs("convnext_nano", "in12k_ft_in1k d1h_in1k in12k"),
+        **converted_cfgs("convnext_tiny", _TINY_TAGS),
+        **converted_cfgs("convnext_tiny", _TINY_TAGS, name="convnext_fdconv"),
+        **converted_cfgs("convnext_small", _TINY_TAGS),
+        **converted_cfgs("convnext_base", "fb_in22k_ft_in1k fb_in1k fb_in22k"),
+        **converted_cfgs("convnext_large", "fb_in22k_ft_in1k fb_in1k fb_in22k"),
+    }
+)
+
+
+@register_model
+def convnext_atto_fdconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ConvNeXt-Atto (timm's) with FDConv."""
+    args = dict(depths=(2, 2, 6, 2), dims=(40, 80, 160, 320), conv_mlp=True)
+    return _build("convnext_atto_fdconv", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def convnext_nano_fdconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ConvNeXt-Nano (timm's) with FDConv."""
+    args = dict(depths=(2, 2, 8, 2), dims=(80, 160, 320, 640), conv_mlp=True)
+    return _build("convnext_nano_fdconv", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def convnext_tiny_fdconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ConvNeXt-T with FDConv."""
+    args = dict(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768))
+    return _build("convnext_tiny_fdconv", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def convnext_fdconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ConvNeXt-T with FDConv, under its short name."""
+    args = dict(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768))
+    return _build("convnext_fdconv", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def convnext_small_fdconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ConvNeXt-S with FDConv."""
+    args = dict(depths=(3, 3, 27, 3), dims=(96, 192, 384, 768))
+    return _build("convnext_small_fdconv", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def convnext_base_fdconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ConvNeXt-B with FDConv."""
+    args = dict(depths=(3, 3, 27, 3), dims=(128, 256, 512, 1024))
+    return _build("convnext_base_fdconv", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def convnext_large_fdconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ConvNeXt-L with FDConv."""
+    args = dict(depths=(3, 3, 27, 3), dims=(192, 384, 768, 1536))
+    return _build("convnext_large_fdconv", pretrained, **dict(args, **kwargs))
