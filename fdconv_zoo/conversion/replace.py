@@ -1,0 +1,114 @@
+"""Swapping the layers of a model for FDConv layers of the same function."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from fdconv_zoo.layers import (
+    BandModulatedConv2d,
+    FDConv2d,
+    FDLinear,
+    FrequencyBandModulation,
+    KernelSpatialModulation,
+)
+
+# The settings of an FDConv layer beyond those of the plain one it stands for.
+LAYER_OPTIONS = frozenset(
+    name
+    for name, parameter in inspect.signature(FDConv2d).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+)
+
+PLAIN_KINDS = (nn.Conv2d, nn.Linear)
+DYNAMIC_KINDS = (FDConv2d, FDLinear, BandModulatedConv2d)
+
+# What lies inside these is part of FDConv itself.
+_OWN = (*DYNAMIC_KINDS, FrequencyBandModulation, KernelSpatialModulation)
+
+
+def replace_layers(model: nn.Module, select: Callable[[str, nn.Module], bool], **options: Any) -> list[str]:
+    """Turn the selected ``nn.Conv2d`` and ``nn.Linear`` layers of a model into FDConv layers.
+
+    The model computes the same function as before, to float rounding.
+
+    Args:
+        model: changed in place.
+        select: called with each layer's name and the layer; true for those to replace.
+        **options: of :class:`FDConv2d`; linear layers take those they know.
+
+    Returns:
+        The names of the replaced layers.
+
+    Raises:
+        ValueError: an option does not fit a layer; the message names the layer. The model is as it was.
+    """
+    selected = {
+        layer: names[0]
+        for layer, names in find_layers(model, PLAIN_KINDS).items()
+        if not isinstance(layer, DYNAMIC_KINDS) and select(names[0], layer)
+    }
+    swap_layers(model, make_dynamic(selected, **options))
+    return list(selected.values())
+
+
+def find_layers(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[nn.Module, list[str]]:
+    """The layers of some kinds, each with all its names, besides the parts of FDConv layers."""
+    found: dict[nn.Module, list[str]] = {}
+    inside = None
+    for name, module in model.named_modules(remove_duplicate=False):
+        if inside is not None and name.startswith(inside):
+            continue
+        if isinstance(module, kinds):
+            found.setdefault(module, []).append(name)
+        inside = None
+        if isinstance(module, _OWN):
+            inside = f"{name}." if name else ""
+    return found
+
+
+def make_dynamic(layers: Mapping[nn.Module, str], **options: Any) -> dict[nn.Module, FDConv2d | FDLinear]:
+    """Build FDConv layers of the same function; weights that were one parameter are one parameter again.
+
+    Args:
+        layers: ``nn.Conv2d`` and ``nn.Linear`` layers with their names; they are not changed. Their biases are
+            shared with the new layers.
+        **options: of :class:`FDConv2d`; linear layers take those they know.
+
+    Raises:
+        ValueError: an option does not fit a layer; the message names the layer.
+    """
+    dynamic = {}
+    spectra: dict[nn.Parameter, nn.Parameter] = {}
+    for layer, name in layers.items():
+        try:
+            new = _to_dynamic(layer, options)
+        except ValueError as error:
+            raise ValueError(f"{name} cannot become an FDConv layer: {error}") from error
+        new.fdw.spectrum.requires_grad_(layer.weight.requires_grad)
+        new.fdw.spectrum = spectra.setdefault(layer.weight, new.fdw.spectrum)
+        new.bias = layer.bias
+        dynamic[layer] = new
+    return dynamic
+
+
+def swap_layers(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Put layers in the places of others, under all their names.
+
+    Returns:
+        The model; its replacement, where it has one itself.
+    """
+    for module in list(model.modules()):
+        # Not named_children(), which leaves out a layer's second name.
+        for name, child in list(module._modules.items()):
+            if child in replacements:
+                module.register_module(name, replacements[child])
+    return replacements.get(model, model)
+
+
+def _to_dynamic(layer: nn.Conv2d | nn.Linear, options: dict[str, Any]) -> FDConv2d | FDLinear:
+    if isinstance(layer, nn.Conv2d):
+        return FDConv2d.from_conv(layer, **options)
+    known = inspect.signature(FDLinear).parameters
+    return FDLinear.from_linear(layer, **{name: value for name, value in options.items() if name in known})
