@@ -4,6 +4,7 @@ Importing the package registers its models with timm: ``timm.create_model("resne
 """
 
 from fdconv_zoo import backbones as _backbones  # noqa: F401  registers the entrypoints
+from fdconv_zoo.conversion import approximate_plain, convert_model, plan_conversion, to_plain
 from fdconv_zoo.layers import (
     FDConv2d,
     FDLinear,
@@ -20,7 +21,11 @@ __all__ = [
     "FourierDisjointWeight",
     "FrequencyBandModulation",
     "KernelSpatialModulation",
+    "approximate_plain",
+    "convert_model",
     "from_reference",
+    "plan_conversion",
     "set_path",
+    "to_plain",
 ]
 __version__ = "0.1.0"

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from fdconv_zoo.layers import (
@@ -44,11 +45,7 @@ def replace_layers(model: nn.Module, select: Callable[[str, nn.Module], bool], *
     Raises:
         ValueError: an option does not fit a layer; the message names the layer. The model is as it was.
     """
-    selected = {
-        layer: names[0]
-        for layer, names in find_layers(model, PLAIN_KINDS).items()
-        if not isinstance(layer, DYNAMIC_KINDS) and select(names[0], layer)
-    }
+    selected = {layer: names[0] for layer, names in find_plain_layers(model).items() if select(names[0], layer)}
     swap_layers(model, make_dynamic(selected, **options))
     return list(selected.values())
 
@@ -66,6 +63,12 @@ def find_layers(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[nn
         if isinstance(module, _OWN):
             inside = f"{name}." if name else ""
     return found
+
+
+def find_plain_layers(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """The convolutions and linear layers that are not FDConv, with all their names."""
+    found = find_layers(model, PLAIN_KINDS)
+    return {layer: names for layer, names in found.items() if not isinstance(layer, DYNAMIC_KINDS)}
 
 
 def make_dynamic(layers: Mapping[nn.Module, str], **options: Any) -> dict[nn.Module, FDConv2d | FDLinear]:
@@ -91,6 +94,20 @@ def make_dynamic(layers: Mapping[nn.Module, str], **options: Any) -> dict[nn.Mod
         new.bias = layer.bias
         dynamic[layer] = new
     return dynamic
+
+
+def bare_twin(layer: nn.Module, dtype: torch.dtype) -> nn.Conv2d | nn.Linear:
+    """The plain layer of the same shape and settings, without memory for its parameters (on the meta device).
+
+    Args:
+        layer: plain or FDConv.
+        dtype: of the twin's parameters.
+    """
+    factory = {"bias": layer.bias is not None, "device": "meta", "dtype": dtype}
+    if isinstance(layer, nn.Linear | FDLinear):
+        return nn.Linear(layer.in_features, layer.out_features, **factory)
+    names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
+    return nn.Conv2d(**{name: getattr(layer, name) for name in names}, **factory)
 
 
 def swap_layers(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:

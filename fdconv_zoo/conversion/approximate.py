@@ -1,0 +1,139 @@
+"""The plain model nearest to an FDConv model that has been trained, and how near it is."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fdconv_zoo.conversion.plain import is_neutral, make_plain, make_weight, neutral_kernel
+from fdconv_zoo.conversion.replace import DYNAMIC_KINDS, find_layers, swap_layers
+from fdconv_zoo.conversion.run import find_floating, run
+from fdconv_zoo.conversion.table import align
+from fdconv_zoo.layers import BandModulatedConv2d, FDLinear
+
+# So many numbers of kernels are assembled at a time; at least one kernel.
+_CHUNK = 2**22
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far a plain model is from the FDConv model it was made of; ``print`` shows it as a table.
+
+    All are root mean squares over the images, of the difference, as fractions of the FDConv model's.
+
+    Attributes:
+        layers: Of what each layer returns for what the FDConv model gives it; without layers the images do not reach.
+        output: Of what the model returns.
+    """
+
+    layers: dict[str, float]
+    output: float
+
+    def __str__(self) -> str:
+        rows = [[name or "(the model)", f"{value:.1e}"] for name, value in self.layers.items()]
+        return "\n".join(align(["layer", "deviation"], [*rows, ["output of the model", f"{self.output:.1e}"]]))
+
+
+def approximate_plain(model: nn.Module, images: Tensor | Iterable[Tensor]) -> tuple[nn.Module, Deviation]:
+    """Turn FDConv layers into the plain layers nearest to what they do on average, in place.
+
+    A layer's constant kernel is the mean of the kernels it assembles for the images, times the factor
+    ``<x, FBM(x)> / <x, x>`` that stands best for FBM on its inputs. The mean of the kernels, not the kernel of the mean
+    modulators: it is nearest to all of them, and modulators that move together are not torn apart. Only one running
+    sum a layer is kept. Weights that layers shared they no longer share.
+
+    Args:
+        model: changed in place; runs in evaluation mode, without a trace.
+        images: a batch, or several, like those the model is for. They are all kept until the end.
+
+    Returns:
+        The model (the plain layer, where the model is itself an FDConv layer), and how far it is from the FDConv
+        model on these images.
+
+    Raises:
+        TypeError: a batch is not a tensor.
+        ValueError: there are no images, or they do not reach a layer whose modulators are not neutral.
+
+    After an error the model is as it was.
+    """
+    batches = [images] if isinstance(images, Tensor) else list(images)
+    if not batches:
+        raise ValueError("images is empty: the mean kernels are those for some images.")
+    for batch in batches:
+        if not isinstance(batch, Tensor):
+            raise TypeError(f"A batch is a {type(batch).__name__}: give tensors, as with (x for x, _ in loader).")
+    layers = find_layers(model, DYNAMIC_KINDS)
+
+    means: dict[nn.Module, _Mean] = {}
+    for batch in batches:
+        run(model, batch, layers, lambda layer, x, _: means.setdefault(layer, _Mean(layer)).add(x))
+    plain = {}
+    for layer, names in layers.items():
+        if layer not in means and not is_neutral(layer):
+            raise ValueError(
+                f"The images do not reach {names[0]!r}, whose modulators are not neutral: nothing is known."
+            )
+        kernel = means[layer].kernel() if layer in means else neutral_kernel(layer)
+        plain[layer] = make_plain(layer, make_weight(layer, kernel))
+
+    dynamic = {new: old for old, new in plain.items()}
+    errors, output_error = {layer: _Error() for layer in means}, _Error()
+    for batch in batches:
+        expected = run(model, batch, layers, lambda layer, x, y: errors[layer].add(plain[layer](x), y))
+        try:
+            actual = run(swap_layers(model, plain), batch)
+        finally:
+            swap_layers(model, dynamic)
+        for a, b in zip(find_floating(actual), find_floating(expected), strict=True):
+            output_error.add(a, b)
+    by_layer = {names[0]: errors[layer].relative() for layer, names in layers.items() if layer in errors}
+    return swap_layers(model, plain), Deviation(by_layer, output_error.relative())
+
+
+class _Mean:
+    """The mean kernel of a layer, and the factor that stands for its FBM."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.count = 0
+        self.total: Tensor | float = 0.0  # (O, I/groups, a, b), float64
+        self.energy = self.passed = 0.0  # <x, x> and <x, FBM(x)>
+
+    def add(self, x: Tensor) -> None:
+        """Take in a batch of the layer's inputs."""
+        layer = self.layer
+        if not isinstance(layer, BandModulatedConv2d):
+            tokens = x.flatten(1, -2) if isinstance(layer, FDLinear) else x.flatten(2).transpose(1, 2)
+            pooled = tokens.mean(1, dtype=torch.promote_types(x.dtype, torch.float32))
+            for part in pooled.split(max(_CHUNK // math.prod(layer.fdw.kernel_shape), 1)):
+                # Not a sum: without KSM all images share one kernel.
+                self.total = self.total + layer.assemble(part).mean(0, dtype=torch.float64) * len(part)
+            self.count += len(pooled)
+        if layer.fbm is not None:
+            modulated = layer.fbm(x).double()
+            x = x.double()
+            self.energy += (x * x).sum().item()
+            self.passed += (x * modulated).sum().item()
+
+    def kernel(self) -> Tensor:
+        """(O, I/groups, a, b)."""
+        kernel = self.total / self.count if self.count else neutral_kernel(self.layer)
+        return kernel * (self.passed / self.energy) if self.energy else kernel
+
+
+class _Error:
+    """Sums of squares: of a difference, and of what it is compared with."""
+
+    def __init__(self) -> None:
+        self.difference = self.expected = 0.0
+
+    def add(self, actual: Tensor, expected: Tensor) -> None:
+        self.difference += (actual.double() - expected.double()).square().sum().item()
+        self.expected += expected.double().square().sum().item()
+
+    def relative(self) -> float:
+        if self.difference == 0:
+            return 0.0
+        return math.sqrt(self.difference / self.expected) if self.expected else math.inf

@@ -1,0 +1,141 @@
+"""What a conversion would change, and what it would cost."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fdconv_zoo.conversion.replace import bare_twin, find_plain_layers, make_dynamic
+from fdconv_zoo.conversion.run import Calls, Example, observe
+from fdconv_zoo.conversion.select import Rules, SkippedLayer, group_by_reason, select_layers
+from fdconv_zoo.conversion.table import align
+from fdconv_zoo.costs import count_multiply_adds, count_parameters
+from fdconv_zoo.layers import set_path
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """A layer to convert, before (plain) and after (FDConv).
+
+    Attributes:
+        names: All its names in the model.
+        kind: ``"FDConv2d"`` or ``"FDLinear"``.
+        kernel_shape: (O, I/groups, a, b).
+        parameters: Before and after; what is shared with a layer higher up in the plan is counted there.
+        multiply_adds: Before and after, for one image, computed with torch's ordinary operations (see
+            :func:`fdconv_zoo.costs.count_multiply_adds`); None: there was no example.
+    """
+
+    names: tuple[str, ...]
+    kind: str
+    kernel_shape: tuple[int, int, int, int]
+    parameters: tuple[int, int]
+    multiply_adds: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class ConversionPlan:
+    """What :func:`fdconv_zoo.convert_model` would do; ``print`` shows it as a table.
+
+    Attributes:
+        layers: Those to convert.
+        skipped: The other convolutions and linear layers, and why they stay.
+        parameters: Of the whole model, before and after.
+    """
+
+    layers: tuple[PlannedLayer, ...]
+    skipped: tuple[SkippedLayer, ...]
+    parameters: tuple[int, int]
+
+    def __str__(self) -> str:
+        header = ["layer", "becomes", "kernel", "parameters", "after"]
+        totals = [_sums(layer.parameters for layer in self.layers)]
+        if counted := self.layers[0].multiply_adds is not None:
+            header += ["multiply-adds", "after"]
+            totals.append(_sums(layer.multiply_adds for layer in self.layers))
+        rows = [
+            [
+                " = ".join(layer.names) or "(the model)",
+                layer.kind,
+                "x".join(map(str, layer.kernel_shape)),
+                *_columns(layer.parameters, layer.multiply_adds if counted else ()),
+            ]
+            for layer in self.layers
+        ]
+        rows += [
+            [f"these {len(self.layers)} layers", "", "", *_columns(*totals)],
+            ["whole model", "", "", *_columns(self.parameters), *["", ""] * counted],
+        ]
+        lines = align(header, rows, left=3)
+        if self.skipped:
+            lines += ["", f"{len(self.skipped)} convolutions and linear layers stay as they are:"]
+            lines += group_by_reason(self.skipped)
+        return "\n".join(lines)
+
+
+def plan_conversion(
+    model: nn.Module,
+    *,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] = (),
+    types: type[nn.Module] | Sequence[type[nn.Module]] = (nn.Conv2d, nn.Linear),
+    min_channels: int = 17,
+    select: Callable[[str, nn.Module], bool] | None = None,
+    example: Example | None = None,
+    **options: Any,
+) -> ConversionPlan:
+    """What :func:`fdconv_zoo.convert_model` would do with the same arguments. The model stays as it is.
+
+    Raises:
+        TypeError, ValueError: as there.
+    """
+    rules = Rules(include, exclude, types, min_channels, select)
+    calls = None if example is None else observe(model, find_plain_layers(model), example)[0]
+    return make_plan(model, rules, calls, options)
+
+
+def make_plan(model: nn.Module, rules: Rules, calls: Calls | None, options: dict[str, Any]) -> ConversionPlan:
+    """:func:`plan_conversion` once the example has run."""
+    chosen, skipped = select_layers(model, rules, calls, options)
+    counted: set[nn.Parameter] = set()
+    known_costs: dict[tuple[str, torch.Size], tuple[int, int]] = {}
+    layers = []
+    for layer, names in chosen.items():
+        # Without memory, and exact: the layers that the conversion would make.
+        plain = bare_twin(layer, layer.weight.dtype)
+        dynamic = make_dynamic({plain: names[0]}, **options)[plain]
+        before = [parameter.numel() for parameter in layer.parameters() if parameter not in counted]
+        after = count_parameters(dynamic)
+        after -= dynamic.fdw.spectrum.numel() if layer.weight in counted else 0
+        after -= dynamic.bias.numel() if layer.bias in counted else 0
+        counted.update(layer.parameters())
+        costs = None
+        if calls is not None:
+            for shape in calls.shapes[layer]:
+                if (str(plain), shape) not in known_costs:
+                    known_costs[str(plain), shape] = _multiply_adds(plain, shape), _multiply_adds(dynamic, shape)
+            costs = _sums(known_costs[str(plain), shape] for shape in calls.shapes[layer])
+            costs = (costs[0] // calls.batch, costs[1] // calls.batch)
+        layers.append(
+            PlannedLayer(tuple(names), type(dynamic).__name__, dynamic.fdw.kernel_shape, (sum(before), after), costs)
+        )
+    total = count_parameters(model)
+    change = sum(layer.parameters[1] - layer.parameters[0] for layer in layers)
+    return ConversionPlan(tuple(layers), skipped, (total, total + change))
+
+
+def _multiply_adds(layer: nn.Module, shape: torch.Size) -> int:
+    """Of a layer on the meta device."""
+    set_path(layer, "plain")
+    return count_multiply_adds(layer, torch.empty(shape, device="meta", dtype=next(layer.parameters()).dtype))[0]
+
+
+def _sums(pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    before, after = zip(*pairs, strict=True)
+    return sum(before), sum(after)
+
+
+def _columns(*pairs: tuple[int, ...]) -> list[str]:
+    return [f"{number:,}" for pair in pairs for number in pair]

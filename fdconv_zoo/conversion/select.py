@@ -1,0 +1,195 @@
+"""Which layers of a model become FDConv, and why the others do not."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from fdconv_zoo.conversion.obstacles import (
+    classifier_layers,
+    obstacle_in_calls,
+    obstacle_in_layer,
+    obstacles_in_parents,
+    obstacles_in_ties,
+)
+from fdconv_zoo.conversion.replace import DYNAMIC_KINDS, LAYER_OPTIONS, PLAIN_KINDS, find_layers, find_plain_layers
+from fdconv_zoo.conversion.run import Calls
+from fdconv_zoo.layers import FDConv2d
+
+
+@dataclass(frozen=True)
+class SkippedLayer:
+    """A convolution or linear layer that stays as it is.
+
+    Attributes:
+        name: The first of its names.
+        reason: Why.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a user asks for; see :func:`fdconv_zoo.convert_model`.
+
+    Raises:
+        TypeError: ``types`` has something else than ``nn.Conv2d`` and ``nn.Linear``; names it.
+    """
+
+    include: str | Iterable[str] | None = None
+    exclude: str | Iterable[str] = ()
+    types: type[nn.Module] | Sequence[type[nn.Module]] = PLAIN_KINDS
+    min_channels: int = 17
+    select: Callable[[str, nn.Module], bool] | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("include", "exclude"):
+            value = getattr(self, field)
+            if value is not None:
+                object.__setattr__(self, field, (value,) if isinstance(value, str) else tuple(value))
+        types = (self.types,) if isinstance(self.types, type) else tuple(self.types)
+        for kind in types:
+            if kind not in PLAIN_KINDS:
+                raise TypeError(f"types has {kind}: only nn.Conv2d and nn.Linear have an FDConv counterpart.")
+        object.__setattr__(self, "types", types)
+
+    def objection(self, layer: nn.Module, names: Sequence[str]) -> str | None:
+        """Why the user does not want this layer; None: they do."""
+        if not isinstance(layer, self.types):
+            return f"not among types={_names(self.types)}"
+        if self.include is not None and not _match(names, self.include):
+            return f"not in include={self.include}"
+        if _match(names, self.exclude):
+            return f"in exclude={self.exclude}"
+        if self.select is not None and not self.select(names[0], layer):
+            return "refused by select"
+        return None
+
+    def names_exactly(self, names: Sequence[str]) -> bool:
+        """Whether ``include`` has one of these names, without wildcards."""
+        return self.include is not None and not set(names).isdisjoint(self.include)
+
+    def names(self, names: Sequence[str]) -> bool:
+        """Whether ``include`` has a pattern for these names that does not match just everything."""
+        return self.include is not None and _match(names, [pattern for pattern in self.include if pattern != "*"])
+
+    def __str__(self) -> str:
+        text = f"types={_names(self.types)}, min_channels={self.min_channels}"
+        text += "" if self.include is None else f", include={self.include}"
+        text += f", exclude={self.exclude}" if self.exclude else ""
+        return text if self.select is None else f"{text}, select={self.select}"
+
+
+def select_layers(
+    model: nn.Module, rules: Rules, calls: Calls | None, options: Mapping[str, Any]
+) -> tuple[dict[nn.Module, list[str]], tuple[SkippedLayer, ...]]:
+    """Choose the layers to convert.
+
+    Args:
+        calls: what an example showed; None: there was no example.
+        options: of the layers to be made.
+
+    Returns:
+        The layers with all their names; and the other convolutions and linear layers.
+
+    Raises:
+        TypeError: an option that FDConv layers do not have; names it.
+        ValueError: ``include`` names, without wildcards, a layer that is not there or cannot be converted; or nothing
+            is left to convert.
+    """
+    if unknown := sorted(options.keys() - LAYER_OPTIONS):
+        raise TypeError(
+            f"FDConv layers have no option {', '.join(unknown)}; they have {', '.join(sorted(LAYER_OPTIONS))}."
+        )
+    num_kernels = options.get("num_kernels", inspect.signature(FDConv2d).parameters["num_kernels"].default)
+    layers = find_plain_layers(model)
+    _check_names(model, rules, layers)
+    chosen: dict[nn.Module, list[str]] = {}
+    reasons: dict[nn.Module, str] = {}
+
+    def skip(layer: nn.Module, reason: str) -> None:
+        names = layers[layer]
+        if rules.names_exactly(names):
+            raise ValueError(f"{names[0]!r} cannot become an FDConv layer: {reason}.")
+        chosen.pop(layer, None)
+        reasons[layer] = reason
+
+    in_parents, classifier = obstacles_in_parents(model), classifier_layers(model)
+    for layer, names in layers.items():
+        if unwanted := rules.objection(layer, names):
+            reasons[layer] = unwanted
+            continue
+        reason = obstacle_in_layer(layer, rules.min_channels, num_kernels) or in_parents.get(layer)
+        if calls is not None:
+            reason = reason or obstacle_in_calls(layer, calls.shapes.get(layer))
+        reason = reason or _reservation(layer, names, rules, calls, classifier)
+        if reason:
+            skip(layer, reason)
+        else:
+            chosen[layer] = names
+    name_of = {module: name for name, module in model.named_modules()}
+    # A layer that drops out takes along those that share its weight.
+    while tied := obstacles_in_ties(model, chosen, name_of):
+        for layer, reason in tied.items():
+            skip(layer, reason)
+
+    skipped = tuple(SkippedLayer(names[0], reasons[layer]) for layer, names in layers.items() if layer in reasons)
+    if not chosen:
+        text = "\n".join(group_by_reason(skipped)) or "It has no nn.Conv2d and nn.Linear that are not FDConv already."
+        raise ValueError(f"Nothing in this {type(model).__name__} can be converted with {rules}.\n{text}")
+    return chosen, skipped
+
+
+def _reservation(
+    layer: nn.Module, names: list[str], rules: Rules, calls: Calls | None, classifier: set[nn.Module]
+) -> str | None:
+    """What stands against a layer unless the user names it; None: nothing."""
+    is_linear = isinstance(layer, nn.Linear)
+    if is_linear and calls is None and rules.include is None and rules.select is None:
+        return "may be given (B, C): show with example= that it is not, or name it in include"
+    if rules.names(names):
+        return None
+    if layer in classifier:
+        return "the classifier: name it in include to convert it"
+    if is_linear and calls is not None and any(shape[0] != calls.batch for shape in calls.shapes[layer]):
+        return "is given more or fewer items than images (windows?), each with its own kernel: name it in include"
+    return None
+
+
+def group_by_reason(skipped: Sequence[SkippedLayer], limit: int = 4) -> list[str]:
+    """One line a reason, with the names of the first layers."""
+    groups: dict[str, list[str]] = {}
+    for layer in skipped:
+        groups.setdefault(layer.reason, []).append(layer.name)
+    return [
+        f"{len(names):5d}  {reason}: {', '.join(names[:limit])}{', ...' if len(names) > limit else ''}"
+        for reason, names in groups.items()
+    ]
+
+
+def _check_names(model: nn.Module, rules: Rules, layers: dict[nn.Module, list[str]]) -> None:
+    """A name without wildcards must be that of a layer: a slip would pass unnoticed."""
+    known = {name for names in layers.values() for name in names}
+    known |= {name for names in find_layers(model, DYNAMIC_KINDS).values() for name in names}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in rules.include or ():
+        if name in known or any(wildcard in name for wildcard in "*?["):
+            continue
+        if name in modules:
+            found = f"is a {type(modules[name]).__name__}: name layers, as with '{name}.*'"
+        else:
+            found = "is no module of this model"
+        raise ValueError(f"include has {name!r}, which {found}.")
+
+
+def _match(names: Iterable[str], patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _names(types: Iterable[type[nn.Module]]) -> str:
+    return "(" + ", ".join(f"nn.{kind.__name__}" for kind in types) + ")"
