@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fdconv_zoo.ops.path import is_free
+
 
 def low_pass_basis(size: int, cutoff: float, *, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Orthonormal sinusoids of ``size`` samples with a frequency strictly below ``cutoff``, lowest first.
@@ -33,6 +35,21 @@ def low_pass_basis(size: int, cutoff: float, *, device: torch.device, dtype: tor
     angle = cycles.to(dtype) * (2 * math.pi / size)
     waves = torch.stack((angle.cos(), angle.sin()), dim=-1).flatten(1) * math.sqrt(2 / size)
     return torch.cat((waves.new_full((size, 1), math.sqrt(1 / size)), waves), dim=1)
+
+
+def low_pass_projector(size: Tensor | int, cutoff: float, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The ideal low-pass (size, size) itself, for programs whose ``size`` is known only when they run.
+
+    Its shape, unlike the basis's, does not depend on how many sinusoids pass. Arguments: see :func:`low_pass_basis`.
+    """
+    time = torch.arange(size, device=device)
+    length = torch.ones_like(time).sum()  # a tensor: exporters to ONNX know few operations on free sizes
+    frequency = torch.minimum(time, length - time)
+    # In float64, since a cutoff can lie closer to a frequency than float32 resolves.
+    passes = (frequency < cutoff * length.double() - 1e-9) | (frequency == 0)
+    angle = torch.remainder(time[:, None] * time, length).double() * (2 * math.pi / length.double())
+    impulse_response = (angle.cos() * passes).sum(1) / length.double()
+    return impulse_response.to(dtype)[torch.remainder(time[:, None] - time, length)]
 
 
 class LowPasses:
@@ -81,7 +98,12 @@ def modulate_bands_plain(x: Tensor, attention: Tensor, band_edges: Sequence[floa
     Returns:
         (B, C, H, W).
     """
-    low_passes = LowPasses(*x.shape[2:], band_edges, device=x.device, dtype=x.dtype)
+    factory = {"device": x.device, "dtype": x.dtype}
+    height, width = x.shape[2:]
+    if is_free(height) or is_free(width):
+        projectors = ([low_pass_projector(size, edge, **factory) for size in (height, width)] for edge in band_edges)
+        return _weigh_bands(x, attention, (rows @ (x @ cols) for rows, cols in projectors))
+    low_passes = LowPasses(height, width, band_edges, **factory)
     coefficients = low_passes.analyze(x.flatten(0, 1))
     maps = (low_passes.synthesize(coefficients, band).view(x.shape) for band in range(len(band_edges)))
     return _weigh_bands(x, attention, maps)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fdconv_zoo.ops.path import is_free
+
 
 class Geometry(NamedTuple):
     """Of a convolution, in (rows, columns), as in ``nn.Conv2d``."""
@@ -44,11 +46,26 @@ def convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
         return F.conv2d(x, kernels[0], None, *geometry)
     if kernels.shape[3:] == (1, 1) and geometry == POINTWISE:
         return torch.bmm(kernels.flatten(2), x.flatten(2)).unflatten(2, x.shape[2:])
+    if is_free(x.shape[0]):
+        return _convolve_by_taps(x, kernels, geometry)
     # The images of the batch become groups of one convolution.
     batch, out_channels = kernels.shape[:2]
     grouped = Geometry(geometry.stride, geometry.padding, geometry.dilation, batch * geometry.groups)
     y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1), None, *grouped)
     return y.view(batch, out_channels, *y.shape[2:])
+
+
+def _convolve_by_taps(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
+    """:func:`convolve` for programs whose batch is known only when they run, which the number of groups cannot be."""
+    height, width = geometry.output_size(x.shape[2:], kernels.shape[3:])
+    x = F.pad(x, _pad_argument(geometry)).unflatten(1, (geometry.groups, -1))  # (B, G, I, H + 2p, W + 2p)
+    kernels = kernels.unflatten(1, (geometry.groups, -1))  # (B, G, O/G, I, a, b)
+    result = 0
+    for a in range(kernels.shape[4]):
+        for b in range(kernels.shape[5]):
+            seen = x[:, :, :, _tap_slice(a, height, 0, geometry), _tap_slice(b, width, 1, geometry)]
+            result = result + kernels[..., a, b] @ seen.flatten(3)
+    return result.unflatten(3, (height, width)).flatten(1, 2)
 
 
 def convolve_backward(
@@ -104,14 +121,15 @@ def fold_patches(
     x = patches.new_zeros(patches.shape[0], patches.shape[2], *padded)
     for a in range(kernel_size[0]):
         for b in range(kernel_size[1]):
-            rows, cols = (
-                slice(tap * dilation, tap * dilation + (size - 1) * stride + 1, stride)
-                for tap, size, stride, dilation in zip(
-                    (a, b), (height, width), geometry.stride, geometry.dilation, strict=True
-                )
-            )
+            rows, cols = _tap_slice(a, height, 0, geometry), _tap_slice(b, width, 1, geometry)
             x[:, :, rows, cols] += patches[:, a, :, b]
     return F.pad(x, [-size for size in _pad_argument(geometry)]) if any(geometry.padding) else x
+
+
+def _tap_slice(tap: int, output_size: int, axis: int, geometry: Geometry) -> slice:
+    """The positions of a padded axis (0: rows, 1: columns) that a tap of the kernel sees."""
+    start, stride = tap * geometry.dilation[axis], geometry.stride[axis]
+    return slice(start, start + (output_size - 1) * stride + 1, stride)
 
 
 def _pad_argument(geometry: Geometry) -> list[int]:

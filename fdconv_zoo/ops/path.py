@@ -21,6 +21,11 @@ def choose_path(forced: Path | None) -> Path:
     return "plain" if _is_exporting() or torch.jit.is_tracing() else "rebuild"
 
 
+def is_free(size: Any) -> bool:
+    """Whether a size is left open by the program being exported or traced."""
+    return not isinstance(size, int)
+
+
 def refuse_second_derivative(ctx: Any, *grads: Any) -> NoReturn:
     """Backward of the backward of what is rebuilt.
 
