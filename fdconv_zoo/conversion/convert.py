@@ -1,12 +1,11 @@
 """Converting any torch model, checked on an example."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from fdconv_zoo.conversion.check import check_rounding, deviation_on_example, tolerance_of
 from fdconv_zoo.conversion.plan import make_plan
 from fdconv_zoo.conversion.replace import find_plain_layers, make_dynamic, swap_layers
 from fdconv_zoo.conversion.run import Example, find_floating, observe
@@ -72,64 +71,18 @@ def convert_model(
     converted = swap_layers(model, dynamic)
     if example is not None:
         try:
-            _check(converted, {dynamic[layer]: names[0] for layer, names in chosen.items()}, example, expected)
+            deviation = deviation_on_example(
+                converted, {dynamic[layer]: names[0] for layer, names in chosen.items()}, example, expected
+            )
         except BaseException:
-            swap_layers(converted, {new: old for old, new in dynamic.items()})
+            _swap_back(converted, dynamic)
             raise
+        if deviation > tolerance_of(dynamic, expected):
+            _swap_back(converted, dynamic)
+            check_rounding(model, dynamic, example, expected, deviation)
+            swap_layers(model, dynamic)
     return converted
 
 
-def _check(model: nn.Module, layers: Mapping[nn.Module, str], example: Example, expected: Any) -> None:
-    """Compare with what the plain model returned.
-
-    Raises:
-        RuntimeError: it is something else, or a layer has no part in it.
-    """
-    try:
-        calls, actual = observe(model, layers, example)
-    except Exception as error:
-        raise RuntimeError(
-            f"Once converted the model does not run on the example ({type(error).__name__}: {error}). "
-            "It is plain again: exclude the layer that fails."
-        ) from error
-    if unused := [name for layer, name in layers.items() if layer not in calls.shapes]:
-        raise RuntimeError(
-            f"Once converted the model still computes with the plain {unused[0]!r}, which it must hold in a place of "
-            "its own. It is plain again: exclude this layer."
-        )
-    deviation = largest_deviation(actual, expected)
-    tolerance = _tolerance(layers, actual)
-    if deviation > tolerance:
-        raise RuntimeError(
-            f"Once converted the model deviates on the example by {deviation:.1e} of its largest output, where "
-            f"rounding explains {tolerance:.1e}. It is plain again. If it sorts or samples what it computed, as "
-            "detectors do, convert the part before that."
-        )
-
-
-def largest_deviation(actual: Any, expected: Any) -> float:
-    """Between the floating tensors of two outputs, as a fraction of the largest finite number in each of them.
-
-    Infinite where shapes differ, or the places that are not finite.
-    """
-    actual, expected = find_floating(actual), find_floating(expected)
-    if [tensor.shape for tensor in actual] != [tensor.shape for tensor in expected]:
-        return math.inf
-    return max(_deviation(a.cpu().double(), b.cpu().double()) for a, b in zip(actual, expected, strict=True))
-
-
-def _deviation(actual: Tensor, expected: Tensor) -> float:
-    finite = expected.isfinite()
-    if not actual[finite].isfinite().all() or not torch.allclose(actual[~finite], expected[~finite], equal_nan=True):
-        return math.inf
-    difference = (actual - expected)[finite].abs()
-    return (difference.max() / expected[finite].abs().max()).item() if difference.any() else 0.0
-
-
-def _tolerance(layers: Iterable[nn.Module], output: Any) -> float:
-    """Half the digits of the coarsest numbers at work: deep models amplify the rounding of each layer."""
-    weights = [layer.fdw.spectrum for layer in layers]
-    coarsest = max(torch.finfo(tensor.dtype).eps for tensor in (*weights, *find_floating(output)))
-    if torch.backends.cudnn.allow_tf32 and any(weight.is_cuda for weight in weights):
-        coarsest = max(coarsest, 2**-10)
-    return math.sqrt(coarsest)
+def _swap_back(converted: nn.Module, dynamic: Mapping[nn.Module, nn.Module]) -> None:
+    swap_layers(converted, {new: old for old, new in dynamic.items()})

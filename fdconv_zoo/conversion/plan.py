@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from fdconv_zoo.conversion.replace import bare_twin, find_plain_layers, make_dynamic
 from fdconv_zoo.conversion.run import Calls, Example, observe
@@ -121,7 +122,7 @@ def make_plan(model: nn.Module, rules: Rules, calls: Calls | None, options: dict
         layers.append(
             PlannedLayer(tuple(names), type(dynamic).__name__, dynamic.fdw.kernel_shape, (sum(before), after), costs)
         )
-    total = count_parameters(model)
+    total = sum(parameter.numel() for parameter in model.parameters() if not is_lazy(parameter))
     change = sum(layer.parameters[1] - layer.parameters[0] for layer in layers)
     return ConversionPlan(tuple(layers), skipped, (total, total + change))
 

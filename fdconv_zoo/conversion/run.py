@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.parameter import is_lazy
 
 # The input of a model: a tensor, its positional arguments, or its keyword arguments.
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -17,22 +18,23 @@ def run(
     model: nn.Module,
     example: Example,
     layers: Collection[nn.Module] = (),
-    on_call: Callable[[nn.Module, Tensor, Tensor], None] | None = None,
+    on_call: Callable[[nn.Module, Tensor, Tensor], Tensor | None] | None = None,
 ) -> Any:
     """Run a model in evaluation mode without gradients and leave no trace: not in its modes, not in the random state.
 
     Args:
         example: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
         layers: whose calls are reported.
-        on_call: called with each of these layers, what it is given and what it returns.
+        on_call: called with each of these layers, what it is given and what it returns; may return what to go on with.
 
     Returns:
         What the model returns; what it draws at random is the same in every run.
     """
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
         if module in layers:
-            on_call(module, next(iter((*args, *kwargs.values()))), output)
+            return on_call(module, next(iter((*args, *kwargs.values()))), output)
+        return None
 
     modes = {module: module.training for module in model.modules()}
     # A hook of all modules, not of these: some parents (torch's transformer layers) go other ways where there are hooks
@@ -69,7 +71,12 @@ def observe(model: nn.Module, layers: Collection[nn.Module], example: Example) -
 
     Returns:
         What the layers are given, and what the model returns.
+
+    Raises:
+        ValueError: the run would initialise lazy parameters.
     """
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise ValueError("The model has lazy parameters that are not initialised: run it once before.")
     first = next(find_tensors(example), None)
     calls = Calls(1 if first is None or first.ndim == 0 else first.shape[0], {})
 
