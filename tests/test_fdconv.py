@@ -326,3 +326,12 @@ def test_refuses_inputs_that_are_not_floating():
         FDLinear(32, 32)(torch.zeros(2, 8, 32, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"\(B, N, C\) or \(B, H, W, C\)"):
         FDLinear(32, 32)(torch.zeros(8, 32))
+
+
+def test_a_layer_built_on_the_meta_device_takes_a_checkpoints_tensors_as_they_are():
+    layer = randomize(FDConv2d(24, 20, 3, num_kernels=300)).eval()
+    with torch.device("meta"):
+        empty = FDConv2d(24, 20, 3, num_kernels=300).eval()
+    empty.load_state_dict(layer.state_dict(), assign=True)
+    x = torch.randn(2, 24, 8, 8)
+    assert torch.equal(empty(x), layer(x))

@@ -1,23 +1,35 @@
 import re
+from dataclasses import asdict
 
 import pytest
 import timm
-import torch
 import yaml
 from run_scripts import load_script
 
 import fdconv_zoo  # noqa: F401
 from fdconv_zoo.index import MODELS, EntryError, read_entry, read_index
+from fdconv_zoo.index.expected import expected_facts
+from fdconv_zoo.index.table import render_table
 from fdconv_zoo.training.build import check_model_name
 
 ENTRIES = sorted(MODELS.glob("*.yaml"))
+SHORT_NAMES = ("convnext_fdconv", "swin_fdconv")
+RESULT = {"dataset": "COCO val2017", "metric": "box AP", "value": 39, "setting": "1x", "source": "a link"}
 GOOD = {
     "model": "resnet18",
     "description": "A model.",
-    "weights": None,
+    "source": None,
     "license": "apache-2.0",
     "status": "recipe only",
-    "parameters": 5,
+    "preprocessing": {
+        "size": [3, 8, 8],
+        "mean": [0.5, 0.5, 0.5],
+        "std": [1, 1, 1],
+        "interpolation": "bilinear",
+        "crop_pct": 1,
+    },
+    "costs": {"parameters": 5, "plain_parameters": 4, "multiply_adds": 9, "plain_multiply_adds": 8},
+    "results": {"paper": [RESULT], "measured": []},
     "recipe": {"epochs": 1},
 }
 
@@ -27,48 +39,93 @@ def write(path, content):
     return path
 
 
+def change(path, value):
+    """GOOD with the value at a dotted path changed."""
+    content = yaml.safe_load(yaml.safe_dump(GOOD))
+    *outer, last = path.split(".")
+    place = content
+    for key in outer:
+        place = place[int(key) if key.isdigit() else key]
+    place[last] = value
+    return content
+
+
 @pytest.mark.parametrize("path", ENTRIES, ids=lambda path: path.stem)
 def test_an_entry_holds_against_the_code(path):
     entry = read_entry(path)
     assert check_model_name(entry.model) == entry.model
-    with torch.device("meta"):
-        model = timm.create_model(entry.model)
-    assert sum(parameter.numel() for parameter in model.parameters()) == entry.parameters
-    assert model.pretrained_cfg.get("hf_hub_id") == entry.weights
-    assert (model.pretrained_cfg.get("license") or entry.license) == entry.license
-    assert path.stem.startswith(entry.model.partition(".")[0])
+    found = {key: getattr(entry, key) for key in expected_facts(entry.model)}
+    assert found == expected_facts(entry.model)
+    assert (entry.status == "converted, not trained") == (entry.source is not None)
+    assert path.stem.startswith(entry.model)
+    if entry.recipe is None:
+        assert path.stem == entry.model
+        return
 
     train = load_script("train")
     arguments = train.build_parser().parse(["--config", str(path), "--output", "runs/any"], smoke={})
+    assert arguments.model == entry.model
     assert {key: getattr(arguments, key) for key in entry.recipe} == entry.recipe
     arguments.dataset = arguments.dataset or "mine"
     train.check_arguments(arguments)
 
 
-def test_the_index_is_read_from_the_repository():
-    index = read_index()
-    assert list(index) == [path.stem for path in ENTRIES]
-    assert index["resnet50_fdconv.a1_in1k"].parameters == 29_204_152
+def test_the_plain_figures_are_those_of_timms_own_models():
+    costs = read_index()["resnet50_fdconv.a1_in1k"].costs
+    assert costs.parameters == 29_204_152
+    assert costs.plain_parameters == 25_557_032
+    assert costs.plain_multiply_adds / 1e9 == pytest.approx(4.09, abs=0.005)  # as torchvision documents it
+    assert read_index()["swin_tiny_patch4_window7_224_fdconv.ms_in1k"].costs.plain_parameters == 28_288_354
+    assert read_index()["convnext_tiny_fdconv.fb_in1k"].costs.plain_parameters == 28_589_128
+
+
+def test_all_published_weights_have_an_entry():
+    tagged = {name for name in timm.list_pretrained("*_fdconv*") if not name.startswith(SHORT_NAMES)}
+    assert tagged <= {path.stem for path in ENTRIES}
+
+
+def test_the_page_of_all_models_is_up_to_date():
+    page = (MODELS / "README.md").read_text()
+    assert page == render_table(read_index()), "run python scripts/make_index.py"
+    for name in timm.list_models("*_fdconv"):
+        assert f"`{name}`" in page
+    for link in re.findall(r"\]\(([^)]+\.yaml)\)", page):
+        assert (MODELS / link).is_file()
+
+
+def test_an_entry_is_written_as_it_is_read(tmp_path):
+    make_index = load_script("make_index")
+    for path in ENTRIES:
+        entry = read_entry(path)
+        make_index.write_entry(tmp_path / path.name, entry)
+        assert read_entry(tmp_path / path.name) == entry
+        assert (tmp_path / path.name).read_text() == path.read_text(), "keep to what make_index.py writes"
 
 
 def test_a_good_entry_is_read(tmp_path):
     entry = read_entry(write(tmp_path / "good.yaml", GOOD))
-    assert entry.recipe == {"epochs": 1}
-    assert entry.weights is None
+    assert asdict(entry) == GOOD
+    assert (entry.architecture, entry.tag) == ("resnet18", "")
     assert list(read_index(tmp_path)) == ["good"]
+    assert read_entry(write(tmp_path / "good.yaml", {**GOOD, "recipe": None})).recipe is None
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({**GOOD, "licence": "mit"}, "unknown key 'licence'; an entry has model, description"),
+        ({**GOOD, "licence": "mit"}, "unknown key 'licence'; there are model, description"),
         ({key: value for key, value in GOOD.items() if key != "status"}, "the key 'status' is missing"),
-        ({**GOOD, "parameters": "5M"}, "parameters: found '5M', expected a whole number"),
-        ({**GOOD, "parameters": True}, "parameters: found True"),
-        ({**GOOD, "weights": 3}, "weights: found 3, expected text or null"),
-        ({**GOOD, "recipe": ["epochs"]}, "recipe: found ['epochs'], expected keys and values"),
-        ({**GOOD, "status": "done"}, "expected one of 'converted, not trained'"),
-        ("- a\n- b\n", "expected keys and values, found list"),
+        (change("costs.parameters", "5M"), "costs.parameters: found '5M', expected a whole number"),
+        (change("costs.parameters", True), "costs.parameters: found True"),
+        (change("costs.flops", 1), "costs: unknown key 'flops'"),
+        (change("preprocessing.size", [3, 8, "8"]), "preprocessing.size[2]: found '8', expected a whole number"),
+        (change("preprocessing.mean", 0.5), "preprocessing.mean: found 0.5, expected a list"),
+        (change("results.paper.0.value", "39 AP"), "results.paper[0].value: found '39 AP', expected a number"),
+        (change("results.measured", [{"metric": "top-1"}]), "results.measured[0]: the key 'dataset' is missing"),
+        (change("source", 3), "source: found 3, expected text or null"),
+        (change("recipe", ["epochs"]), "recipe: found ['epochs'], expected keys and values or null"),
+        (change("status", "done"), "expected one of 'converted, not trained'"),
+        ("- a\n- b\n", "expected keys and values, found ['a', 'b']"),
         ("model: [", "not valid YAML"),
     ],
 )
@@ -84,3 +141,31 @@ def test_no_file_and_no_entries(tmp_path):
         read_entry(tmp_path / "none.yaml")
     with pytest.raises(EntryError, match="no entries"):
         read_index(tmp_path)
+
+
+def test_a_wrong_figure_is_found_and_corrected(tmp_path, monkeypatch, capsys):
+    make_index = load_script("make_index")
+    monkeypatch.setattr(make_index, "MODELS", tmp_path)
+    monkeypatch.setattr(make_index, "read_index", lambda: read_index(tmp_path))
+    name = "resnet10s_fdconv.fashion_mnist"
+    text = (MODELS / f"{name}.yaml").read_text()
+    (tmp_path / f"{name}.yaml").write_text(text.replace("parameters: 340938", "parameters: 340939"))
+
+    monkeypatch.setattr("sys.argv", ["make_index.py"])
+    with pytest.raises(SystemExit, match=rf"{name}.yaml does not hold against the code"):
+        make_index.main()
+    monkeypatch.setattr("sys.argv", ["make_index.py", "--update"])
+    make_index.main()
+    assert (tmp_path / f"{name}.yaml").read_text() == text
+    assert "resnet10s_fdconv" in (tmp_path / "README.md").read_text()
+
+    monkeypatch.setattr("sys.argv", ["make_index.py", "--add", "resnet18_fdconv.nope"])
+    with pytest.raises(SystemExit, match=r"not in timm.list_pretrained"):
+        make_index.main()
+    monkeypatch.setattr("sys.argv", ["make_index.py", "--add", "resnet18_fdconv.tv_in1k"])
+    make_index.main()
+    assert (tmp_path / "resnet18_fdconv.tv_in1k.yaml").read_text() == (
+        MODELS / "resnet18_fdconv.tv_in1k.yaml"
+    ).read_text()
+    with pytest.raises(SystemExit, match="exists"):
+        make_index.main()

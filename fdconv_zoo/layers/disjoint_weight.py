@@ -64,7 +64,10 @@ class FourierDisjointWeight(nn.Module):
 
     def init_non_persistent_buffers(self) -> None:
         """Build what is derived from the shape alone; needed again after ``to_empty()`` (timm's convention)."""
-        self.group_index = frequency_groups(*self._plane, self.num_kernels).to(self.spectrum.device)
+        if self.spectrum.is_meta:  # where large models are built to be counted: no time for sorting
+            self.group_index = torch.empty(self.spectrum.shape[:2], dtype=torch.uint8, device="meta")
+        else:
+            self.group_index = frequency_groups(*self._plane, self.num_kernels).to(self.spectrum.device)
         self._has_own_groups = False
 
     def reset_parameters(self) -> None:
@@ -143,6 +146,8 @@ class FourierDisjointWeight(nn.Module):
         elif self._has_own_groups:
             self.init_non_persistent_buffers()
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.group_index.is_meta and not self.spectrum.is_meta:  # load_state_dict(..., assign=True)
+            self.init_non_persistent_buffers()
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""

@@ -1,0 +1,27 @@
+"""The zoo's index: one YAML file an entry in `models/`, read, checked and held against the code."""
+
+from fdconv_zoo.index.entry import (
+    MODELS,
+    STATUSES,
+    Costs,
+    Entry,
+    EntryError,
+    Preprocessing,
+    Result,
+    Results,
+    read_entry,
+    read_index,
+)
+
+__all__ = [
+    "MODELS",
+    "STATUSES",
+    "Costs",
+    "Entry",
+    "EntryError",
+    "Preprocessing",
+    "Result",
+    "Results",
+    "read_entry",
+    "read_index",
+]

@@ -1,0 +1,98 @@
+"""The page a user chooses a model from: `models/README.md`."""
+
+from collections.abc import Iterable, Mapping
+
+import timm
+
+from fdconv_zoo.index.entry import Entry, Result
+
+_HEAD = """\
+# Models
+
+One file here is one entry: a model, the weights it starts from, what it costs beside its plain twin, its results and
+where they come from, and a recipe for `scripts/train.py` where there is one.
+
+"+" is what FDConv adds to timm's plain model. Multiply-adds are those of one image in inference: convolutions, matrix
+products and attention, the low-passes of FBM among them; FFTs and element-wise work are not counted. Where weights
+come at several input sizes, they are for the first.
+
+"Converted" weights are the plain model's, taken over exactly: before you fine-tune, the model computes what the plain
+one computes. `timm.create_model("<model>.<weights>", pretrained=True)` loads them; without a tag, those named first.
+`convnext_fdconv` and `swin_fdconv` are short for the tiny ones.
+
+"""
+_RECIPES = """\
+
+## Recipes
+
+    accelerate launch scripts/train.py --config models/<recipe>.yaml --output runs/mine
+
+| recipe | model | data | epochs | what it is |
+| --- | --- | --- | ---: | --- |
+"""
+_FOOT = """
+This page is made from the entries, after a change of which run `python scripts/make_index.py`.
+"""
+
+
+def render_table(index: Mapping[str, Entry]) -> str:
+    """The page, in Markdown."""
+    rows: dict[str, list[tuple[str, Entry]]] = {}
+    for name, entry in index.items():
+        rows.setdefault(entry.architecture, []).append((name, entry))
+    ordered = sorted(rows.values(), key=lambda row: (_family(row[0][1]), row[0][1].costs.plain_parameters))
+    lines = [
+        "| model | parameters | + | multiply-adds | + | input | weights | results |",
+        "| --- | ---: | ---: | ---: | ---: | --- | --- | --- |",
+        *map(_row, ordered),
+    ]
+    recipes = [
+        f"| [{name}]({name}.yaml) | `{entry.model}` | {entry.recipe.get('dataset', 'your own')} "
+        f"| {entry.recipe.get('epochs', '')} | {' '.join(entry.description.split())} |"
+        for name, entry in index.items()
+        if entry.recipe
+    ]
+    return _HEAD + "\n".join(lines) + "\n" + _RECIPES + "\n".join(recipes) + "\n" + _FOOT
+
+
+def _row(entries: list[tuple[str, Entry]]) -> str:
+    default = timm.get_pretrained_cfg(entries[0][1].architecture).tag
+    entries = sorted(entries, key=lambda named: named[1].tag != default)
+    costs = entries[0][1].costs
+    sizes = ["x".join(map(str, entry.preprocessing.size[1:])) for _, entry in entries]
+    weights = [f"[{entry.tag}]({name}.yaml)" for name, entry in entries if entry.source and name == entry.model]
+    results = [text for _, entry in entries for text in _results(entry)]
+    cells = (
+        f"`{entries[0][1].architecture}`",
+        _quantity(costs.parameters),
+        _more(costs.parameters, costs.plain_parameters),
+        _quantity(costs.multiply_adds),
+        _more(costs.multiply_adds, costs.plain_multiply_adds),
+        ", ".join(dict.fromkeys(sizes)),
+        ", ".join(weights) or "none yet",
+        "; ".join(dict.fromkeys(results)),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _quantity(count: int) -> str:
+    return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.2f} M"
+
+
+def _more(dynamic: int, plain: int) -> str:
+    return f"{_quantity(dynamic - plain)}, {100 * (dynamic / plain - 1):.0f} %"
+
+
+def _results(entry: Entry) -> Iterable[str]:
+    def words(result: Result) -> str:
+        return f"{result.dataset}: {result.value:g} {result.metric}, {result.setting}"
+
+    for result in entry.results.paper:
+        yield f"{words(result)} ([reported by the paper]({result.source}))"
+    for result in entry.results.measured:
+        yield f"{words(result)} (measured: `{result.source}`)"
+
+
+def _family(entry: Entry) -> int:
+    """ResNets, ConvNeXts, Swins; wide and grouped ResNets are ResNets."""
+    return next((i for i, family in enumerate(("res", "convnext", "swin")) if family in entry.architecture), 3)

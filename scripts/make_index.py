@@ -1,0 +1,82 @@
+"""Check the entries of models/ against the code, and make models/README.md from them.
+
+python scripts/make_index.py                                    check, and write models/README.md
+python scripts/make_index.py --update                           first write what follows from the code into them
+python scripts/make_index.py --add resnet50_fdconv.tv_in1k      first add entries for weights that timm lists
+"""
+
+import argparse
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import timm
+import yaml
+
+import fdconv_zoo  # noqa: F401  registers the models
+from fdconv_zoo.index import MODELS, Entry, EntryError, Results, read_index
+from fdconv_zoo.index.expected import expected_facts
+from fdconv_zoo.index.table import render_table
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--add", nargs="+", default=[], metavar="MODEL", help="timm names with a tag")
+    parser.add_argument("--update", action="store_true", help="correct costs, preprocessing, source and licence")
+    args = parser.parse_args()
+    try:
+        for model in args.add:
+            add(model)
+        index = read_index()
+        for name, entry in index.items():
+            corrected = replace(entry, **expected_facts(entry.model))
+            if corrected != entry and not args.update:
+                raise EntryError(f"{MODELS / name}.yaml does not hold against the code; --update corrects it")
+            if corrected != entry:
+                write_entry(MODELS / f"{name}.yaml", corrected)
+    except EntryError as error:
+        sys.exit(f"error: {error}")
+    page = MODELS / "README.md"
+    page.write_text(render_table(read_index()), encoding="utf-8")
+    print(f"{page}: {len(index)} entries")
+
+
+def add(model: str) -> None:
+    """Write an entry for weights that the registry lists; an existing one is left alone."""
+    path = MODELS / f"{model}.yaml"
+    if path.exists():
+        raise EntryError(f"{path} exists")
+    if "." not in model or model not in timm.list_pretrained("*_fdconv*"):
+        raise EntryError(f"{model}: not in timm.list_pretrained('*_fdconv*'); give a model with a tag")
+    facts = expected_facts(model)
+    description = (
+        f"{timm.model_entrypoint(model).__doc__.strip()} The weights are those of {facts['source']}, converted "
+        "exactly: before fine-tuning the model computes what the plain one computes."
+    )
+    status = "converted, not trained"
+    write_entry(path, Entry(model, description, status=status, results=Results([], []), recipe=None, **facts))
+
+
+def write_entry(path: Path, entry: Entry) -> None:
+    """Write an entry's YAML file."""
+    text = yaml.dump(asdict(entry), Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists of plain values on one line, all else in lines of its own."""
+
+
+_Dumper.add_representer(
+    list,
+    lambda dumper, items: dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", items, flow_style=not any(isinstance(item, dict) for item in items)
+    ),
+)
+
+
+if __name__ == "__main__":
+    main()
