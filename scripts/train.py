@@ -58,6 +58,7 @@ SMOKE = {
     "epochs": 1,
     "warmup_epochs": 0,
     "batch_size": 2,
+    "mixed_precision": None,
     "grad_accum": 1,
     "log_every": 1,
 }
