@@ -329,6 +329,23 @@ def test_a_failed_check_leaves_the_model_as_it_was(way, message):
     assert not torch.nn.modules.module._global_forward_hooks
 
 
+def test_outputs_of_other_shapes_are_never_rounding():
+    """A model that changes the number of its outputs at the slightest disturbance, as detectors may."""
+
+    class Brittle(Small):
+        seen = None
+
+        def forward(self, x):
+            features = self.conv(self.stem(x))
+            self.seen = features if self.seen is None else self.seen
+            return features if torch.equal(features, self.seen) else features[:1]
+
+    model = randomize(Brittle())
+    with pytest.raises(RuntimeError, match=r"by inf of its largest output.*If it sorts or samples"):
+        convert_model(model, example=X, **OPTIONS)
+    assert dynamic_names(model) == []
+
+
 def test_lazy_models_are_not_initialised_in_passing():
     model = nn.Sequential(nn.Conv2d(3, 20, 3), nn.LazyConv2d(20, 3))
     with pytest.raises(ValueError, match="lazy parameters that are not initialised: run it once before"):
