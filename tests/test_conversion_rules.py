@@ -10,7 +10,8 @@ from test_conversion import OPTIONS, SWIN, Small, X, dynamic_names
 from torch import nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
-from fdconv_zoo import FDConv2d, FDLinear, convert_model, plan_conversion
+from fdconv_zoo import FDConv2d, FDLinear, convert_model, plan_conversion, set_path
+from fdconv_zoo.costs import count_multiply_adds
 
 
 @pytest.fixture
@@ -382,6 +383,9 @@ def test_the_plan_counts(small):
     assert mlp.multiply_adds[0] == 16 * 24 * 20
     # KSM: the hidden layer, and the heads for channel, filter and kernel. (No convolution: no FBM, no taps.)
     assert mlp.multiply_adds[1] == mlp.multiply_adds[0] + 24 * 16 + 16 * (24 + 20 + 4)
+    layer = FDConv2d.from_conv(small.conv, num_kernels=4, ksm_local=False)
+    set_path(layer, "plain")
+    assert conv.multiply_adds[1] == count_multiply_adds(layer, torch.zeros(1, 20, 9, 9))[0]
     lines = str(plan).splitlines()
     assert lines[0].split() == ["layer", "becomes", "kernel", "parameters", "after", "multiply-adds", "after"]
     assert len({line.rstrip()[-1].isdigit() and len(line) for line in lines[2:5]}) == 1  # aligned to the right

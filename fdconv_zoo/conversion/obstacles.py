@@ -60,14 +60,13 @@ def obstacles_in_ties(
     model: nn.Module, chosen: Collection[nn.Module], name_of: dict[nn.Module, str]
 ) -> dict[nn.Module, str]:
     """The chosen layers that share their weight with something that is not chosen."""
-    users: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    users: dict[nn.Parameter, list[nn.Module]] = {}
     for module in model.modules():
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                users.setdefault(parameter, []).append((module, key))
+        for parameter in module.parameters(recurse=False):
+            users.setdefault(parameter, []).append(module)
     found = {}
     for layer in chosen:
-        others = [name_of[module] for module, key in users[layer.weight] if module not in chosen or key != "weight"]
+        others = [name_of[module] for module in users[layer.weight] if module not in chosen]
         if others:
             found[layer] = f"shares its weight with {others[0]!r}, which stays plain"
     return found

@@ -133,10 +133,8 @@ def select_layers(
         else:
             chosen[layer] = names
     name_of = {module: name for name, module in model.named_modules()}
-    # A layer that drops out takes along those that share its weight.
-    while tied := obstacles_in_ties(model, chosen, name_of):
-        for layer, reason in tied.items():
-            skip(layer, reason)
+    for layer, reason in obstacles_in_ties(model, chosen, name_of).items():
+        skip(layer, reason)
 
     skipped = tuple(SkippedLayer(names[0], reasons[layer]) for layer, names in layers.items() if layer in reasons)
     if not chosen:
