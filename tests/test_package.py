@@ -1,5 +1,6 @@
 """The wheel and the sdist: complete, and the wheel works alone."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -7,6 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import fdconv_zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,3 +60,7 @@ def test_sdist_holds_what_the_repository_needs(built):
         names = {name.partition("/")[2] for name in archive.getnames()}
     for name in ("LICENSE", "README.md", "Makefile", "scripts/train.py", "models/resnet50_fdconv.a1_in1k.yaml"):
         assert name in names
+
+
+def test_version_is_exposed():
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", fdconv_zoo.__version__)
