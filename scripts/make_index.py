@@ -57,7 +57,8 @@ def add(model: str) -> None:
         "exactly: before fine-tuning the model computes what the plain one computes."
     )
     status = "converted, not trained"
-    write_entry(path, Entry(model, description, status=status, results=Results([], []), recipe=None, **facts))
+    entry = Entry(model, description, hub_id=None, status=status, results=Results([], []), recipe=None, **facts)
+    write_entry(path, entry)
 
 
 def write_entry(path: Path, entry: Entry) -> None:

@@ -19,6 +19,7 @@ GOOD = {
     "model": "resnet18",
     "description": "A model.",
     "source": None,
+    "hub_id": None,
     "license": "apache-2.0",
     "status": "recipe only",
     "preprocessing": {

@@ -8,7 +8,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-MODELS = Path(__file__).resolve().parents[2] / "models"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# The wheel carries the entries inside the package; in the repository they stand beside it.
+MODELS = _PACKAGE / "models" if (_PACKAGE / "models").is_dir() else _PACKAGE.parent / "models"
 STATUSES = ("converted, not trained", "trained", "recipe only")
 
 
@@ -92,6 +94,7 @@ class Entry:
         model: Its timm name, `architecture` or `architecture.tag`: with a tag where weights exist.
         description: What it is, in a sentence or two.
         source: Hub id of the weights it starts from; None where there are none.
+        hub_id: Hub id under which we have published it; None where we have not.
         license: SPDX identifier of those weights' licence, or of the entry's own.
         status: One of `STATUSES`.
         preprocessing: What it expects of an image.
@@ -103,6 +106,7 @@ class Entry:
     model: str
     description: str
     source: str | None
+    hub_id: str | None
     license: str
     status: str
     preprocessing: Preprocessing
@@ -145,8 +149,6 @@ def read_entry(path: str | Path) -> Entry:
 
 def read_index(folder: str | Path = MODELS) -> dict[str, Entry]:
     """Read all entries of a folder, by file name without `.yaml`, sorted.
-
-    The default folder exists in the repository; it is not part of the installed package.
 
     Raises:
         EntryError: an entry is wrong, or the folder has none.
