@@ -1,4 +1,6 @@
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 # The tests never reach a hub; without this a slip would wait for a network that is not there.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -6,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from hypothesis import settings
+from loopback_hub import ConnectedHub, connect
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
@@ -17,6 +20,13 @@ settings.load_profile("default")
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[ConnectedHub]:
+    """A Hub on this machine, in place of the real one for all that uses its client here; the cache is empty."""
+    with connect(tmp_path / "hub_home") as connected:
+        yield connected
 
 
 def randomize(module: torch.nn.Module, std: float = 0.3) -> torch.nn.Module:
