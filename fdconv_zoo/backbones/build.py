@@ -29,7 +29,7 @@ def replace_in_blocks(
     Args:
         model: changed in place.
         block: regular expression of a block's name in the model.
-        names: of the layers within a block; an outer name stands for all in it.
+        names: of the layers within a block, or of what holds them.
         choices: the names that this family's blocks can have.
         **options: of the FDConv layers.
 
