@@ -20,8 +20,8 @@ class ResNetFDConv(ResNet):
     Args:
         block, layers, **kwargs: of timm's ``ResNet``, and the keyword-only options of :class:`fdconv_zoo.FDConv2d`
             (``num_kernels``, ``ksm_local``, ``fbm``, ...).
-        fdconv_layers: which of a block's ``conv1``, ``conv2``, ``conv3`` and ``downsample`` become FDConv; empty for
-            the plain twin.
+        fdconv_layers: which of a block's ``conv1``, ``conv2``, ``conv3`` and ``downsample`` become FDConv, and whether
+            the second and third convolution of a deep ``stem`` do, as in the authors' models; empty for the plain twin.
         stem_pool: keep the stem's max-pooling; without it every stage has twice the resolution, for small images.
     """
 
@@ -40,8 +40,10 @@ class ResNetFDConv(ResNet):
             self.maxpool = nn.Identity()
             for stage in self.feature_info[1:]:
                 stage["reduction"] //= 2
-        choices = ("conv1", "conv2", "conv3", "downsample")
+        choices = ("conv1", "conv2", "conv3", "downsample", "stem")
         replace_in_blocks(self, r"layer\d+\.\d+", fdconv_layers, choices, **layer_options)
+        if "stem" in fdconv_layers:
+            replace_in_blocks(self, "conv1", ("3", "6"), ("3", "6"), **layer_options)
 
 
 def _build(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:

@@ -51,7 +51,7 @@ def from_reference(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             band_convs.setdefault(f"{prefix}fbm.attention.{band['kind']}", {})[int(band["band"])] = tensor
             continue
         ours = next((ours + name.removeprefix(old) for old, ours in _RENAMED.items() if name.startswith(old)), None)
-        if ours is None or (name == "dft_weight" and tensor.shape[0] != 1):
+        if ours is None or (name == "dft_weight" and (tensor.ndim != 4 or len(tensor) != 1)):
             raise ValueError(
                 f"The checkpoint's {key} of shape {tuple(tensor.shape)} belongs to a variant of the authors' layer "
                 "that has no counterpart here: only their default layer can be converted."

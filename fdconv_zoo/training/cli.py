@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from fdconv_zoo.data import DataError
 from fdconv_zoo.index import EntryError, read_entry
 from fdconv_zoo.training.errors import ConfigError, TrainingError
+from fdconv_zoo.weights import WeightsError
 
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 
@@ -87,7 +88,7 @@ def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; what the user can mend is shown as one message, without a traceback, and exits with 1."""
     try:
         main()
-    except (TrainingError, DataError, EntryError) as error:
+    except (TrainingError, DataError, EntryError, WeightsError) as error:
         if int(os.environ.get("RANK", "0")) == 0:  # every process meets it, one says it
             print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

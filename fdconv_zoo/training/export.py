@@ -17,7 +17,7 @@ def export_model(
     model: nn.Module,
     folder: Path,
     *,
-    class_names: Sequence[str],
+    class_names: Sequence[str] | None,
     preprocessing: Mapping[str, Any],
     model_args: Mapping[str, Any],
 ) -> None:
@@ -26,7 +26,7 @@ def export_model(
     Args:
         model: A timm model.
         folder: Where they go; other files in it are left alone.
-        class_names: One a class, in the classifier's order.
+        class_names: One a class, in the classifier's order; None where nobody knows them.
         preprocessing: What the images went through, as `resolve_preprocessing` gives it.
         model_args: Arguments that build this architecture again.
 
@@ -41,7 +41,7 @@ def export_model(
         **described,
         **preprocessing,
         "tag": None,
-        "num_classes": len(class_names),
+        "num_classes": model.num_classes,
         "pool_size": None,
         "test_input_size": None,
         "test_crop_pct": None,
@@ -53,7 +53,7 @@ def export_model(
             save_for_hf(
                 model,
                 temporary,
-                model_config={"label_names": list(class_names)},
+                model_config={"label_names": list(class_names)} if class_names else {},
                 model_args=dict(model_args),
                 safe_serialization=True,
             )

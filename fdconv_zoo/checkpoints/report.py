@@ -1,0 +1,59 @@
+"""What a conversion did, for people and for ``conversion.json``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        source: the file's name.
+        sha256: of the file.
+        library: whose names its weights had.
+        model: timm's name of the model.
+        model_args: what it was built with, besides the number of classes.
+        num_classes: 0 where the checkpoint has no classifier.
+        mapped: tensors taken, by the checkpoint's parts.
+        left: tensors left: the checkpoint's part, how many, and why.
+        other_entries: what the file holds beside weights; left, too.
+        notes: what else to know.
+        compared_with: the network that the written folder's was compared with.
+        deviation: the largest, as a fraction of the largest feature.
+    """
+
+    source: str
+    sha256: str
+    library: str
+    model: str
+    model_args: Mapping[str, Any]
+    num_classes: int
+    mapped: Mapping[str, int]
+    left: tuple[tuple[str, int, str], ...]
+    other_entries: tuple[str, ...]
+    notes: tuple[str, ...]
+    compared_with: str
+    deviation: float
+
+    def describe(self) -> str:
+        """A few lines for the terminal."""
+        arguments = {"num_classes": self.num_classes, **self.model_args}
+        lines = [
+            f"{self.source}: names of {self.library}",
+            f"model   {self.model}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})",
+            f"mapped  {sum(self.mapped.values())} tensors: {_counts(self.mapped)}",
+        ]
+        reasons: dict[str, dict[str, int]] = {}
+        for part, count, reason in self.left:
+            reasons.setdefault(reason, {})[part] = count
+        lines += [f"left    {sum(parts.values())} tensors, {why}: {_counts(parts)}" for why, parts in reasons.items()]
+        lines += [f"left    no weights: {', '.join(self.other_entries)}"] if self.other_entries else []
+        lines += [f"note    {note}" for note in self.notes]
+        lines += [f"checked loaded again through timm: {self.deviation:.1e} from {self.compared_with}"]
+        return "\n".join(lines)
+
+
+def _counts(parts: Mapping[str, int]) -> str:
+    return ", ".join(f"{part} ({count})" for part, count in parts.items())
