@@ -1,12 +1,13 @@
-"""Check the entries of models/ against the code, and make models/README.md from them.
+"""Check the entries of models/ against the code, and make models/README.md and model_cards/ from them.
 
-python scripts/make_index.py                                    check, and write models/README.md
+python scripts/make_index.py                                    check, and write the page and the cards
 python scripts/make_index.py --update                           first write what follows from the code into them
 python scripts/make_index.py --add resnet50_fdconv.tv_in1k      first add entries for weights that timm lists
 """
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,9 +15,12 @@ import timm
 import yaml
 
 import fdconv_zoo  # noqa: F401  registers the models
+from fdconv_zoo.hub.cards import render_card, with_card
 from fdconv_zoo.index import MODELS, Entry, EntryError, Results, read_index
 from fdconv_zoo.index.expected import expected_facts
 from fdconv_zoo.index.table import render_table
+
+CARDS = Path(__file__).resolve().parents[1] / "model_cards"
 
 
 def main() -> None:
@@ -39,9 +43,21 @@ def main() -> None:
                 write_entry(MODELS / f"{name}.yaml", corrected)
     except EntryError as error:
         sys.exit(f"error: {error}")
+    index = read_index()
     page = MODELS / "README.md"
-    page.write_text(render_table(read_index()), encoding="utf-8")
+    page.write_text(render_table(index), encoding="utf-8")
     print(f"{page}: {len(index)} entries")
+    print(f"{CARDS}: {write_cards(index)} cards")
+
+
+def write_cards(index: Mapping[str, Entry]) -> int:
+    """Write all cards, remove those of entries that are gone, and return their number."""
+    cards = {CARDS / f"{name}.md": render_card(entry, name) for name, entry in with_card(index).items()}
+    for stale in set(CARDS.glob("*.md")) - set(cards):
+        stale.unlink()
+    for path, card in cards.items():
+        card.save(path)
+    return len(cards)
 
 
 def add(model: str) -> None:

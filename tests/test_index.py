@@ -147,6 +147,7 @@ def test_no_file_and_no_entries(tmp_path):
 def test_a_wrong_figure_is_found_and_corrected(tmp_path, monkeypatch, capsys):
     make_index = load_script("make_index")
     monkeypatch.setattr(make_index, "MODELS", tmp_path)
+    monkeypatch.setattr(make_index, "CARDS", tmp_path / "cards")
     monkeypatch.setattr(make_index, "read_index", lambda: read_index(tmp_path))
     name = "resnet10s_fdconv.fashion_mnist"
     text = (MODELS / f"{name}.yaml").read_text()
@@ -159,6 +160,7 @@ def test_a_wrong_figure_is_found_and_corrected(tmp_path, monkeypatch, capsys):
     make_index.main()
     assert (tmp_path / f"{name}.yaml").read_text() == text
     assert "resnet10s_fdconv" in (tmp_path / "README.md").read_text()
+    assert [path.name for path in (tmp_path / "cards").iterdir()] == [f"{name}.md"]
 
     monkeypatch.setattr("sys.argv", ["make_index.py", "--add", "resnet18_fdconv.nope"])
     with pytest.raises(SystemExit, match=r"not in timm.list_pretrained"):

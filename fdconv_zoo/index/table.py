@@ -18,7 +18,8 @@ come at several input sizes, they are for the first.
 
 "Converted" weights are the plain model's, taken over exactly: before you fine-tune, the model computes what the plain
 one computes. `timm.create_model("<model>.<weights>", pretrained=True)` loads them; without a tag, those named first.
-`convnext_fdconv` and `swin_fdconv` are short for the tiny ones.
+`convnext_fdconv` and `swin_fdconv` are short for the tiny ones. Each has a card in `model_cards/`, and
+`python -m fdconv_zoo list` prints this table.
 
 """
 _RECIPES = """\
@@ -31,7 +32,7 @@ _RECIPES = """\
 | --- | --- | --- | ---: | --- |
 """
 _FOOT = """
-This page is made from the entries, after a change of which run `python scripts/make_index.py`.
+This page and the cards are made from the entries, after a change of which run `python scripts/make_index.py`.
 """
 
 
@@ -64,10 +65,10 @@ def _row(entries: list[tuple[str, Entry]]) -> str:
     results = [text for _, entry in entries for text in _results(entry)]
     cells = (
         f"`{entries[0][1].architecture}`",
-        _quantity(costs.parameters),
-        _more(costs.parameters, costs.plain_parameters),
-        _quantity(costs.multiply_adds),
-        _more(costs.multiply_adds, costs.plain_multiply_adds),
+        quantity(costs.parameters),
+        more(costs.parameters, costs.plain_parameters),
+        quantity(costs.multiply_adds),
+        more(costs.multiply_adds, costs.plain_multiply_adds),
         ", ".join(dict.fromkeys(sizes)),
         ", ".join(weights) or "none yet",
         "; ".join(dict.fromkeys(results)),
@@ -75,12 +76,14 @@ def _row(entries: list[tuple[str, Entry]]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _quantity(count: int) -> str:
+def quantity(count: int) -> str:
+    """A count in millions or thousands of millions."""
     return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.2f} M"
 
 
-def _more(dynamic: int, plain: int) -> str:
-    return f"{_quantity(dynamic - plain)}, {100 * (dynamic / plain - 1):.0f} %"
+def more(dynamic: int, plain: int) -> str:
+    """What FDConv adds, as a count and in percent."""
+    return f"{quantity(dynamic - plain)}, {100 * (dynamic / plain - 1):.0f} %"
 
 
 def _results(entry: Entry) -> Iterable[str]:
