@@ -75,7 +75,9 @@ def convert_checkpoint(
             model,
             temporary,
             class_names=_class_names(checkpoint, source),
-            preprocessing=resolve_preprocessing(model),
+            preprocessing=resolve_preprocessing(
+                model, in_chans=arguments.get("in_chans"), img_size=arguments.get("img_size")
+            ),
             model_args=arguments,
         )
         deviation = verify_folder(temporary, reference)

@@ -13,6 +13,7 @@ from torch import nn
 
 from fdconv_zoo.training.errors import ConfigError
 from fdconv_zoo.training.names import suggest_models
+from fdconv_zoo.weights import check_model_folder, check_weights_file
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 
@@ -89,6 +90,10 @@ def build_model(
     if num_classes is not None:
         arguments["num_classes"] = num_classes
     try:
+        if checkpoint is not None:
+            check_weights_file(checkpoint)
+        elif name.startswith(LOCAL) and pretrained:
+            check_model_folder(name.removeprefix(LOCAL))
         arguments = {**saved_model_args(name), **arguments}
         model = timm.create_model(
             name,

@@ -2,6 +2,7 @@
 
 from fdconv_zoo.weights.check import check_finite, check_model_folder, check_weights_file, load_strictly
 from fdconv_zoo.weights.errors import WeightsError
+from fdconv_zoo.weights.guard import guarded_file
 from fdconv_zoo.weights.read import Checkpoint, read_checkpoint
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "check_finite",
     "check_model_folder",
     "check_weights_file",
+    "guarded_file",
     "load_strictly",
     "read_checkpoint",
 ]

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from fdconv_zoo.weights.errors import WeightsError, some
 from fdconv_zoo.weights.read import read_checkpoint
 
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")  # timm's order
+
 
 def check_weights_file(path: str | Path, model: nn.Module | None = None) -> None:
     """Check a weights file: that it is whole, holds nothing but weights, all of them numbers, and fits a model.
@@ -81,11 +83,15 @@ def check_model_folder(folder: str | Path) -> None:
     """
     folder = Path(folder)
     check_config(folder / "config.json")
-    names = ("model.safetensors", "pytorch_model.bin")  # what timm looks for, in its order
-    weights = next((folder / name for name in names if (folder / name).is_file()), None)
+    weights = find_weights(folder)
     if weights is None:
-        raise WeightsError(f"{folder} has no {names[0]}: is it the whole folder?")
+        raise WeightsError(f"{folder} has no {_WEIGHTS[0]}: is it the whole folder?")
     check_weights_file(weights)
+
+
+def find_weights(folder: Path) -> Path | None:
+    """The weights file of a folder that timm loads; None without one."""
+    return next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
 
 
 def check_config(path: str | Path) -> None:

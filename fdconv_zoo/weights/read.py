@@ -30,11 +30,12 @@ class _Placeholder:
     def __setstate__(self, state: Any) -> None: ...
 
 
-# Beside the weights OpenMMLab's trainers keep logs: buffers of NumPy arrays (mmengine) and scores (mmcv). The names are
-# allowed, what they name is not: each becomes a placeholder, even getattr, which pickled methods of a class need.
+# Beside the weights trainers keep arguments (timm) and logs: buffers of NumPy arrays (mmengine), scores (mmcv). The
+# names are allowed, what they name is not: each becomes a placeholder, even getattr, which pickled methods need.
 _NOT_WEIGHTS = [
     (_Placeholder, name)
     for name in (
+        "argparse.Namespace",
         "mmengine.logging.history_buffer.HistoryBuffer",
         "builtins.getattr",
         "numpy.ndarray",
