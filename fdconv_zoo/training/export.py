@@ -1,5 +1,6 @@
 """A trained model as a folder that `timm.create_model('local-dir:...', pretrained=True)` loads."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,9 +58,17 @@ def export_model(
                 model_args=dict(model_args),
                 safe_serialization=True,
             )
+            _remove_repeated_classes(temporary / FILES[1])
             flush_to_disk(temporary)
             for name in FILES:
                 os.replace(temporary / name, folder / name)
     finally:
         model.pretrained_cfg = described
         remove(temporary)
+
+
+def _remove_repeated_classes(config: Path) -> None:
+    """timm 1.0.31 writes their number among the model's arguments, too; there transformers 5 fails at it."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    if content.get("model_args", {}).pop("num_classes", None) is not None:
+        config.write_text(json.dumps(content, indent=2), encoding="utf-8")
