@@ -6,11 +6,12 @@ from functools import partial
 from typing import Any
 
 import timm
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
+from fdconv_zoo.backbones.download import checked_download
 from fdconv_zoo.conversion import LAYER_OPTIONS, replace_layers
+from fdconv_zoo.weights import guarded_file
 
 StateDict = dict[str, Tensor]
 
@@ -96,19 +97,15 @@ def build_model(
         **kwargs: of the class and of ``build_model_with_cfg``.
 
     Raises:
-        RuntimeError: pretrained weights can neither be downloaded nor found in the cache; names the repository.
+        RuntimeError: pretrained weights cannot be had from the Hub; names the repository, the reason and what to do.
     """
     filter_fn = partial(_filter_checkpoint, timm_filter=timm_filter)
-    try:
-        return build_model_with_cfg(model_cls, variant, pretrained, pretrained_filter_fn=filter_fn, **kwargs)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
-        raise RuntimeError(
-            f"The pretrained weights of {variant} come from the Hugging Face repository {cfg.hf_hub_id!r}, which can "
-            f"neither be reached nor found in the cache. Connect and try again; or get its weights file by other "
-            f"means and pass pretrained_cfg_overlay=dict(file='path/to/model.safetensors'); or start from random "
-            f"weights with pretrained=False. ({type(error).__name__}: {error})"
-        ) from error
+    build = partial(build_model_with_cfg, model_cls, variant, pretrained, pretrained_filter_fn=filter_fn, **kwargs)
+    if not pretrained:
+        return build()
+    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
+    with checked_download(variant, cfg, kwargs.get("cache_dir")), guarded_file(cfg.file):
+        return build()
 
 
 def _filter_checkpoint(state_dict: StateDict, model: nn.Module, timm_filter: Callable | None) -> StateDict:
