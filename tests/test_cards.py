@@ -57,6 +57,14 @@ def test_a_card_is_up_to_date_and_valid(name):
     assert "@inproceedings{chen2025fdconv" in text
 
 
+def test_the_hub_takes_all_cards(hub):
+    for name in CARDS:
+        ModelCard.load(ROOT / "model_cards" / f"{name}.md").validate()
+    assert len(hub.requests) == len(CARDS)
+    with pytest.raises(ValueError, match="license"):
+        ModelCard("---\nlicense: mine\n---\n").validate()
+
+
 def test_one_command_writes_the_cards_and_removes_those_of_entries_that_are_gone(tmp_path, monkeypatch):
     make_index = load_script("make_index")
     monkeypatch.setattr(make_index, "CARDS", tmp_path)

@@ -42,6 +42,10 @@ def test_wheel_works_alone(built, tmp_path):
         archive.extractall(tmp_path / "site")
     assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"fdconv_zoo"}
     assert {"fdconv_zoo/sample/train.parquet", "fdconv_zoo/sample/LICENSE"} <= set(names)
+    assert {"fdconv_zoo/hub/card_template.md", "fdconv_zoo/hub/citations.bib"} <= set(names)
+    entries = {path.name for path in (ROOT / "models").glob("*.yaml")}
+    assert {f"fdconv_zoo/models/{name}" for name in entries} <= set(names)
+    assert any(name.endswith("entry_points.txt") for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
     site = str(tmp_path / "site")
@@ -52,6 +56,17 @@ def test_wheel_works_alone(built, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[-1] == "1000"
+
+    listed = subprocess.run(
+        [sys.executable, "-m", "fdconv_zoo", "list"],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": site},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert listed.returncode == 0, listed.stderr
+    assert {f"{line.split()[0]}.yaml" for line in listed.stdout.splitlines()[1:]} == entries
 
 
 def test_sdist_holds_what_the_repository_needs(built):

@@ -1,0 +1,74 @@
+"""Files of the Hub in the client's cache, and whether they are what the Hub holds."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
+
+
+@dataclass(frozen=True)
+class CachedFile:
+    """A file of a repository in the cache.
+
+    Attributes:
+        repo_id: The repository.
+        commit: The revision it belongs to.
+        name: Its path in the repository.
+        path: Where it is: most often a link to a blob that is named by its hash.
+    """
+
+    repo_id: str
+    commit: str
+    name: str
+    path: Path
+
+    @property
+    def blob(self) -> Path | None:
+        """What the link points at; None where the cache holds files instead of links, or where it leads elsewhere."""
+        if not self.path.is_symlink():
+            return None
+        target = Path(os.path.normpath(self.path.parent / os.readlink(self.path)))
+        return target if target.parent == _folder(self.repo_id) / "blobs" else None
+
+    @property
+    def blob_hash(self) -> str | None:
+        """The hash that the Hub named when the file was fetched; None where the cache does not keep it."""
+        blob = self.blob
+        return blob.name if blob and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name) else None
+
+    def has_hash(self, expected: str) -> bool:
+        """Whether the content has a hash: a SHA-256, as of large files, or else Git's SHA-1 of a blob."""
+        if not self.path.is_file():
+            return False
+        digest = hashlib.sha256()
+        if len(expected) == 40:
+            digest = hashlib.sha1(f"blob {self.path.stat().st_size}\0".encode(), usedforsecurity=False)
+        with self.path.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+        return digest.hexdigest() == expected
+
+    def remove(self) -> None:
+        """Take it out of the cache, and its blob with it, so that it will be fetched anew."""
+        blob = self.blob
+        self.path.unlink(missing_ok=True)
+        if blob:
+            blob.unlink(missing_ok=True)
+
+
+def cached_files(repo_id: str) -> Iterator[CachedFile]:
+    """All files of a repository's cached revisions, broken links among them."""
+    snapshots = _folder(repo_id) / "snapshots"
+    for path in sorted(snapshots.rglob("*")):
+        if path.is_symlink() or path.is_file():
+            commit, *parts = path.relative_to(snapshots).parts
+            yield CachedFile(repo_id, commit, "/".join(parts), path)
+
+
+def _folder(repo_id: str) -> Path:
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")

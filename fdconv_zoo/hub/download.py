@@ -1,0 +1,59 @@
+"""Weights fetched into the Hub's cache ahead of time."""
+
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from fdconv_zoo.hub.cache import CachedFile, cached_files
+from fdconv_zoo.hub.errors import HubError, explained
+from fdconv_zoo.hub.names import CONFIG, Weights
+
+
+def download(weights: Weights) -> Path:
+    """Fetch weights, and the configuration where timm needs it; the client shows its progress bar.
+
+    Returns:
+        The weights' path in the cache; what is there already is not fetched again.
+
+    Raises:
+        HubError: they cannot be had, or arrived damaged.
+    """
+    with explained(weights.repo_id, weights.revision):
+        if weights.with_config:
+            _fetch(weights, CONFIG)
+        for name in weights.choices[:-1]:
+            try:
+                return _fetch(weights, name)
+            except LocalEntryNotFoundError:
+                raise  # the Hub was not reached: it may have this one
+            except EntryNotFoundError:
+                continue
+        return _fetch(weights, weights.choices[-1])
+
+
+def fetch_again(file: CachedFile) -> None:
+    """Remove a damaged file from the cache and fetch it anew.
+
+    Raises:
+        HubError: it cannot be had, or is damaged again; either way it is not in the cache any more.
+    """
+    file.remove()
+    with explained(file.repo_id, file.commit):
+        hf_hub_download(file.repo_id, file.name, revision=file.commit)
+    _check(file)
+
+
+def _fetch(weights: Weights, name: str) -> Path:
+    path = Path(hf_hub_download(weights.repo_id, name, revision=weights.revision))
+    for file in cached_files(weights.repo_id):
+        if file.path == path:
+            _check(file)
+    return path
+
+
+def _check(file: CachedFile) -> None:
+    """The client compares sizes only."""
+    if file.blob_hash and not file.has_hash(file.blob_hash):
+        file.remove()
+        raise HubError(f"{file.repo_id}: {file.name} arrived damaged and was removed from the cache: try again")
