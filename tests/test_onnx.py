@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fdconv_zoo.ops import kernel_assembly
+from fdconv_zoo.ops.inverse_transform import inverse_transform_by_products
 
 # One reduced model of each family, with layers of every kind that the family has. Stages of 16 or fewer channels are
 # plain: torch's exporter needs seconds for each FDConv layer.
@@ -71,8 +71,8 @@ def test_inverse_transform_by_products(rows, cols, batch):
     coefficients = torch.randn(batch, rows, cols // 2 + 1, 2, dtype=torch.float64)
     columns = torch.fft.ifft(torch.view_as_complex(coefficients), dim=1)
     expected = torch.fft.irfft(columns, n=cols, dim=2).transpose(1, 2)
-    assert relative_error(kernel_assembly._inverse_transform_by_products(coefficients, cols), expected) < 1e-12
-    single = kernel_assembly._inverse_transform_by_products(coefficients.float(), cols)
+    assert relative_error(inverse_transform_by_products(coefficients, cols), expected) < 1e-12
+    single = inverse_transform_by_products(coefficients.float(), cols)
     assert relative_error(single, expected) < 1e-5
 
 

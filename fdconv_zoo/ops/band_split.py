@@ -37,19 +37,25 @@ def low_pass_basis(size: int, cutoff: float, *, device: torch.device, dtype: tor
     return torch.cat((waves.new_full((size, 1), math.sqrt(1 / size)), waves), dim=1)
 
 
-def low_pass_projector(size: Tensor | int, cutoff: float, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The ideal low-pass (size, size) itself, for programs whose ``size`` is known only when they run.
+def low_pass_projectors(
+    size: Tensor | int, cutoffs: Sequence[float], *, device: torch.device, dtype: torch.dtype
+) -> list[Tensor]:
+    """The ideal low-passes (size, size) themselves, for programs whose ``size`` is known only when they run.
 
-    Its shape, unlike the basis's, does not depend on how many sinusoids pass. Arguments: see :func:`low_pass_basis`.
+    Their shapes, unlike the basis's, do not depend on how many sinusoids pass. Arguments: see :func:`low_pass_basis`.
     """
     time = torch.arange(size, device=device)
     length = torch.ones_like(time).sum()  # a tensor: exporters to ONNX know few operations on free sizes
     frequency = torch.minimum(time, length - time)
     # In float64, since a cutoff can lie closer to a frequency than float32 resolves.
-    passes = (frequency < cutoff * length.double() - 1e-9) | (frequency == 0)
-    angle = torch.remainder(time[:, None] * time, length).double() * (2 * math.pi / length.double())
-    impulse_response = (angle.cos() * passes).sum(1) / length.double()
-    return impulse_response.to(dtype)[torch.remainder(time[:, None] - time, length)]
+    waves = (torch.remainder(time[:, None] * time, length).double() * (2 * math.pi / length.double())).cos()
+    delay = torch.remainder(time[:, None] - time, length)
+    projectors = []
+    for cutoff in cutoffs:
+        passes = (frequency < cutoff * length.double() - 1e-9) | (frequency == 0)
+        impulse_response = (waves * passes).sum(1) / length.double()
+        projectors.append(impulse_response.to(dtype)[delay])
+    return projectors
 
 
 class LowPasses:
@@ -101,8 +107,8 @@ def modulate_bands_plain(x: Tensor, attention: Tensor, band_edges: Sequence[floa
     factory = {"device": x.device, "dtype": x.dtype}
     height, width = x.shape[2:]
     if is_free(height) or is_free(width):
-        projectors = ([low_pass_projector(size, edge, **factory) for size in (height, width)] for edge in band_edges)
-        return _weigh_bands(x, attention, (rows @ (x @ cols) for rows, cols in projectors))
+        rows, cols = (low_pass_projectors(size, band_edges, **factory) for size in (height, width))
+        return _weigh_bands(x, attention, (row @ (x @ col) for row, col in zip(rows, cols, strict=True)))
     low_passes = LowPasses(height, width, band_edges, **factory)
     coefficients = low_passes.analyze(x.flatten(0, 1))
     maps = (low_passes.synthesize(coefficients, band).view(x.shape) for band in range(len(band_edges)))

@@ -9,13 +9,12 @@ This is the plain path, differentiated by autograd; :mod:`fdconv_zoo.ops.image_b
 memory and time.
 """
 
-import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from fdconv_zoo.ops.inverse_transform import inverse_transform_by_products
 
 
 class KernelParts(NamedTuple):
@@ -57,7 +56,7 @@ def mix_spectrum(
     # Scaling the real and imaginary parts is half the arithmetic of promoting the weights to complex numbers.
     coefficients = spectrum * weight.view(batch, *group_index.shape, 1)
     if torch.onnx.is_in_onnx_export():
-        plane = _inverse_transform_by_products(coefficients, in_channels * width)
+        plane = inverse_transform_by_products(coefficients, in_channels * width)
         return plane.view(batch, in_channels, width, out_channels, height).permute(0, 3, 1, 4, 2)
     coefficients = torch.view_as_complex(coefficients)
     # irfft2 written as its two passes: faster over a batch, and the same on every device for coefficients
@@ -65,71 +64,6 @@ def mix_spectrum(
     columns = torch.fft.ifft(coefficients, dim=1)
     plane = torch.fft.irfft(columns, n=in_channels * width, dim=2)
     return plane.view(batch, out_channels, height, in_channels, width).transpose(2, 3)
-
-
-def _inverse_transform_by_products(coefficients: Tensor, cols: int) -> Tensor:
-    """irfft2 as matrix products, for exports to ONNX.
-
-    Of lengths that are no power of two, onnxruntime's own DFT (1.32) takes 100 ns an element and errs by up to 4e-4.
-
-    Args:
-        coefficients: (B, R, cols//2 + 1, 2).
-        cols: C.
-
-    Returns:
-        (B, C, R), the transposed planes.
-    """
-    coefficients = coefficients.permute(0, 3, 1, 2)
-    columns = _inverse_dft(coefficients, coefficients.shape[2])
-    # What is left is real where the inner columns stand for their mirror images too.
-    frequency = torch.arange(coefficients.shape[3], device=columns.device)
-    multiplicity = torch.where((frequency == 0) | (2 * frequency == cols), 1.0, 2.0)
-    return _inverse_dft((columns * multiplicity).transpose(2, 3), cols, parts=1).squeeze(1)
-
-
-def _inverse_dft(x: Tensor, length: int, parts: int = 2) -> Tensor:
-    """The inverse DFT in two steps, each a matrix product.
-
-    With length = P * Q, frequency k = Q*p + q and time t = u + P*v, the angle k*t / length is, but for whole turns,
-    p*u / P, which the first product sums over p, and q*t / length, which the second sums over q.
-
-    Args:
-        x: (B, 2, K, N), the real and imaginary parts of the first K <= length coefficients; the others are zero.
-        length: of the result.
-        parts: 1 for the real part alone.
-
-    Returns:
-        (B, parts, length, N).
-    """
-    batch, _, num_coefficients, num = x.shape
-    factor = next(factor for factor in range(math.isqrt(length), 0, -1) if length % factor == 0)  # Q
-    outer, inner = -(-num_coefficients // factor), length // factor  # those p that occur, and P
-    matrices = _inverse_dft_matrices(length, factor, outer, parts)
-    first, second = (torch.tensor(matrix, dtype=x.dtype, device=x.device) for matrix in matrices)
-    x = F.pad(x, (0, 0, 0, outer * factor - num_coefficients))
-    x = (first @ x.reshape(batch, 2 * outer, factor * num)).view(batch, 2, inner, factor * num)
-    x = second @ x.transpose(1, 2).reshape(batch, inner, 2 * factor, num)  # (B, P, parts*Q, N)
-    return x.view(batch, inner, parts, factor, num).permute(0, 2, 3, 1, 4).reshape(batch, parts, length, num)
-
-
-def _inverse_dft_matrices(length: int, factor: int, outer: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of the two steps: (2*P, 2*outer), and (P, parts*Q, 2*Q).
-
-    They are made outside of torch, so that they are constants of the program and not part of it.
-    """
-    inner = length // factor
-    u, p, v, q = (np.arange(size) for size in (inner, outer, factor, factor))
-    # The phases are reduced in integers, where they are exact.
-    first = _rotations(u[:, None] * p % inner / inner, parts=2)
-    second = _rotations((u[:, None, None] + inner * v[:, None]) * q % length / length, parts)
-    return first, second / length
-
-
-def _rotations(turns: np.ndarray, parts: int) -> np.ndarray:
-    """Multiplication with exp(2*pi*i*turns), (..., T, K), as real matrices (..., parts*T, 2*K)."""
-    cos, sin = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)
-    rows = [np.concatenate((cos, -sin), axis=-1), np.concatenate((sin, cos), axis=-1)]
-    return np.concatenate(rows[:parts], axis=-2)
 
 
 def local_factors(taps: Tensor, windows: Tensor, kernel_size: tuple[int, int]) -> Tensor:
