@@ -28,12 +28,16 @@ from timm.models.swin_transformer import checkpoint_filter_fn as filter_of_swin
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig
 
-import fdconv_zoo.checkpoints.convert as convert_module
-from fdconv_zoo.checkpoints import convert_checkpoint
-from fdconv_zoo.checkpoints.naming import order_merged_patch
-from fdconv_zoo.checkpoints.openmmlab import backbone_config
-from fdconv_zoo.training.errors import ConfigError, RunFolderError
 from fdconv_zoo.weights import WeightsError, read_checkpoint
+
+try:
+    import fdconv_zoo.checkpoints.convert as convert_module
+    from fdconv_zoo.checkpoints import convert_checkpoint
+    from fdconv_zoo.checkpoints.naming import order_merged_patch
+    from fdconv_zoo.checkpoints.openmmlab import backbone_config
+    from fdconv_zoo.training.errors import ConfigError, RunFolderError
+except ImportError:
+    pytest.skip("before timm 1.0.26 there are models, but no scripts", allow_module_level=True)
 
 LAYERS = dict(layers=(1, 1, 1, 1), channels=(32, 32, 64, 64))
 SWIN = dict(depths=(2, 1, 2, 1), embed_dim=24, num_heads=(1, 2, 2, 4), img_size=64, window_size=2)
@@ -597,10 +601,10 @@ def refused(error, message, path, name="resnet50_fdconv", output="out", **kwargs
 
 def test_weights_that_do_not_fit_are_named(checkpoint):
     key = "layer2.0.conv2.weight"
-    refused(WeightsError, rf"a\.pth .*1 tensors are missing: {key}", checkpoint(**{key: None}))
+    refused(WeightsError, rf"a\.pth .*1 missing: {key}", checkpoint(**{key: None}))
     refused(WeightsError, rf"size mismatch for {key}.*\[3\]", checkpoint(**{key: torch.ones(3)}))
     extra = {"layer1.0.se.fc1.weight": torch.ones(3)}
-    refused(WeightsError, r"1 have no place in the model: layer1\.0\.se\.fc1\.weight", checkpoint(**extra))
+    refused(WeightsError, r"1 without a place in the model: layer1\.0\.se\.fc1\.weight", checkpoint(**extra))
     refused(WeightsError, "layer3.0.conv1", checkpoint(), model_kwargs={**LAYERS, "channels": (32, 32, 32, 64)})
     refused(WeightsError, "fc.bias", checkpoint(**{"fc.bias": None}))
 

@@ -65,8 +65,8 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], path: str | P
             raise
         reasons = [some(sizes, 3)]
     else:
-        reasons = [f"{len(missing)} tensors are missing: {some(missing)}"] if missing else []
-        reasons += [f"{len(unexpected)} have no place in the model: {some(unexpected)}"] if unexpected else []
+        reasons = [f"{len(missing)} missing: {some(missing)}"] if missing else []
+        reasons += [f"{len(unexpected)} without a place in the model: {some(unexpected)}"] if unexpected else []
     if reasons:
         raise WeightsError(
             f"{path} does not fit {type(model).__name__}: {'; '.join(reasons)}. Choose the model, and its arguments, "

@@ -1,0 +1,324 @@
+"""Damaged and malicious weights files: what our check says, and what timm does with them through our entrypoints."""
+
+import json
+import os
+import pickle
+import shutil
+import struct
+from argparse import Namespace
+from importlib.metadata import version
+
+import pytest
+import timm
+import torch
+from run_scripts import load_script
+from safetensors.torch import save_file
+from timm.models._hub import save_for_hf
+
+from fdconv_zoo.weights import WeightsError, check_model_folder, check_weights_file, read_checkpoint
+
+try:
+    from fdconv_zoo.training.build import build_model, check_model_name
+    from fdconv_zoo.training.errors import ConfigError
+except ImportError:  # before timm 1.0.26 there are models, but no scripts
+    build_model = None
+
+NAME = "resnet10s_fdconv"
+TIMM = tuple(int(part) for part in version("timm").split(".")[:3])
+timm_reads_safely = pytest.mark.skipif(TIMM < (1, 0, 26), reason="this timm itself unpickles whatever a file holds")
+timm_reads_folders = pytest.mark.skipif(TIMM < (1, 0, 26), reason="this timm does not load safetensors from a folder")
+
+
+def assert_scripts_refuse(match, name=NAME, **kwargs):
+    """What train.py, validate.py and predict.py build their models with."""
+    if build_model is not None:
+        with pytest.raises(ConfigError, match=match):
+            build_model(name, **kwargs)
+
+
+class Malice:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.trace}'",)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return timm.create_model(NAME).eval()
+
+
+@pytest.fixture
+def good(model, tmp_path):
+    """A sound safetensors file."""
+    save_file(model.state_dict(), tmp_path / "good.safetensors")
+    return tmp_path / "good.safetensors"
+
+
+def with_header(good, change):
+    """The file with another header over the same data."""
+    content = good.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = json.dumps(change(json.loads(content[8 : 8 + length]))).encode()
+    return struct.pack("<Q", len(header)) + header + content[8 + length :]
+
+
+def overlapping(header):
+    first, second = [key for key in header if key != "__metadata__"][:2]
+    header[second]["data_offsets"] = header[first]["data_offsets"]
+    return header
+
+
+DAMAGE = {
+    "empty": (lambda good: b"", "0 bytes in all"),
+    "a few bytes": (lambda good: b"\0\0\0", "3 bytes in all"),
+    "cut in the header": (lambda good: good.read_bytes()[:500], "500 bytes in all, and announces a header of"),
+    "cut in the data": (lambda good: good.read_bytes()[:-100], r"of the [\d,]+ that layer\S+ ends with"),
+    "oversized header": (
+        lambda good: struct.pack("<Q", 2**62) + good.read_bytes()[8:],
+        "a header of 4,611,686,018,427,387,904 bytes",
+    ),
+    "no header": (lambda good: struct.pack("<Q", 4) + b"{{{{", "header is not safetensors'"),
+    "overlapping data": (lambda good: with_header(good, overlapping), "offset"),
+    "data nobody owns": (lambda good: good.read_bytes() + b"\0" * 8, "not fully covered"),
+    "a web page": (lambda good: b"<!DOCTYPE html><html></html>", "damaged"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_safetensors(damage, good):
+    make, message = DAMAGE[damage]
+    good.write_bytes(make(good))
+    with pytest.raises(WeightsError, match=rf"good\.safetensors.*{message}.*[gG]et the file again"):
+        check_weights_file(good)
+    # timm's own words name no file.
+    with pytest.raises(WeightsError, match=rf"good\.safetensors.*{message}"):
+        timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=dict(file=str(good)))
+    assert_scripts_refuse(rf"good\.safetensors.*{message}", checkpoint=str(good))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html>", "a web page: get the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer to a file in Git LFS"),
+        (b"layer1.0.conv1", "neither safetensors nor of torch.save"),
+    ],
+)
+def test_what_is_no_weights_file(content, message, tmp_path):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"a\.pth .*{message}"):
+        check_weights_file(tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="No such file"):
+        check_weights_file(tmp_path / "b.pth")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        check_weights_file(tmp_path)
+
+
+def test_truncated_pickle(model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    content = (tmp_path / "a.pth").read_bytes()
+    for size in (100, len(content) // 2, len(content) - 10):
+        (tmp_path / "a.pth").write_bytes(content[:size])
+        with pytest.raises(WeightsError, match=r"a\.pth is damaged"):
+            check_weights_file(tmp_path / "a.pth")
+
+
+def malicious_files(state, folder):
+    """Files of every format a pickle hides in; and the trace that stays if one is run."""
+    trace = folder / "trace"
+    malice = Malice(trace)
+    torch.save({"state_dict": state, "meta": malice}, folder / "zip.pth")
+    torch.save({"state_dict": state, "optimizer": malice}, folder / "legacy.pth", _use_new_zipfile_serialization=False)
+    torch.save(state | {"fc.bias": malice}, folder / "pytorch_model.bin")
+    (folder / "pickle.pth").write_bytes(pickle.dumps(malice))
+    (folder / "old_pickle.pth").write_bytes(pickle.dumps({"state_dict": malice}, protocol=2))
+    return trace
+
+
+def test_code_is_refused_and_not_run(model, tmp_path):
+    trace = malicious_files(model.state_dict(), tmp_path)
+    pickle.loads((tmp_path / "pickle.pth").read_bytes())
+    assert trace.exists()  # it would have run
+    trace.unlink()
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 5
+    for file in files:
+        with pytest.raises(WeightsError, match=rf"{file.name} is refused: .*Nothing was run.*safetensors"):
+            check_weights_file(file, model)
+        with pytest.raises(WeightsError, match="refused"):
+            timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=dict(file=str(file)))
+        assert_scripts_refuse("refused", checkpoint=str(file))
+        if build_model is not None:
+            with pytest.raises(WeightsError, match="refused"):
+                load_script("convert").main([str(file), "--model", NAME, "--output", str(tmp_path / "out")])
+    assert not trace.exists()
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(WeightsError, match=r"asks to run \w+\.system, which is code"):
+        check_weights_file(tmp_path / "zip.pth")
+
+
+@timm_reads_safely
+def test_timm_itself_runs_nothing(model, tmp_path):
+    trace = malicious_files(model.state_dict(), tmp_path)
+    for file in sorted(tmp_path.iterdir()):
+        with pytest.raises(RuntimeError, match="weights_only=True blocked"):
+            timm.create_model(NAME, checkpoint_path=str(file))
+    assert not trace.exists()
+
+
+def test_code_behind_an_allowed_name_is_not_run(tmp_path):
+    # The names that trainers' logs need stand for placeholders: even getattr gets nothing, and nothing can be called.
+    trace = tmp_path / "trace"
+
+    class Getattr:
+        def __reduce__(self):
+            return getattr, (Malice(trace), "trace")
+
+    torch.save({"state_dict": {"w": torch.ones(1)}, "meta": Getattr()}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="refused"):
+        read_checkpoint(tmp_path / "a.pth")
+    assert not trace.exists()
+
+
+def test_arguments_of_a_trainer_are_harmless(model, tmp_path):
+    torch.save({"state_dict": model.state_dict(), "args": Namespace(lr=0.1)}, tmp_path / "a.pth")
+    check_weights_file(tmp_path / "a.pth", model)
+    timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / "a.pth")))
+
+
+CONTENT = {
+    "missing": (
+        lambda state: {k: v for k, v in state.items() if k != "bn1.weight"},
+        r"1 missing: bn1.weight",
+    ),
+    "surplus": (lambda state: state | {"bn9.weight": torch.ones(1)}, r"1 without a place in the model: bn9\.weight"),
+    "shape": (lambda state: state | {"bn1.weight": torch.ones(5)}, r"size mismatch for bn1\.weight.*\[5\].*\[32\]"),
+    "NaN": (lambda state: state | {"fc.bias": torch.full((10,), torch.nan)}, r"NaN or infinite, in fc\.bias"),
+    "infinite": (lambda state: state | {"fc.bias": torch.full((10,), torch.inf)}, r"NaN or infinite, in fc\.bias"),
+}
+
+
+@pytest.mark.parametrize("case", CONTENT)
+def test_weights_that_are_not_the_models(case, model, tmp_path):
+    change, message = CONTENT[case]
+    file = tmp_path / "a.safetensors"
+    save_file(change(model.state_dict()), file)
+    with pytest.raises(WeightsError, match=rf"a\.safetensors .*{message}"):
+        check_weights_file(file, model)
+
+    def load(**kwargs):
+        return timm.create_model(NAME, **kwargs)
+
+    ways = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(file))), dict(checkpoint_path=str(file))
+    for way in ways:
+        if case in ("NaN", "infinite"):  # timm takes the numbers as they are; our scripts do not
+            assert not load(**way).fc.bias.isfinite().any()
+        else:
+            with pytest.raises(
+                RuntimeError, match=r"Error\(s\) in loading state_dict for ResNetFDConv:\n.*bn\d\.weight"
+            ):
+                load(**way)
+    assert_scripts_refuse(message if case in ("NaN", "infinite") else r"bn\d\.weight", checkpoint=str(file))
+
+
+def test_a_sound_file_passes_and_the_model_stays(model, good):
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        other = {key: value + 1 if value.is_floating_point() else value for key, value in before.items()}
+    save_file(other, good)
+    check_weights_file(good)
+    check_weights_file(good, model)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    plain = timm.create_model(NAME, fdconv_layers=())
+    torch.save(plain.state_dict(), good.with_name("plain.pth"))
+    check_weights_file(good.with_name("plain.pth"), model)  # converted while loading
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    """A sound model folder."""
+    save_for_hf(model, tmp_path / "model", safe_serialization=True)
+    return tmp_path / "model"
+
+
+@timm_reads_folders
+def test_a_sound_folder_passes(folder):
+    check_model_folder(folder)
+    timm.create_model(f"local-dir:{folder}", pretrained=True)
+    build_model(str(folder))
+
+
+CONFIGS = {
+    "foreign": (
+        lambda config: json.dumps(config | {"architecture": "resnet50_evil"}),
+        "'resnet50_evil', which",
+    ),
+    "transformers": (lambda config: json.dumps({"architectures": ["BertModel"]}), "names no architecture"),
+    "not text": (lambda config: json.dumps(config | {"architecture": ["resnet18"]}), "names no architecture"),
+    "a list": (lambda config: "[1]", "names no architecture"),
+    "not JSON": (lambda config: "{'architecture'", "is not JSON"),
+    "deep": (lambda config: "[" * 100_000, "is not JSON"),
+    "empty": (lambda config: "", "is not JSON"),
+}
+
+
+@timm_reads_folders
+@pytest.mark.parametrize("case", CONFIGS)
+def test_configurations_of_other_models(case, folder):
+    change, message = CONFIGS[case]
+    path = folder / "config.json"
+    path.write_text(change(json.loads(path.read_text())))
+    with pytest.raises(WeightsError, match=rf"config\.json.*{message}"):
+        check_model_folder(folder)
+    assert_scripts_refuse(rf"config\.json.*{message}", str(folder))
+    with pytest.raises(Exception):  # noqa: B017, PT011  timm refuses, too, in many ways
+        timm.create_model(f"local-dir:{folder}", pretrained=True)
+
+
+@timm_reads_folders
+def test_a_foreign_architecture_is_named_by_timm(folder):
+    path = folder / "config.json"
+    path.write_text(CONFIGS["foreign"][0](json.loads(path.read_text())))
+    with pytest.raises(RuntimeError, match=r"Unknown model \(resnet50_evil\)"):
+        timm.create_model(f"local-dir:{folder}", pretrained=True)
+
+
+@timm_reads_folders
+def test_damaged_folders(folder, good, tmp_path):
+    shutil.copy(good, folder / "model.safetensors")
+    (folder / "model.safetensors").write_bytes(good.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match=r"model\.safetensors is damaged"):
+        check_model_folder(folder)
+    with pytest.raises(WeightsError, match=r"model\.safetensors is damaged"):
+        timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert_scripts_refuse(r"model\.safetensors is damaged", str(folder))
+
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"has no model\.safetensors"):
+        check_model_folder(folder)
+    assert_scripts_refuse(r"has no model\.safetensors", str(folder))
+
+    trace = malicious_files({}, folder)  # among them pytorch_model.bin, which timm takes where there is nothing better
+    for load in (check_model_folder, lambda path: timm.create_model(f"local-dir:{path}", pretrained=True)):
+        with pytest.raises(WeightsError, match=r"pytorch_model\.bin is refused"):
+            load(folder)
+    assert not trace.exists()
+
+    (folder / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        check_model_name(str(folder))
+
+
+@timm_reads_safely
+def test_logs_beside_weights_lead_to_the_converter(model, tmp_path):
+    np = pytest.importorskip("numpy")
+    torch.save({"state_dict": model.state_dict(), "meta": {"score": np.float64(0.4)}}, tmp_path / "a.pth")
+    check_weights_file(tmp_path / "a.pth", model)
+    with pytest.raises(WeightsError, match=r"a\.pth holds other objects beside its weights.*scripts/convert\.py"):
+        timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / "a.pth")))
