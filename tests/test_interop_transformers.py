@@ -6,7 +6,6 @@ import torch
 from conftest import randomize, relative_error
 from examples import modulators, open_residual_branches, run_examples
 from PIL import Image
-from timm.models import save_for_hf
 
 from fdconv_zoo import FDConv2d
 from fdconv_zoo.training.export import export_model
@@ -16,15 +15,10 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 CLASSES = ["cat", "dog", "horse", "ship"]
 
 
-@pytest.mark.parametrize("saved_by", ["export", "timm"])
-def test_classifier_from_a_folder(tmp_path, saved_by):
+def test_classifier_from_a_folder(tmp_path):
     arguments = dict(num_kernels=16)
     model = randomize(timm.create_model("resnet10s_fdconv", num_classes=4, **arguments), std=0.1).eval()
-    if saved_by == "timm":
-        labels = dict(label_names=CLASSES)
-        save_for_hf(model, tmp_path, model_config=labels, model_args=arguments, safe_serialization=True)
-    else:
-        export_model(model, tmp_path, class_names=CLASSES, preprocessing={}, model_args=arguments)
+    export_model(model, tmp_path, class_names=CLASSES, preprocessing={}, model_args=arguments)
     scope = run_examples("interoperation.md", "Classification: transformers", folder=str(tmp_path))
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():

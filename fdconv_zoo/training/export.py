@@ -51,14 +51,12 @@ def export_model(
     }
     try:
         with explaining_write_errors(folder / FILES[0]):
-            save_for_hf(
+            save_folder(
                 model,
                 temporary,
                 model_config={"label_names": list(class_names)} if class_names else {},
                 model_args=dict(model_args),
-                safe_serialization=True,
             )
-            _remove_repeated_classes(temporary / FILES[1])
             flush_to_disk(temporary)
             for name in FILES:
                 os.replace(temporary / name, folder / name)
@@ -67,8 +65,16 @@ def export_model(
         remove(temporary)
 
 
-def _remove_repeated_classes(config: Path) -> None:
-    """timm 1.0.31 writes their number among the model's arguments, too; there transformers 5 fails at it."""
-    content = json.loads(config.read_text(encoding="utf-8"))
-    if content.get("model_args", {}).pop("num_classes", None) is not None:
-        config.write_text(json.dumps(content, indent=2), encoding="utf-8")
+def save_folder(model: nn.Module, folder: Path, **kwargs: Any) -> None:
+    """timm's ``save_for_hf``, as safetensors, with a configuration that transformers takes, too.
+
+    Args:
+        model: A timm model.
+        folder: Made where there is none.
+        **kwargs: Of ``save_for_hf``.
+    """
+    save_for_hf(model, folder, safe_serialization=True, **kwargs)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # It stands at the top already; transformers (5.23) fails where it is told twice.
+    config.get("model_args", {}).pop("num_classes", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,70 @@
+"""Publish a model of the index on the Hugging Face Hub: converted weights, or what a run has trained.
+
+    python scripts/publish.py models/resnet50_fdconv.a1_in1k.yaml --repo me/resnet50_fdconv.a1_in1k --dry-run made/
+    python scripts/publish.py models/resnet10s_fdconv.fashion_mnist.yaml --run runs/mine/last --repo me/mine --tag v1.0
+
+Log in before, with `hf auth login`. It says "published" only after it has downloaded the model again and compared it.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+
+import fdconv_zoo  # noqa: F401 - registers the models
+from fdconv_zoo.hub.publish import Target, describe, make_repository, metadata, publish
+from fdconv_zoo.index import read_entry
+from fdconv_zoo.training.build import build_model
+from fdconv_zoo.training.cli import run_script
+from fdconv_zoo.training.errors import ConfigError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of this script."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("entry", type=Path, help="file of models/")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="folder with the weights that a run has trained")
+    parser.add_argument("--repo", required=True, metavar="USER/NAME", help="repository, made where there is none")
+    parser.add_argument("--dry-run", type=Path, metavar="DIR", help="write there what would be uploaded, and stop")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="commit to this branch")
+    parser.add_argument("--create-pr", action="store_true", help="propose it as a pull request")
+    parser.add_argument("--tag", metavar="NAME", help="name the commit so, once it is verified")
+    parser.add_argument("--force", action="store_true", help="commit to a repository that has files already")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the script; `argv` is the command line without the program."""
+    args = build_parser().parse_args(argv)
+    entry = read_entry(args.entry)
+    if args.run is None and entry.status != "converted, not trained":
+        raise ConfigError(f"{args.entry} is not of converted weights: give the folder of its run with --run")
+    if args.run is not None:
+        model, _ = build_model(str(args.run))
+        if model.pretrained_cfg["architecture"] != entry.architecture:
+            found = model.pretrained_cfg["architecture"]
+            raise ConfigError(f"{args.run} holds a {found}, but {args.entry} is of {entry.architecture}")
+    else:
+        model = timm.create_model(entry.model, pretrained=True)
+    if args.dry_run is not None and args.dry_run.exists() and any(args.dry_run.iterdir()):
+        raise ConfigError(f"--dry-run {args.dry_run}: it is not empty; name a new folder")
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.dry_run or Path(temporary)
+        make_repository(model, entry, args.entry.stem, args.repo, folder, args.run)
+        for name, size in describe(folder):
+            print(f"{size:>13,}  {name}")
+        print(", ".join(f"{key}: {value}" for key, value in metadata(folder / "model.safetensors").items()))
+        if args.dry_run is not None:
+            print(f"{folder}: this would be uploaded to {args.repo}")
+            return
+        target = Target(args.repo, args.private, args.revision, args.create_pr, args.tag, args.force)
+        commit = publish(folder, target)
+    print(f"published: timm.create_model('hf-hub:{args.repo}@{args.tag or commit}', pretrained=True)")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,184 @@
+"""Publishing, against the loopback Hub: what is made, sent, verified, and what stands there after a failure."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from conftest import randomize
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import EntryNotFoundError
+from loopback_hub import Fault
+from run_scripts import load_script
+from safetensors import safe_open
+
+from fdconv_zoo.hub.publish import PublishError, Target, make_repository, publish
+from fdconv_zoo.index import MODELS, read_entry
+from fdconv_zoo.training.build import resolve_preprocessing
+from fdconv_zoo.training.export import export_model
+
+NAME = "resnet10s_fdconv.fashion_mnist"
+ENTRY = MODELS / f"{NAME}.yaml"
+REPO = "ada/small"
+CLASSES = [f"class {number}" for number in range(7)]
+# Enough channels for the weights to be a large file of the Hub's, few enough to be fast.
+SMALL = dict(channels=(24, 24, 24, 24), num_kernels=8, num_classes=7)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run, and its model."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run")
+    model = randomize(timm.create_model("resnet10s_fdconv", **SMALL), std=0.1).eval()
+    export_model(model, folder, class_names=CLASSES, preprocessing=resolve_preprocessing(model), model_args=SMALL)
+    (folder / "train_config.yaml").write_text("epochs: 1\n")
+    (folder / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    return folder, model
+
+
+@pytest.fixture
+def ada(hub):
+    hub.log_in(hub.add_user("ada"))
+    return hub
+
+
+def publish_script(*arguments):
+    load_script("publish").main([str(ENTRY), "--repo", REPO, *map(str, arguments)])
+
+
+@pytest.fixture
+def made(run, tmp_path):
+    """A repository's content, ready to be sent."""
+    folder = tmp_path / "made"
+    make_repository(run[1], read_entry(ENTRY), NAME, REPO, folder, run[0])
+    return folder
+
+
+def same_logits(source, model, **kwargs):
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        return torch.equal(timm.create_model(source, pretrained=True, **kwargs).eval()(x), model(x))
+
+
+def test_a_dry_run_writes_what_would_be_sent(run, ada, tmp_path, capsys):
+    folder = tmp_path / "made"
+    publish_script("--run", run[0], "--dry-run", folder)
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md", "config.json", "metrics.jsonl", "model.safetensors", "train_config.yaml"
+    }  # fmt: skip
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        stored = file.metadata()
+    assert stored["format"] == "pt"
+    assert stored["model"] == "resnet10s_fdconv"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["label_names"] == CLASSES
+    assert config["num_classes"] == 7
+    assert "num_classes" not in config["model_args"]
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "timm"
+    assert f"hf-hub:{REPO}" in card.text
+    assert same_logits(f"local-dir:{folder}", run[1])
+    assert not ada.requests
+    assert "this would be uploaded to ada/small" in capsys.readouterr().out
+
+    with pytest.raises(Exception, match="it is not empty"):
+        publish_script("--run", run[0], "--dry-run", folder)
+
+
+def test_published_is_said_after_the_round_trip(run, ada, capsys):
+    publish_script("--run", run[0], "--tag", "v1", "--private")
+    said = capsys.readouterr().out
+    assert "published: timm.create_model('hf-hub:ada/small@v1', pretrained=True)" in said
+    assert same_logits("hf-hub:ada/small@v1", run[1])
+    assert HfApi().model_info(REPO).private
+
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForImageClassification.from_pretrained(REPO).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(x).logits, run[1](x))
+    assert model.config.id2label[3] == "class 3"
+
+    ada.log_out()
+    with pytest.raises(Exception, match="Repository Not Found"):
+        timm.create_model("hf-hub:ada/small", pretrained=True, cache_dir=str(ada.home / "other"))
+
+
+def test_nothing_is_overwritten_unasked(run, ada, made):
+    first = publish(made, Target(REPO))
+    with pytest.raises(PublishError, match=r"ada/small exists and has .*--create-pr.*--force"):
+        publish(made, Target(REPO))
+    (made / "extra.txt").write_text("more")
+    proposed = publish(made, Target(REPO, create_pr=True))
+    assert HfApi().model_info(REPO).sha == first
+    assert same_logits(f"hf-hub:ada/small@{proposed}", run[1])
+    assert publish(made, Target(REPO, force=True)) == HfApi().model_info(REPO).sha
+
+
+def test_a_branch_is_made(ada, made):
+    commit = publish(made, Target(REPO, revision="next"))
+    branches = {branch.name: branch.target_commit for branch in HfApi().list_repo_refs(REPO).branches}
+    assert branches["next"] == commit
+    assert HfApi().list_repo_files(REPO, revision="main") in ([], [".gitattributes"])
+
+
+def test_converted_weights_are_said_to_be_that(hub, tmp_path):
+    entry = replace(read_entry(MODELS / "resnet18_fdconv.a1_in1k.yaml"), model="resnet10s_fdconv.a1_in1k")
+    make_repository(timm.create_model("resnet10s_fdconv"), entry, "any", REPO, tmp_path / "made", None)
+    with safe_open(tmp_path / "made" / "model.safetensors", "pt") as file:
+        assert file.metadata()["source"] == "timm/resnet18.a1_in1k"
+        assert file.metadata()["status"] == "converted, not trained"
+    assert "not trained" in (tmp_path / "made" / "README.md").read_text()
+
+
+def test_a_trained_entry_needs_its_run(run, tmp_path):
+    with pytest.raises(Exception, match="give the folder of its run with --run"):
+        publish_script()
+    other = timm.create_model("test_resnet", num_classes=7)
+    export_model(other, tmp_path, class_names=CLASSES, preprocessing=resolve_preprocessing(other), model_args={})
+    with pytest.raises(Exception, match=r"holds a test_resnet, but .* is of resnet10s_fdconv"):
+        publish_script("--run", tmp_path)
+
+
+@pytest.mark.parametrize("fault", [Fault.cut_upload(), Fault.server_error(), Fault.rate_limited()])
+def test_an_upload_that_stumbles_arrives(run, ada, made, fault):
+    ada.fail(fault, times=1)
+    commit = publish(made, Target(REPO))
+    assert same_logits(f"hf-hub:ada/small@{commit}", run[1])
+
+
+def test_a_failed_upload_leaves_nothing_and_goes_on_where_it_stopped(run, ada, made):
+    ada.fail(Fault.server_error(500).on("POST", "/commit/"), times=50)
+    with pytest.raises(PublishError, match="nothing was published"):
+        publish(made, Target(REPO))
+    ada.heal()
+    with pytest.raises(EntryNotFoundError):
+        timm.create_model("hf-hub:ada/small", pretrained=True)
+    sent = sum(request.method == "PUT" for request in ada.requests)
+    assert sent
+    commit = publish(made, Target(REPO))
+    assert sum(request.method == "PUT" for request in ada.requests) == sent
+    assert same_logits(f"hf-hub:ada/small@{commit}", run[1])
+
+
+def test_what_arrives_otherwise_is_not_published(ada, made):
+    ada.fail(Fault.wrong_content(), times=50)
+    with pytest.raises(PublishError, match=r"commit \w+ is there, but not verified"):
+        publish(made, Target(REPO, tag="v1"))
+    ada.heal()
+    assert not HfApi().list_repo_refs(REPO).tags
+
+
+def test_no_token_or_an_old_one(hub, made, capsys, caplog):
+    with pytest.raises(PublishError, match="log in with `hf auth login`"):
+        publish(made, Target(REPO))
+    token = hub.add_user("ada")
+    hub.log_in(token)
+    hub.expire(token)
+    with pytest.raises(PublishError, match="hf auth login") as caught:
+        publish(made, Target(REPO))
+    for text in (str(caught.value), *capsys.readouterr(), caplog.text):
+        assert not re.search(re.escape(token), text)
