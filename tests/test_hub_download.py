@@ -10,7 +10,7 @@ import torch
 from conftest import randomize
 from contract import assert_same, images, plain_twin
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from loopback_hub import LoopbackHub
+from loopback_hub import Fault, LoopbackHub
 from run_scripts import ROOT
 from safetensors.torch import save
 
@@ -157,6 +157,24 @@ def test_gated_repository(hub, published, x):
         load()
     hub.repos[REPO].granted.add("eve")
     assert_equal_logits(load(), published, x)
+
+
+def test_token_that_expires_between_two_files(hub, published, x):
+    hub.repos[REPO].private = True
+    hub.log_in(hub.add_user("ada"))
+    hub.fail(Fault.expired_token().on("HEAD", "safetensors"))
+    with pytest.raises(RuntimeError, match=r"'ada/flowers', which refused your token as wrong or expired"):
+        load()
+    assert_equal_logits(load(), published, x)
+
+
+def test_damaged_weights_at_a_revision(hub, published, x):
+    hub.repos[REPO].tags["v1"] = hub.repos[REPO].branches["main"]
+    hub.fail(Fault.wrong_content().on(path="^/cdn/"))
+    with pytest.raises(RuntimeError, match=r"'ada/flowers@v1', from which they arrived damaged"):
+        load(f"{REPO}@v1")
+    assert [name.rpartition("/")[2] for name in hub.cached()] == ["config.json"]
+    assert_equal_logits(load(f"{REPO}@v1"), published, x)
 
 
 def test_names_that_do_not_exist(hub, published):

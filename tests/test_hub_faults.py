@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 from contract import assert_same, images, plain_example, small
-from huggingface_hub import constants, file_download, hf_hub_download
+from huggingface_hub import constants, file_download, hf_hub_download, snapshot_download
 from loopback_hub import DOWNLOAD, Fault
 from loopback_hub.client import CLIENT_VERSION
 from safetensors.torch import save
@@ -211,3 +211,13 @@ def test_refusals_say_why(hub, weights, case, caplog):
     assert token not in message
     assert token not in caplog.text
     assert not hub.cached()
+
+
+def test_files_cannot_leave_the_cache(hub, tmp_path):
+    """The Hub has no such names; a mirror could."""
+    hub.add_repo("eve/model", {"../../../../escaped.txt": b"x", "config.json": b"{}"})
+    with pytest.raises(ValueError, match=r"Invalid (filename|pointer path)"):
+        snapshot_download("eve/model")
+    with pytest.raises(ValueError, match=r"Invalid (filename|pointer path)"):
+        hf_hub_download("eve/model", "../../../../escaped.txt")
+    assert not list(tmp_path.rglob("escaped.txt"))
