@@ -4,6 +4,7 @@ import re
 import pytest
 import yaml
 
+from fdconv_zoo.index import MODELS
 from fdconv_zoo.training.cli import ArgumentParser, run_script
 from fdconv_zoo.training.errors import ConfigError
 
@@ -23,8 +24,8 @@ def parser():
 @pytest.fixture
 def recipe(tmp_path):
     def write(**settings):
-        entry = {"model": "resnet18", "description": "x", "weights": None, "license": "mit", "status": "recipe only"}
-        (tmp_path / "entry.yaml").write_text(yaml.safe_dump({**entry, "parameters": 1, "recipe": settings}))
+        entry = yaml.safe_load((MODELS / "resnet10s_fdconv.fashion_mnist.yaml").read_text())
+        (tmp_path / "entry.yaml").write_text(yaml.safe_dump({**entry, "model": "resnet18", "recipe": settings}))
         return str(tmp_path / "entry.yaml")
 
     return write

@@ -14,6 +14,7 @@ from loopback_hub import Fault
 from PIL import Image
 
 from fdconv_zoo.__main__ import main
+from fdconv_zoo.hub.errors import explain
 from fdconv_zoo.hub.names import find_weights, timm_name
 from fdconv_zoo.index import read_index
 from fdconv_zoo.training.build import build_model, resolve_preprocessing
@@ -154,6 +155,10 @@ def test_downloads_a_revision_and_older_files(hub, run, fails):
 def test_downloads_from_a_private_repository(hub, run, fails):
     hub.add_repo("ada/model", {"model.safetensors": WEIGHTS, "config.json": b"{}"}, private=True)
     assert "log in with `hf auth login`" in fails("download", "hf-hub:ada/model")
+    hub.add_repo("ada/asked", {"model.safetensors": WEIGHTS, "config.json": b"{}"}, gated=True)
+    assert "its owner asks for consent" in fails("download", "hf-hub:ada/asked")
+    hub.log_in("hf_wrong")
+    assert "a token that is wrong or has expired" in fails("download", "hf-hub:ada/model")
     hub.log_in(hub.add_user("ada"))
     (path,) = run("download", "hf-hub:ada/model")
     assert Path(path).read_bytes() == WEIGHTS
@@ -178,6 +183,19 @@ def test_a_damaged_download_does_not_stay(weights, run, fails):
     assert not weights.cached()
     (path,) = run("download", ENTRY)
     assert Path(path).read_bytes() == WEIGHTS
+
+
+def test_a_truncated_download_does_not_stay(weights, run, fails):
+    weights.fail(Fault.truncated_file())
+    assert "a file arrived incomplete: try again" in fails("download", ENTRY)
+    assert not weights.cached()
+    assert Path(*run("download", ENTRY)).read_bytes() == WEIGHTS
+
+
+def test_no_signature_reaches_a_message():
+    error = OSError("Max retries exceeded with url: /cdn/model?Signature=secret&Key=secret (caused by nothing)")
+    assert "secret" not in explain(error)
+    assert "(caused by nothing)" in explain(error)
 
 
 def test_a_full_disk_is_named(weights, fails, monkeypatch):

@@ -1,5 +1,6 @@
 """Errors of the Hub, said in one line with a remedy."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -59,6 +60,8 @@ def explain(error: BaseException, revision: str | None = None) -> str:
         return _unreachable(error)
     if isinstance(error, OSError) and error.errno is not None and error.filename:
         return f"{error.strerror}: {error.filename}; HF_HUB_CACHE can name another folder for the cache"
+    if "Consistency check failed" in str(error):
+        return "a file arrived incomplete: try again"
     return _unreachable(error)
 
 
@@ -69,4 +72,5 @@ def _unreachable(error: BaseException | None) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+    return re.sub(r"\?\S*", "", line)  # the query of an address can hold a signature that opens a private file
