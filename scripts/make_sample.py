@@ -2,6 +2,7 @@
 
     python scripts/make_sample.py                     # writes train.parquet and validation.parquet
     python scripts/make_sample.py --linear-baseline   # a linear classifier's accuracy on the sample
+    python scripts/make_sample.py --full data/fashion_mnist   # all of Fashion-MNIST, for the scripts' --dataset
 
 The source is Debian's package `dataset-fashion-mnist`; the linear baseline needs scikit-learn.
 """
@@ -72,16 +73,33 @@ def build(output: Path) -> None:
     for split, (part, per_class) in SPLITS.items():
         images, labels = read_source(part)
         indices = choose(labels, per_class)
-        columns = {
-            "image": [{"bytes": encode(images[index]), "path": None} for index in indices],
-            "label": labels[indices].astype(np.int64),
-        }
-        # The schema carries the features, class names included, in its metadata. Dictionaries and statistics
-        # would only repeat image bytes.
-        table = pa.table(columns, schema=FEATURES.arrow_schema)
-        path = output / f"{split}.parquet"
-        pq.write_table(table, path, compression="zstd", use_dictionary=["label"], write_statistics=False)
-        print(f"{path}: {len(indices)} images, {path.stat().st_size:,} bytes")
+        write_split(output / f"{split}.parquet", images[indices], labels[indices])
+
+
+def build_full(output: Path) -> None:
+    """Writes the whole training and test parts, and some of the training images, to watch training by, into `output`.
+
+    What is watched is trained on, too: no choice that it leads to touches the test part, nor costs training images.
+    """
+    images, labels = read_source("train")
+    watched = choose(labels, SPLITS["train"][1])
+    output.mkdir(parents=True, exist_ok=True)
+    write_split(output / "train.parquet", images, labels)
+    write_split(output / "validation.parquet", images[watched], labels[watched])
+    write_split(output / "test.parquet", *read_source("t10k"))
+
+
+def write_split(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """Writes images (N, 28, 28), uint8, and their labels (N,) into a parquet file."""
+    columns = {
+        "image": [{"bytes": encode(pixels), "path": None} for pixels in images],
+        "label": labels.astype(np.int64),
+    }
+    # The schema carries the features, class names included, in its metadata. Dictionaries and statistics
+    # would only repeat image bytes.
+    table = pa.table(columns, schema=FEATURES.arrow_schema)
+    pq.write_table(table, path, compression="zstd", use_dictionary=["label"], write_statistics=False)
+    print(f"{path}: {len(labels)} images, {path.stat().st_size:,} bytes")
 
 
 def linear_baseline(sample: Path) -> None:
@@ -104,8 +122,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Rebuild the packaged sample of Fashion-MNIST.")
     parser.add_argument("--output", type=Path, default=SAMPLE, help="folder of the two parquet files")
     parser.add_argument("--linear-baseline", action="store_true", help="measure a linear classifier, write nothing")
+    parser.add_argument("--full", type=Path, metavar="DIR", help="write all of Fashion-MNIST there instead")
     args = parser.parse_args()
-    linear_baseline(args.output) if args.linear_baseline else build(args.output)
+    if args.full is not None:
+        build_full(args.full)
+    elif args.linear_baseline:
+        linear_baseline(args.output)
+    else:
+        build(args.output)
 
 
 if __name__ == "__main__":
