@@ -162,6 +162,7 @@ def test_authors_detector(tmp_path, capsys):
     arguments = [str(path), "--model", "resnet50_fdconv", "--output", str(tmp_path / "converted")]
     load_script("convert").main([*arguments, "--model-kwargs", "layers=(1,1,1,1)", "channels=(32,32,64,64)"])
     said = capsys.readouterr().out
+    assert "epoch_12.pth: names of the paper's authors" in said
     assert "band_mask='reference'" in said
     assert re.search(r"left +5 tensors, not of the backbone: neck \(2\), rpn_head \(1\), roi_head \(2\)", said)
     assert "no weights: optimizer" in said
@@ -529,6 +530,13 @@ def test_timm(name, tmp_path):
     conversion = convert_checkpoint(tmp_path / "trained.pth", OURS[name], tmp_path / "2", model_kwargs=SMALL[name])
     assert "in memory" in conversion.compared_with
     assert_computes(tmp_path / "2", trained)
+
+
+def test_a_tag_chooses_the_preprocessing(tmp_path):
+    torch.save(plain("resnet50").state_dict(), tmp_path / "a.pth")
+    for tag, interpolation in (("a1_in1k", "bicubic"), ("tv_in1k", "bilinear")):
+        convert_checkpoint(tmp_path / "a.pth", f"resnet50_fdconv.{tag}", tmp_path / tag, model_kwargs=LAYERS)
+        assert load(tmp_path / tag).pretrained_cfg["interpolation"] == interpolation
 
 
 def test_half_precision_becomes_single(tmp_path):

@@ -57,7 +57,8 @@ def understand(checkpoint: Checkpoint, family: str) -> Source:
             f"{checkpoint.path} has none of the known names of a {family}'s parameters ({known}). Its first are "
             f"{some(checkpoint.tensors)}. Is --model of the right family?"
         )
-    source = Source(family, naming.library, any(_is_fdconv(name) for name in weights), {}, left=parts)
+    library = "the paper's authors" if any(map(_THEIRS.match, weights)) else naming.library
+    source = Source(family, library, any(map(_is_fdconv, weights)), {}, left=parts)
     origins: dict[str, str] = {}
     for name, (original, tensor) in weights.items():
         reason = next((reason for pattern, reason in naming.left if re.match(pattern, name)), None)
