@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from fdconv_zoo.commands import build_parser
 from fdconv_zoo.data import DataError
-from fdconv_zoo.hub.errors import HubError
 from fdconv_zoo.index import EntryError
 from fdconv_zoo.training.errors import TrainingError
+from fdconv_zoo.weights.hub_errors import HubError
 
 
 def main(argv: Sequence[str] | None = None) -> None:

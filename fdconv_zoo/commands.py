@@ -8,12 +8,12 @@ from fnmatch import fnmatch
 
 from fdconv_zoo.hub.cards import render_card
 from fdconv_zoo.hub.download import download, fetch_again
-from fdconv_zoo.hub.errors import HubError
 from fdconv_zoo.hub.names import HUB, find_weights, timm_name
 from fdconv_zoo.hub.verify import verify
 from fdconv_zoo.index import Entry, read_index
 from fdconv_zoo.index.table import quantity
 from fdconv_zoo.prediction import add_arguments, predict
+from fdconv_zoo.weights.hub_errors import HubError
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -14,11 +14,11 @@ from loopback_hub import Fault
 from PIL import Image
 
 from fdconv_zoo.__main__ import main
-from fdconv_zoo.hub.errors import explain
 from fdconv_zoo.hub.names import find_weights, timm_name
 from fdconv_zoo.index import read_index
 from fdconv_zoo.training.build import build_model, resolve_preprocessing
 from fdconv_zoo.training.export import export_model
+from fdconv_zoo.weights.hub_errors import explain
 
 ENTRY, REPO = "resnet18_fdconv.tv_in1k", "timm/resnet18.tv_in1k"
 WEIGHTS = bytes(range(256)) * 20
@@ -156,23 +156,24 @@ def test_downloads_from_a_private_repository(hub, run, fails):
     hub.add_repo("ada/model", {"model.safetensors": WEIGHTS, "config.json": b"{}"}, private=True)
     assert "log in with `hf auth login`" in fails("download", "hf-hub:ada/model")
     hub.add_repo("ada/asked", {"model.safetensors": WEIGHTS, "config.json": b"{}"}, gated=True)
-    assert "its owner asks for consent" in fails("download", "hf-hub:ada/asked")
+    message = fails("download", "hf-hub:ada/asked")
+    assert f"ask for access on {hub.url}/ada/asked and log in with `hf auth login`" in message
     hub.log_in("hf_wrong")
-    assert "a token that is wrong or has expired" in fails("download", "hf-hub:ada/model")
+    assert "it refused your token as wrong or expired" in fails("download", "hf-hub:ada/model")
     hub.log_in(hub.add_user("ada"))
     (path,) = run("download", "hf-hub:ada/model")
     assert Path(path).read_bytes() == WEIGHTS
 
 
 def test_says_why_a_download_fails(hub, fails):
-    assert "no such repository, or a private one" in fails("download", ENTRY)
+    assert "it does not exist, or is private: check its name" in fails("download", ENTRY)
     hub.add_repo(REPO, {"weights.npz": WEIGHTS})
-    assert "it has no such file" in fails("download", ENTRY)
+    assert "it has no pytorch_model.bin at revision 'main'" in fails("download", ENTRY)
     with hub.offline():
-        assert "HF_HUB_OFFLINE is set: unset it" in fails("download", ENTRY)
+        assert f"not in the cache {hub.cache}, and offline mode is on: unset HF_HUB_OFFLINE" in fails("download", ENTRY)
     hub.fail(Fault.server_error(), times=None)
     message = fails("download", ENTRY)
-    assert f"{hub.url} cannot be reached" in message
+    assert f"{hub.url}/{REPO}/resolve/main/model.safetensors answered with status 503: try again" in message
     hub.stop()
     assert f"{hub.url} cannot be reached" in fails("download", ENTRY)
 
@@ -183,6 +184,13 @@ def test_a_damaged_download_does_not_stay(weights, run, fails):
     assert not weights.cached()
     (path,) = run("download", ENTRY)
     assert Path(path).read_bytes() == WEIGHTS
+
+
+def test_a_damaged_download_does_not_stay_where_the_caches_name_is_a_detour(weights, fails, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", f"{weights.cache}/../{weights.cache.name}")
+    weights.fail(Fault.wrong_content())
+    assert "model.safetensors arrived damaged and was removed" in fails("download", ENTRY)
+    assert not list(weights.cache.rglob("blobs/*"))
 
 
 def test_a_truncated_download_does_not_stay(weights, run, fails):
@@ -281,7 +289,7 @@ def test_predicts(folder, image, run, fails, hub):
     assert "dog" in line
     hub.add_repo("ada/pets", {file.name: file.read_bytes() for file in folder.iterdir()})
     assert run("predict", "--model", "hf-hub:ada/pets", "--top", 2, "--device", "cpu", image) == [line]
-    assert "no such repository" in fails("predict", "--model", "hf-hub:ada/none", image)
+    assert "does not exist, or is private" in fails("predict", "--model", "hf-hub:ada/none", image)
     assert "no such file or folder" in fails("predict", "--model", folder, image.with_name("none.png"))
     image.write_bytes(b"no image")
     assert "cannot be read as an image" in fails("predict", "--model", folder, "--device", "cpu", image)

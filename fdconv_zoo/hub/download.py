@@ -5,9 +5,9 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from fdconv_zoo.hub.cache import CachedFile, cached_files
-from fdconv_zoo.hub.errors import HubError, explained
 from fdconv_zoo.hub.names import CONFIG, Weights
+from fdconv_zoo.weights.cache import CachedFile, cached_files, remove_damaged
+from fdconv_zoo.weights.hub_errors import HubError, explained
 
 
 def download(weights: Weights) -> Path:
@@ -41,19 +41,16 @@ def fetch_again(file: CachedFile) -> None:
     file.remove()
     with explained(file.repo_id, file.commit):
         hf_hub_download(file.repo_id, file.name, revision=file.commit)
-    _check(file)
+    _check([file])
 
 
 def _fetch(weights: Weights, name: str) -> Path:
     path = Path(hf_hub_download(weights.repo_id, name, revision=weights.revision))
-    for file in cached_files(weights.repo_id):
-        if file.path == path:
-            _check(file)
+    _check([file for file in cached_files(weights.repo_id) if file.name == name and file.commit in path.parts])
     return path
 
 
-def _check(file: CachedFile) -> None:
-    """The client compares sizes only."""
-    if file.blob_hash and not file.has_hash(file.blob_hash):
-        file.remove()
-        raise HubError(f"{file.repo_id}: {file.name} arrived damaged and was removed from the cache: try again")
+def _check(arrived: list[CachedFile]) -> None:
+    damage = remove_damaged(arrived)
+    if damage:
+        raise HubError(f"{arrived[0].repo_id}: {damage}")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import timm
 from timm.models import split_model_name_tag
 
-from fdconv_zoo.hub.errors import HubError
 from fdconv_zoo.index import read_index
+from fdconv_zoo.weights.hub_errors import HubError
 
 HUB = "hf-hub:"
 CONFIG = "config.json"

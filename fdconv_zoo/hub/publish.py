@@ -18,10 +18,10 @@ from torch import nn
 
 import fdconv_zoo
 from fdconv_zoo.hub.cards import render_card
-from fdconv_zoo.hub.errors import REQUEST_ERRORS, HubError, explain
 from fdconv_zoo.index import Entry
 from fdconv_zoo.training.export import save_folder
 from fdconv_zoo.weights import check_model_folder
+from fdconv_zoo.weights.hub_errors import HubError, explained
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 # What a run leaves besides its weights.
@@ -181,10 +181,9 @@ def _check_free(api: HfApi, target: Target) -> None:
 def _explained(target: Target, state: str) -> Iterator[None]:
     """Say what the Hub has now when its client fails, and add it to what is found wrong."""
     try:
-        yield
+        with explained(target.repo_id):
+            yield
     except PublishError as error:
-        raise PublishError(f"{target.repo_id}: {state}. {error}") from error
-    except REQUEST_ERRORS as error:
-        raise PublishError(
-            f"{target.repo_id}: {state}. {explain(error)}. Started again, it does not send again what arrived."
-        ) from error
+        raise PublishError(f"{state}. {error}") from error
+    except HubError as error:
+        raise PublishError(f"{state}. {error}. Started again, it does not send again what arrived.") from error

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from huggingface_hub import HfApi
 
-from fdconv_zoo.hub.cache import CachedFile, cached_files
-from fdconv_zoo.hub.errors import REQUEST_ERRORS, explain
+from fdconv_zoo.weights.cache import CachedFile, cached_files
+from fdconv_zoo.weights.hub_errors import REQUEST_ERRORS, explain
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def verify(repo_id: str) -> Iterator[Verdict]:
                 hashes[file.commit] = _hub_hashes(repo_id, file.commit)
             except REQUEST_ERRORS as error:
                 hashes[file.commit] = {}
-                remarks[file.commit] = f"not held against the Hub: {explain(error, file.commit)}"
+                remarks[file.commit] = f"not held against the Hub: {explain(error, file.commit) or error}"
         known, remark = hashes[file.commit], remarks.get(file.commit, "")
         expected = known.get(file.name) or file.blob_hash
         if not file.path.exists():

@@ -1,4 +1,4 @@
-"""Weights files: reading them without running what they hold, and checking them before a model gets them."""
+"""Weights files: getting them from the Hub whole, reading them without running what they hold, and checking them."""
 
 from fdconv_zoo.weights.check import check_finite, check_model_folder, check_weights_file, load_strictly
 from fdconv_zoo.weights.errors import WeightsError

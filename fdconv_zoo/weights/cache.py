@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +32,9 @@ class CachedFile:
         """What the link points at; None where the cache holds files instead of links, or where it leads elsewhere."""
         if not self.path.is_symlink():
             return None
+        blobs = self.path.parents[self.name.count("/") + 2] / "blobs"
         target = Path(os.path.normpath(self.path.parent / os.readlink(self.path)))
-        return target if target.parent == _folder(self.repo_id) / "blobs" else None
+        return target if target.parent == Path(os.path.normpath(blobs)) else None
 
     @property
     def blob_hash(self) -> str | None:
@@ -61,14 +62,24 @@ class CachedFile:
             blob.unlink(missing_ok=True)
 
 
-def cached_files(repo_id: str) -> Iterator[CachedFile]:
-    """All files of a repository's cached revisions, broken links among them."""
-    snapshots = _folder(repo_id) / "snapshots"
+def cached_files(repo_id: str, cache: str | Path | None = None) -> Iterator[CachedFile]:
+    """All files of a repository's cached revisions, broken links among them; the cache is by default the client's."""
+    folder = Path(cache or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
+    snapshots = folder / "snapshots"
     for path in sorted(snapshots.rglob("*")):
         if path.is_symlink() or path.is_file():
             commit, *parts = path.relative_to(snapshots).parts
             yield CachedFile(repo_id, commit, "/".join(parts), path)
 
 
-def _folder(repo_id: str) -> Path:
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
+def remove_damaged(files: Iterable[CachedFile]) -> str:
+    """Take files that just arrived out of the cache if they are damaged: the client compares sizes only.
+
+    Returns:
+        What happened and what to do; empty if all are as the Hub named them.
+    """
+    damaged = [file for file in files if file.blob_hash and not file.has_hash(file.blob_hash)]
+    for file in damaged:
+        file.remove()
+    names = ", ".join(file.name for file in damaged)
+    return f"{names} arrived damaged and was removed from the cache: try again" if damaged else ""
