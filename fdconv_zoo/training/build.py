@@ -7,8 +7,7 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.models import load_model_config_from_hf, split_model_name_tag
-from timm.models._hub import load_model_config_from_path
+from timm.models import _hub, load_model_config_from_hf, split_model_name_tag
 from torch import nn
 
 from fdconv_zoo.training.errors import ConfigError
@@ -43,7 +42,7 @@ def check_model_name(name: str) -> str:
 def saved_model_args(name: str) -> dict[str, Any]:
     """The construction arguments stored with a model folder or Hub repository; empty for a registered name."""
     if name.startswith(LOCAL):
-        return load_model_config_from_path(name.removeprefix(LOCAL))[2] or {}
+        return _hub.load_model_config_from_path(name.removeprefix(LOCAL))[2] or {}  # not in timm before 1.0.26
     if name.startswith(HUB):
         return load_model_config_from_hf(name.removeprefix(HUB))[2] or {}
     return {}
