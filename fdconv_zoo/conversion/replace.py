@@ -14,6 +14,7 @@ from fdconv_zoo.layers import (
     FrequencyBandModulation,
     KernelSpatialModulation,
 )
+from fdconv_zoo.layers.plain import conv_arguments
 
 # The settings of an FDConv layer beyond those of the plain one it stands for.
 LAYER_OPTIONS = frozenset(
@@ -103,11 +104,10 @@ def bare_twin(layer: nn.Module, dtype: torch.dtype) -> nn.Conv2d | nn.Linear:
         layer: plain or FDConv.
         dtype: of the twin's parameters.
     """
-    factory = {"bias": layer.bias is not None, "device": "meta", "dtype": dtype}
+    factory = {"device": "meta", "dtype": dtype}
     if isinstance(layer, nn.Linear | FDLinear):
-        return nn.Linear(layer.in_features, layer.out_features, **factory)
-    names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
-    return nn.Conv2d(**{name: getattr(layer, name) for name in names}, **factory)
+        return nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, **factory)
+    return nn.Conv2d(**conv_arguments(layer), **factory)
 
 
 def swap_layers(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from fdconv_zoo.layers.plain import conv_arguments
 from fdconv_zoo.layers.precision import no_autocast, transform_dtype
 from fdconv_zoo.ops import Path, choose_path, modulate_bands, modulate_bands_stretched
 
@@ -112,19 +113,7 @@ class BandModulatedConv2d(nn.Conv2d):
             conv: the plain layer; it is not changed.
             **options: ``band_edges`` and ``band_mask``.
         """
-        with torch.device("meta"):
-            layer = cls(
-                conv.in_channels,
-                conv.out_channels,
-                conv.kernel_size,
-                conv.stride,
-                conv.padding,
-                conv.dilation,
-                conv.groups,
-                conv.bias is not None,
-                conv.padding_mode,
-                **options,
-            )
+        layer = cls(**conv_arguments(conv), device="meta", **options)
         layer.to_empty(device=conv.weight.device).to(conv.weight.dtype)
         layer.fbm.reset_parameters()
         layer.weight, layer.bias = conv.weight, conv.bias

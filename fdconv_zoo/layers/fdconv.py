@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fdconv_zoo.layers.band_modulation import BAND_EDGES, BandMask, FrequencyBandModulation
 from fdconv_zoo.layers.disjoint_weight import FourierDisjointWeight
 from fdconv_zoo.layers.kernel_modulation import KernelSpatialModulation
+from fdconv_zoo.layers.plain import conv_arguments
 from fdconv_zoo.layers.precision import compute_dtype, no_autocast, transform_dtype
 from fdconv_zoo.layers.reference import from_reference
 from fdconv_zoo.ops import Geometry, KernelParts, Path, assemble_kernels, choose_path, convolve, dynamic_convolution
@@ -226,20 +227,7 @@ class FDConv2d(_DynamicKernel):
             conv: the plain layer; it is not changed.
             **options: the keyword-only arguments of the class.
         """
-        layer = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            conv.weight.device,
-            conv.weight.dtype,
-            **options,
-        )
+        layer = cls(**conv_arguments(conv), device=conv.weight.device, dtype=conv.weight.dtype, **options)
         layer.load_plain(conv.weight, conv.bias)
         return layer.train(conv.training)
 
