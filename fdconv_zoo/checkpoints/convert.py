@@ -23,6 +23,7 @@ from fdconv_zoo.training.errors import ConfigError, RunFolderError
 from fdconv_zoo.training.export import FILES, export_model
 from fdconv_zoo.training.files import remove, replacing, write_text
 from fdconv_zoo.weights import Checkpoint, load_strictly, read_checkpoint
+from fdconv_zoo.weights.cache import hash_file
 
 REPORT = "conversion.json"
 
@@ -83,7 +84,7 @@ def convert_checkpoint(
         deviation = verify_folder(temporary, reference)
         conversion = Conversion(
             source=checkpoint.path.name,
-            sha256=_sha256(checkpoint.path),
+            sha256=hash_file(checkpoint.path, hashlib.sha256()),
             library=source.library,
             model=model_name,
             model_args=arguments,
@@ -169,11 +170,3 @@ def _class_names(checkpoint: Checkpoint, source: Source) -> list[str] | None:
     names = checkpoint.meta.get("CLASSES") or (dataset.get("classes") if isinstance(dataset, Mapping) else None)
     is_theirs = isinstance(names, list | tuple) and len(names) == source.num_classes > 0
     return [str(name) for name in names] if is_theirs else None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -21,6 +21,7 @@ from fdconv_zoo.hub.cards import render_card
 from fdconv_zoo.index import Entry
 from fdconv_zoo.training.export import save_folder
 from fdconv_zoo.weights import check_model_folder
+from fdconv_zoo.weights.errors import some
 from fdconv_zoo.weights.hub_errors import HubError, explained
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -75,8 +76,6 @@ def make_repository(model: nn.Module, entry: Entry, name: str, repo_id: str, fol
         "license": entry.license,
         "fdconv_zoo": fdconv_zoo.__version__,
     }
-    if run is None:
-        provenance["fdconv_zoo.conversion"] = "exact, not trained"
     save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, provenance)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if run is not None:
@@ -170,10 +169,9 @@ def _check_free(api: HfApi, target: Target) -> None:
         return
     taken = [file for file in files if file != ".gitattributes"]
     if taken and not (target.force or target.create_pr):
-        some = ", ".join(taken[:3]) + (", ..." if len(taken) > 3 else "")
         raise PublishError(
-            f"{target.repo_id} exists and has {some}: choose another name, propose the change with --create-pr, or "
-            "overwrite it with --force"
+            f"{target.repo_id} exists and has {some(taken, 3)}: choose another name, propose the change with "
+            "--create-pr, or overwrite it with --force"
         )
 
 

@@ -49,10 +49,7 @@ class CachedFile:
         digest = hashlib.sha256()
         if len(expected) == 40:
             digest = hashlib.sha1(f"blob {self.path.stat().st_size}\0".encode(), usedforsecurity=False)
-        with self.path.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-        return digest.hexdigest() == expected
+        return hash_file(self.path, digest) == expected
 
     def remove(self) -> None:
         """Take it out of the cache, and its blob with it, so that it will be fetched anew."""
@@ -60,6 +57,14 @@ class CachedFile:
         self.path.unlink(missing_ok=True)
         if blob:
             blob.unlink(missing_ok=True)
+
+
+def hash_file(path: Path, digest: "hashlib._Hash") -> str:
+    """Feed a file to a digest, and return its value in hexadecimal."""
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def cached_files(repo_id: str, cache: str | Path | None = None) -> Iterator[CachedFile]:
