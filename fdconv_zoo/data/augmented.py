@@ -21,7 +21,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 @contextmanager
-def _seeded(*entropy: int) -> Iterator[None]:
+def seeded(*entropy: int) -> Iterator[None]:
     """Seeds the generators that transforms draw from (python's, NumPy's, PyTorch's on the CPU); restores them after."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     python_seed, numpy_seed, torch_seed = (int(word) for word in np.random.SeedSequence(entropy).generate_state(3))
@@ -36,7 +36,7 @@ def _seeded(*entropy: int) -> Iterator[None]:
             np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def _shared(value: int = 0) -> Tensor:
+def shared(value: int = 0) -> Tensor:
     """A number that DataLoader workers already running see change."""
     return torch.tensor(value, dtype=torch.int64).share_memory_()
 
@@ -56,7 +56,7 @@ class ImageDataset(data.Dataset):
         self.transform = transform
         self.mode: Mode = mode
         self.seed = seed
-        self._epoch = _shared()
+        self._epoch = shared()
 
     def set_epoch(self, epoch: int) -> None:
         """Call before the epoch's DataLoader iterator is made; also reaches persistent workers."""
@@ -70,7 +70,7 @@ class ImageDataset(data.Dataset):
         index = int(index)
         record = self.source[index]
         image = open_image(record["image"], self.mode, name=f"image {index}")
-        with _seeded(self.seed, int(self._epoch), index):
+        with seeded(self.seed, int(self._epoch), index):
             return self.transform(image), record["label"]
 
 
@@ -102,7 +102,7 @@ class StreamedImageDataset(data.IterableDataset):
         self.mode: Mode = mode
         self.seed = seed
         self.skip_bad_images = skip_bad_images
-        self._epoch, self._done_batches, self._batch_size, self._skipped = _shared(), _shared(), _shared(1), _shared()
+        self._epoch, self._done_batches, self._batch_size, self._skipped = shared(), shared(), shared(1), shared()
 
     @property
     def skipped(self) -> int:
@@ -145,7 +145,7 @@ class StreamedImageDataset(data.IterableDataset):
                 self._skipped.add_(1)
                 _logger.warning("Left out: %s", error)
                 continue
-            with _seeded(self.seed, epoch, rank, position):
+            with seeded(self.seed, epoch, rank, position):
                 tensor = self.transform(image)
             yield tensor, record["label"]
 

@@ -1,0 +1,1 @@
+"""Dense prediction: segmentation and detection on the backbones of the zoo."""
