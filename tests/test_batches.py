@@ -5,7 +5,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pillow
 
-from fdconv_zoo.training.batches import EpochSampler, TrainingBatches
+from fdconv_zoo.training.batches import EpochSampler, TrainingBatches, training_images
 from fdconv_zoo.training.errors import ConfigError
 
 
@@ -22,7 +22,11 @@ def pixel(image: Pillow.Image) -> torch.Tensor:
 
 
 def make(source, **options) -> TrainingBatches:
-    return TrainingBatches(source, pixel, mode="L", **{"batch_size": 3, "seed": 5, **options})
+    options = {"batch_size": 3, "seed": 5, **options}
+    shared = {key: options[key] for key in ("seed", "rank", "world_size") if key in options}
+    skip = options.pop("skip_bad_images", False)
+    dataset = training_images(source, pixel, mode="L", skip_bad_images=skip, **shared)
+    return TrainingBatches(dataset, **options)
 
 
 def numbers(batches) -> list[list[int]]:

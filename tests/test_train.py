@@ -14,7 +14,7 @@ from PIL import Image
 from run_scripts import TINY, load_script, start_script
 from safetensors.torch import load_file
 
-from fdconv_zoo.training import checkpoint, files
+from fdconv_zoo.training import checkpoint, files, loop
 from fdconv_zoo.training.errors import ConfigError, NonFiniteError, RunFolderError, WriteError
 
 train = load_script("train")
@@ -122,14 +122,14 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(finished, tmp_path,
 def test_resuming_redoes_what_came_after_the_checkpoint(finished, tmp_path, monkeypatch, capsys):
     """Stopped after the epoch's model and metrics were written but before its checkpoint was."""
     output = ["--output", str(tmp_path / "run")]
-    save = train.save_checkpoint
+    save = loop.save_checkpoint
 
     def stop_at_the_last(accelerator, folder, progress, ema):
         if progress.epoch == 2:
             raise KeyboardInterrupt
         save(accelerator, folder, progress, ema)
 
-    monkeypatch.setattr(train, "save_checkpoint", stop_at_the_last)
+    monkeypatch.setattr(loop, "save_checkpoint", stop_at_the_last)
     with pytest.raises(KeyboardInterrupt):
         train.main([*TINY, *output])
     assert len(read_metrics(tmp_path / "run")) == 2
@@ -250,17 +250,17 @@ def test_a_stream_trains_and_resumes(tmp_path, monkeypatch):
     train.main([*TINY, *flags, "--output", str(tmp_path / "whole")])
     assert [row["images"] for row in read_metrics(tmp_path / "whole")] == [10, 10]
     assert [row["top5"] for row in read_metrics(tmp_path / "whole")] == [None, None]
-    save = train.save_checkpoint
+    save = loop.save_checkpoint
 
     def stop(accelerator, folder, progress, ema):
         save(accelerator, folder, progress, ema)
         if progress.update == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "save_checkpoint", stop)
+    monkeypatch.setattr(loop, "save_checkpoint", stop)
     with pytest.raises(KeyboardInterrupt):
         train.main([*TINY, *flags, "--output", str(tmp_path / "run")])
-    monkeypatch.setattr(train, "save_checkpoint", save)
+    monkeypatch.setattr(loop, "save_checkpoint", save)
     train.main([*TINY, *flags, "--output", str(tmp_path / "run"), "--resume"])
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils import data
 
 from fdconv_zoo.data import ImageDataset, StreamedImageDataset
 from fdconv_zoo.training.errors import ConfigError
@@ -19,7 +20,7 @@ from fdconv_zoo.training.randomness import derive_seed
 _logger = logging.getLogger(__name__)
 
 
-class EpochSampler(Sampler[int]):
+class EpochSampler(data.Sampler[int]):
     """One process's share of an epoch's order, which is a permutation drawn from (seed, epoch).
 
     Args:
@@ -53,15 +54,41 @@ class EpochSampler(Sampler[int]):
         return iter(own[self.start :].tolist())
 
 
+def training_images(
+    source: Dataset | IterableDataset,
+    transform: Callable[[Image.Image], Tensor],
+    *,
+    mode: str,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    skip_bad_images: bool = False,
+) -> ImageDataset | StreamedImageDataset:
+    """What one process trains a classifier on, for `TrainingBatches`.
+
+    Args:
+        source: `ImageData.train`.
+        transform: PIL image -> tensor (C, H, W).
+        mode: "RGB" or "L".
+        seed: The run's seed.
+        rank: Number of the process.
+        world_size: Number of processes.
+        skip_bad_images: For a stream, as in `StreamedImageDataset`.
+    """
+    if not isinstance(source, IterableDataset):
+        return ImageDataset(source, transform, mode=mode, seed=seed)
+    own = split_dataset_by_node(source, rank, world_size) if world_size > 1 else source
+    own_seed = derive_seed(seed, rank)
+    return StreamedImageDataset(own, transform, mode=mode, seed=own_seed, skip_bad_images=skip_bad_images)
+
+
 class TrainingBatches:
     """Shuffled, augmented batches for one process; the same for the same seed, wherever in an epoch it starts.
 
     An epoch has whole updates only: of a dataset, the few images left over are others in every epoch.
 
     Args:
-        source: `ImageData.train`.
-        transform: PIL image -> tensor (C, H, W).
-        mode: "RGB" or "L".
+        dataset: Has `set_epoch(epoch)`, and draws its augmentation from (seed, epoch, index) alone.
         batch_size: Images a batch.
         batches_per_update: Gradient accumulation.
         updates_per_epoch: Needed for a stream; None takes all of a dataset.
@@ -69,7 +96,7 @@ class TrainingBatches:
         rank: Number of the process.
         world_size: Number of processes.
         workers: Processes that read and augment.
-        skip_bad_images: For a stream, as in `StreamedImageDataset`.
+        collate: Makes a tuple of tensors, or of lists of them, of a list of items; by default torch's.
         device: Where the batches go.
 
     Attributes:
@@ -82,10 +109,8 @@ class TrainingBatches:
 
     def __init__(
         self,
-        source: Dataset | IterableDataset,
-        transform: Callable[[Image.Image], Tensor],
+        dataset: data.Dataset,
         *,
-        mode: str,
         batch_size: int,
         batches_per_update: int = 1,
         updates_per_epoch: int | None = None,
@@ -93,43 +118,37 @@ class TrainingBatches:
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
-        skip_bad_images: bool = False,
+        collate: Callable[[list], tuple] | None = None,
         device: torch.device | str = "cpu",
     ):
+        self.dataset = dataset
         self.batch_size = batch_size
         self.device = device
         self.sampler = None
         images_per_update = batch_size * world_size * batches_per_update
-        if isinstance(source, IterableDataset):
+        if isinstance(dataset, data.IterableDataset):
             if updates_per_epoch is None:
                 raise ConfigError("--streaming needs --updates-per-epoch: the length of a stream is not known")
-            self.dataset = StreamedImageDataset(
-                split_dataset_by_node(source, rank, world_size) if world_size > 1 else source,
-                transform,
-                mode=mode,
-                seed=derive_seed(seed, rank),
-                skip_bad_images=skip_bad_images,
-            )
         else:
-            whole = len(source) // images_per_update
+            whole = len(dataset) // images_per_update
             updates_per_epoch = min(updates_per_epoch or whole, whole)
             if whole == 0:
                 raise ConfigError(
-                    f"the training set has {len(source)} images, but one update takes {images_per_update} "
+                    f"the training set has {len(dataset)} images, but one update takes {images_per_update} "
                     f"({batch_size} a batch, {world_size} processes, {batches_per_update} batches accumulated): "
                     "lower --batch-size or --grad-accum"
                 )
-            self.dataset = ImageDataset(source, transform, mode=mode, seed=seed)
             per_process = updates_per_epoch * batches_per_update * batch_size
-            self.sampler = EpochSampler(len(source), per_process, seed=seed, rank=rank, world_size=world_size)
+            self.sampler = EpochSampler(len(dataset), per_process, seed=seed, rank=rank, world_size=world_size)
         self.updates_per_epoch = updates_per_epoch
         self.batches_per_epoch = updates_per_epoch * batches_per_update
-        self.loader = DataLoader(
+        self.loader = data.DataLoader(
             self.dataset,
             batch_size=batch_size,
             sampler=self.sampler,
             drop_last=True,
             num_workers=workers,
+            collate_fn=collate,
             pin_memory=torch.device(device).type == "cuda",
             generator=torch.Generator(),  # else every iterator would draw from the global generator
         )
@@ -139,12 +158,8 @@ class TrainingBatches:
         """Unreadable images of a stream passed over so far; of a dataset they were left out before."""
         return getattr(self.dataset, "skipped", 0)
 
-    def epoch(self, epoch: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch after the first `done`, fewer than all, which are passed over without decoding.
-
-        Yields:
-            Images (B, C, H, W) and class numbers (B,).
-        """
+    def epoch(self, epoch: int, done: int = 0) -> Iterator[tuple]:
+        """The batches of an epoch after the first `done`, fewer than all, which are passed over without decoding."""
         if self.sampler is not None:
             self.dataset.set_epoch(epoch)
             self.sampler.set_epoch(epoch, start=done * self.batch_size)
@@ -152,8 +167,8 @@ class TrainingBatches:
             self.dataset.set_epoch(epoch, done, self.batch_size)
         for passes in itertools.count():
             before = done
-            for images, labels in self.loader:
-                yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            for batch in self.loader:
+                yield send_to_device(batch, self.device, non_blocking=True)
                 done += 1
                 if done == self.batches_per_epoch:
                     return

@@ -31,11 +31,6 @@ class Progress:
     loss_sum: float = 0.0
     history: list[dict] = dataclasses.field(default_factory=list)
 
-    @property
-    def best_top1(self) -> float:
-        """Best validation accuracy so far, in percent; below zero before the first evaluation."""
-        return max((row["top1"] for row in self.history), default=-1.0)
-
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, ema: ModelEmaV3 | None) -> None:
     """Write the state after `progress.update` updates into `folder`, whole or not at all, and drop older ones.

@@ -1,7 +1,8 @@
 """The training curves as a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -9,33 +10,37 @@ from matplotlib.ticker import MaxNLocator
 from fdconv_zoo.training.files import replacing
 
 
-def draw_curves(history: Sequence[dict], path: Path) -> None:
-    """Draw loss, accuracy and learning rate over the epochs.
+def draw_curves(history: Sequence[Mapping[str, Any]], path: Path, metrics: Mapping[str, str]) -> None:
+    """Draw losses, figures of merit and learning rate over the epochs.
 
     Args:
         history: The rows of metrics.jsonl, one an epoch.
         path: Where the PNG goes.
+        metrics: Key in a row to its name, in percent, the first the one that chooses the best epoch; those that are
+            None are left out.
     """
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    loss, accuracy, rate = figure.subplots(1, 3)
+    loss, quality, rate = figure.subplots(1, 3)
 
     loss.plot(epochs, [row["train_loss"] for row in history], label="training", marker=".")
-    loss.plot(epochs, [row["loss"] for row in history], label="validation", marker=".")
-    loss.set_title("Cross-entropy loss")
+    if "loss" in history[0]:
+        loss.plot(epochs, [row["loss"] for row in history], label="validation", marker=".")
+    loss.set_title("Loss")
     loss.legend()
 
-    best = max(history, key=lambda row: row["top1"])
-    accuracy.plot(epochs, [row["top1"] for row in history], label="top-1", marker=".")
-    if best["top5"] is not None:
-        accuracy.plot(epochs, [row["top5"] for row in history], label="top-5", marker=".")
-    accuracy.scatter(best["epoch"], best["top1"], s=60, facecolors="none", edgecolors="black", zorder=3)
-    accuracy.set_title(f"Validation accuracy (%), best top-1 {best['top1']:.2f} at epoch {best['epoch']}")
-    accuracy.legend()
+    chosen_by, name = next(iter(metrics.items()))
+    best = max(history, key=lambda row: row[chosen_by])
+    for key, label in metrics.items():
+        if best[key] is not None:
+            quality.plot(epochs, [row[key] for row in history], label=label, marker=".")
+    quality.scatter(best["epoch"], best[chosen_by], s=60, facecolors="none", edgecolors="black", zorder=3)
+    quality.set_title(f"Validation (%), best {name} {best[chosen_by]:.2f} at epoch {best['epoch']}")
+    quality.legend()
 
     rate.plot(epochs, [row["lr"] for row in history], marker=".")
     rate.set_title("Learning rate at the end of the epoch")
-    for axes in (loss, accuracy, rate):
+    for axes in (loss, quality, rate):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
