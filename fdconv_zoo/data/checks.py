@@ -5,12 +5,11 @@ import logging
 import numpy as np
 from datasets import Dataset
 
-from fdconv_zoo.data.error import DataError
+from fdconv_zoo.data.error import DataError, listed
 from fdconv_zoo.data.image import open_image, reason
 
 _logger = logging.getLogger(__name__)
 
-_NAMED = 10  # bad images that a message names
 _IMAGES_PER_PROCESS = 1000  # fewer are not worth starting another process for
 
 
@@ -76,8 +75,7 @@ def report_bad_images(lines: list[str], skip: bool) -> None:
     """Raises DataError with the first bad images and their number; only logs it where they are to be skipped."""
     if not lines:
         return
-    more = [f"... and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
-    listing = "\n  ".join([f"{len(lines)} images cannot be read:", *lines[:_NAMED], *more])
+    listing = f"{len(lines)} images cannot be read:{listed(lines)}"
     if not skip:
         raise DataError(f"{listing}\nRepair or remove them, or leave them out with --skip-bad-images.")
     _logger.warning("Left out: %s", listing)

@@ -45,7 +45,7 @@ def reason(error: Exception) -> str:
 
 
 def _decode(record: dict | None, mode: Mode) -> Image.Image:
-    image = Image.open(BytesIO(_read(record)))
+    image = Image.open(BytesIO(read_bytes(record)))
     image.load()  # before this, some formats' mode and transparency are not final
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):
@@ -56,7 +56,8 @@ def _decode(record: dict | None, mode: Mode) -> Image.Image:
     return image.convert(mode)
 
 
-def _read(record: dict | None) -> bytes:
+def read_bytes(record: dict | None) -> bytes:
+    """The encoded image. Raises ValueError for an empty record, and what reading its file may raise."""
     if record is None or (record.get("bytes") is None and not record.get("path")):
         raise ValueError("the record is empty")
     if record.get("bytes") is not None:

@@ -10,7 +10,7 @@ from fdconv_zoo.data.checks import check_classes, readable_rows, report_bad_imag
 from fdconv_zoo.data.columns import encode_labels, find_image_column, find_label_column, label_numbers, undecoded
 from fdconv_zoo.data.error import DataError
 from fdconv_zoo.data.sources import load_splits
-from fdconv_zoo.data.splits import choose_splits, stratified
+from fdconv_zoo.data.splits import limited, stratified, used_splits
 
 _SHUFFLE_BUFFER = 1000  # undecoded images of a stream that every worker holds in memory
 
@@ -73,12 +73,7 @@ def load_image_data(
         DataError: anything wrong with the data; the message says what to do.
     """
     splits = load_splits(dataset, streaming=streaming)
-    train_name, validation_name = choose_splits(splits, train_split, validation_split)
-    if split == "validation" and validation_name is None:
-        train_name, validation_name = None, train_name
-    if split == "both" and train_name is None:
-        raise DataError(f"Cannot tell which split to train on. The splits are {', '.join(splits)}; use --train-split.")
-
+    train_name, validation_name = used_splits(splits, train_split, validation_split, split)
     names = [name for name in (train_name, validation_name) if name is not None]
     features = splits[names[0]].features
     if features is None:
@@ -106,19 +101,13 @@ def load_image_data(
 
     images, bad = {}, []
     for part, name, rows in parts:
-        good, problems = readable_rows(sources[name], _limited(rows, limit, seed), name, num_workers)
+        good, problems = readable_rows(sources[name], limited(rows, limit, seed), name, num_workers)
         images[part] = sources[name].select(good)
         bad += problems
     report_bad_images(bad, skip_bad_images)
     if empty := [part for part in images if not len(images[part])]:
         raise DataError(f"{dataset}: not one image for {' and '.join(empty)} can be read.")
     return ImageData(images.get("train"), images["validation"], class_names, len(bad))
-
-
-def _limited(rows: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
-    if limit is None:
-        return rows
-    return np.sort(np.random.default_rng(seed).permutation(rows)[:limit])
 
 
 def _stream(

@@ -1,6 +1,7 @@
 """Which images train and which validate."""
 
 from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 
@@ -35,6 +36,26 @@ def choose_splits(available: Iterable[str], train: str | None, validation: str |
     return train, validation
 
 
+def used_splits(
+    available: Iterable[str], train: str | None, validation: str | None, wanted: Literal["both", "validation"]
+) -> tuple[str | None, str | None]:
+    """`choose_splits` for what is wanted: for "validation" alone, a single split validates.
+
+    Validation is None where a part of the training split is to be held out for it.
+
+    Raises:
+        DataError: as `choose_splits`, or both are wanted and none can be told to be for training.
+    """
+    available = list(available)
+    train, validation = choose_splits(available, train, validation)
+    if wanted == "validation" and validation is None:
+        return None, train
+    if wanted == "both" and train is None:
+        listing = f"The splits are {', '.join(available)}"
+        raise DataError(f"Cannot tell which split to train on. {listing}; use --train-split.")
+    return train, validation
+
+
 def _usual(names: tuple[str, ...], available: list[str]) -> str | None:
     return next((split for name in names for split in available if split.lower() == name), None)
 
@@ -58,3 +79,10 @@ def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
         count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
         validates[rows[:count]] = True
     return np.flatnonzero(~validates), np.flatnonzero(validates)
+
+
+def limited(rows: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
+    """At most `limit` of the rows, drawn by `seed`, in their order."""
+    if limit is None:
+        return rows
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:limit])
