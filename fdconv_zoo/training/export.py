@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,6 @@ def export_model(
     Raises:
         WriteError: they could not be written.
     """
-    temporary = folder / f"{TEMPORARY_PREFIX}export"
-    remove(temporary)
     described = model.pretrained_cfg
     # What no longer holds of the source checkpoint: how it was loaded, tested, and its classes numbered.
     model.pretrained_cfg = {
@@ -50,18 +49,35 @@ def export_model(
         "custom_load": False,
     }
     try:
-        with explaining_write_errors(folder / FILES[0]):
+        with replacing_model(folder) as temporary:
             save_folder(
                 model,
                 temporary,
                 model_config={"label_names": list(class_names)} if class_names else {},
                 model_args=dict(model_args),
             )
+    finally:
+        model.pretrained_cfg = described
+
+
+@contextmanager
+def replacing_model(folder: Path) -> Iterator[Path]:
+    """Yield a folder to save a model in; its `model.safetensors` and `config.json` take the place of those in `folder`.
+
+    Other files are left alone, those saved and those there.
+
+    Raises:
+        WriteError: they could not be written.
+    """
+    temporary = folder / f"{TEMPORARY_PREFIX}export"
+    remove(temporary)
+    try:
+        with explaining_write_errors(folder / FILES[0]):
+            yield temporary
             flush_to_disk(temporary)
             for name in FILES:
                 os.replace(temporary / name, folder / name)
     finally:
-        model.pretrained_cfg = described
         remove(temporary)
 
 
