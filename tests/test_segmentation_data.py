@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
 from fdconv_zoo.data import DataError
+from fdconv_zoo.dense import canvases
 from fdconv_zoo.dense.segmentation.augment import RandomScale, VariedCrop, training_transform
 from fdconv_zoo.dense.segmentation.classes import IGNORE, cityscapes_classes
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset, SegmentationDataset
@@ -473,6 +474,9 @@ def test_bad_class_names(tmp_path, content, words):
 def test_folders_that_hold_something_else(tmp_path):
     write(tmp_path / "cats/1.jpg", picture())
     refused(tmp_path, "images/train and masks/train")
+    write(tmp_path / "annotations/train/1.png", mask_of(0, 1))  # in ADE20K they are called "training"
+    write(tmp_path / "images/train/1.jpg", picture())
+    refused(tmp_path, "images/train and masks/train")
     refused(tmp_path / "nowhere", "no such file or folder")
     refused(good_pairs(tmp_path / "set"), "--mask-column", mask_column="mask")
 
@@ -731,11 +735,13 @@ def test_evaluation_keeps_masks_in_full_size():
     np.testing.assert_allclose(small.permute(1, 2, 0), by_pillow, atol=1.01 / 255)
 
 
-def test_the_demo_data(tmp_path, monkeypatch):
-    canvases = pytest.importorskip("fdconv_zoo.dense.canvases")
+def test_the_demo_data(tmp_path, monkeypatch, caplog):
     folder = good_pairs(tmp_path)
     (folder / "classes.txt").write_text("background\nbag\nshirt\n")
+    (folder / "annotations").mkdir()
+    (folder / "annotations/instances_train.json").write_text("{}")  # for detection
     monkeypatch.setattr(canvases, "canvases_folder", lambda: folder)
     data = load_segmentation_data("fashion_canvases")
     assert data.class_names == ["background", "bag", "shirt"]
     assert len(data.train) == 2
+    assert not caplog.text

@@ -88,9 +88,9 @@ def _cityscapes(folder: Path) -> Layout | None:
 
 def _ade20k(folder: Path) -> Layout | None:
     splits = _partners(folder / "images", folder / "annotations")
-    if "training" not in splits and "validation" not in splits:
-        return None
     object_info = folder / "objectInfo150.txt"
+    if not splits or ("training" not in splits and not object_info.is_file()):
+        return None
     if not object_info.is_file():
         _logger.warning("%s is missing, which names the classes: they are called by their numbers.", object_info)
     return Layout(splits, classes=ade20k_classes(object_info if object_info.is_file() else None))
@@ -111,10 +111,11 @@ def _pairs(folder: Path) -> Layout | None:
 
 def _partners(images: Path, masks: Path) -> dict[str, tuple[Path, Path]]:
     """The sub-folders that both have; logs those that only one has."""
-    names = [{child.name for child in _sub_folders(folder)} for folder in (images, masks)]
-    if masks.is_dir() and (lone := names[0] ^ names[1]):
-        _logger.warning("Left aside, because %s and %s do not both have them: %s.", images, masks, sorted(lone))
-    return {name: (images / name, masks / name) for name in sorted(names[0] & names[1])}
+    of_images, of_masks = ({child.name for child in _sub_folders(folder)} for folder in (images, masks))
+    both = sorted(of_images & of_masks)
+    if both and (lone := sorted(of_images ^ of_masks)):
+        _logger.warning("Left aside, because %s and %s do not both have them: %s.", images, masks, lone)
+    return {name: (images / name, masks / name) for name in both}
 
 
 def _sub_folders(folder: Path) -> list[Path]:
