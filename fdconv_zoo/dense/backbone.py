@@ -1,0 +1,147 @@
+"""Feature maps of any timm model, at the strides that a decoder asks for."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import group_parameters, split_model_name_tag
+from torch import Tensor, nn
+
+from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.training.names import suggest_models
+from fdconv_zoo.weights import check_finite, load_strictly, read_checkpoint
+
+# What a decoder decides, and what would load weights behind the caller's back.
+_NOT_ARGUMENTS = {
+    *("in_chans", "num_classes", "features_only", "out_indices", "output_stride", "feature_cls", "global_pool"),
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
+}
+
+
+class Backbone(nn.Module):
+    """A timm model without what comes after its last wanted feature map.
+
+    Args:
+        name: A name registered with timm, such as ``resnet50_fdconv``, also with a tag.
+        strides: Of the wanted maps, finest first. A stride of 2 that the model has not is left out. None: the last
+            four maps, whatever their strides.
+        arguments: For ``timm.create_model``.
+        pretrained: Load the published weights of the name, or those of a file: a path.
+        output_stride: Of the last map; below 32, a model that can dilates its last stages.
+
+    Attributes:
+        model: timm's.
+        channels: Of each map.
+        strides: Of each map, as far as the model has them.
+
+    Raises:
+        ConfigError: no such model, one without maps at these strides, arguments it does not take, or weights that
+            cannot be had.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        strides: Sequence[int] | None = None,
+        *,
+        arguments: Mapping[str, Any] | None = None,
+        pretrained: bool | str | Path = False,
+        output_stride: int = 32,
+    ) -> None:
+        super().__init__()
+        _check_name(name)
+        arguments = dict(arguments or {})
+        if refused := sorted(_NOT_ARGUMENTS & arguments.keys()):
+            raise ConfigError(f"backbone_args {', '.join(refused)}: not to be given, it follows from the rest")
+        if output_stride != 32:
+            arguments["output_stride"] = output_stride
+        try:
+            model = _create(name, pretrained is True, arguments)
+            if pretrained and pretrained is not True:
+                _load_file(model, pretrained)
+        except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(line.strip() for line in str(error).splitlines()[:2]).rstrip(".")
+            raise ConfigError(f"backbone {name} cannot be built with {arguments}: {reason}") from error
+        info = list(getattr(model, "feature_info", []))
+        reductions = [stage["reduction"] for stage in info]
+        if strides is None:
+            indices = _last_four(reductions, name)
+        else:
+            indices = _choose(reductions, [min(stride, output_stride) for stride in strides], name)
+        self.channels = [info[index]["num_chs"] for index in indices]
+        self.strides = [info[index]["reduction"] for index in indices]
+        self._indices = model.prune_intermediate_layers(indices, prune_norm=True)
+        self.model = model
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) to maps (B, C, H / stride, W / stride)."""
+        return self.model.forward_intermediates(
+            images, indices=self._indices, output_fmt="NCHW", intermediates_only=True
+        )
+
+    def layers(self, coarse: bool = False) -> dict[str, int]:
+        """Each parameter's layer, from the first, 0, to the last, as timm counts them for layer decay."""
+        matcher = self.model.group_matcher(coarse=coarse)
+        return {f"model.{name}": layer for name, layer in group_parameters(self.model, matcher, reverse=True).items()}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that the model's authors do not let decay."""
+        return {f"model.{name}" for name in getattr(self.model, "no_weight_decay", set)()}
+
+
+def _check_name(name: str) -> None:
+    architecture, tag = split_model_name_tag(name)
+    if not timm.is_model(architecture):
+        raise ConfigError(f"backbone {name}: no such model; {suggest_models(architecture)}")
+    tags = [split_model_name_tag(known)[1] for known in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise ConfigError(
+            f"backbone {name}: {architecture} has no weights called {tag}; it has {', '.join(tags) or 'none'}"
+        )
+
+
+def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Module:
+    if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
+        try:  # models with windows, such as Swin, take other sizes if they are told
+            return timm.create_model(
+                name, pretrained=pretrained, num_classes=0, **{"strict_img_size": False, **arguments}
+            )
+        except TypeError:
+            pass
+    return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
+
+
+def _load_file(model: nn.Module, path: str | Path) -> None:
+    """Load the weights of a classifier, all but its last layer."""
+    tensors = read_checkpoint(path).tensors
+    check_finite(path, tensors)
+    classifier = model.pretrained_cfg.get("classifier", ())
+    heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
+    load_strictly(model, {key: tensor for key, tensor in tensors.items() if not key.startswith(heads)}, path)
+
+
+def _last_four(reductions: Sequence[int], name: str) -> list[int]:
+    last = reductions[-4:]
+    if len(set(last)) < 4:
+        raise ConfigError(
+            f"backbone {name}: its maps have strides {', '.join(map(str, reductions)) or 'unknown to timm'}, and four "
+            "different ones are needed; choose another, such as a ResNet, ConvNeXt or Swin"
+        )
+    return list(range(len(reductions) - 4, len(reductions)))
+
+
+def _choose(reductions: Sequence[int], wanted: Sequence[int], name: str) -> list[int]:
+    """The places of the wanted strides: of several maps with the same stride the last."""
+    chosen = []
+    for stride, number in Counter(wanted).items():
+        places = [place for place, reduction in enumerate(reductions) if reduction == stride]
+        if len(places) < number and stride != 2:
+            raise ConfigError(
+                f"backbone {name}: its maps have strides {', '.join(map(str, reductions)) or 'unknown to timm'}, and "
+                f"the decoder needs {', '.join(map(str, wanted))}; choose another backbone. resnet10s_fdconv has them "
+                "with backbone_args {'stem_pool': True}"
+            )
+        chosen += places[-number:]
+    return chosen

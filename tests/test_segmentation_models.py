@@ -1,0 +1,526 @@
+"""Segmenters: what they compute and learn, what they are built from, and how they are saved and come back."""
+
+import json
+import math
+import re
+from copy import deepcopy
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from conftest import randomize, relative_error
+from contract import SMALL, family, plain_twin, small
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save, save_file
+from timm.optim import create_optimizer_v2
+
+pytest.importorskip("segmentation_models_pytorch", reason="the segmentation library is not installed")
+
+from fdconv_zoo import FDConv2d
+from fdconv_zoo.dense.segmentation.losses import IGNORE, cross_entropy, dice
+from fdconv_zoo.dense.segmentation.model import DECODERS, Segmenter
+from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.weights import WeightsError
+from fdconv_zoo.weights.hub_errors import HubError
+
+CLASSES = ["background", "cat", "dog"]
+BACKBONE = dict(stem_pool=True, channels=(24, 24, 32, 32), num_kernels=4)
+# Reduced so that tests are fast.
+NARROW = {
+    "deeplabv3": dict(decoder_channels=16),
+    "deeplabv3plus": dict(decoder_channels=16),
+    "fpn": dict(decoder_pyramid_channels=32, decoder_segmentation_channels=32),
+    "linknet": {},
+    "manet": dict(decoder_channels=(16, 16, 16, 16, 16), decoder_pab_channels=16),
+    "mask2former": dict(
+        **dict.fromkeys(("hidden_dim", "feature_size", "mask_feature_size"), 32),
+        **dict.fromkeys(("encoder_feedforward_dim", "dim_feedforward"), 32),
+        **dict(num_attention_heads=2, encoder_layers=1, decoder_layers=2, num_queries=6, train_num_points=64),
+    ),
+    "pan": dict(decoder_channels=16),
+    "pspnet": dict(psp_out_channels=16),
+    "segformer": dict(decoder_segmentation_channels=16),
+    "unet": dict(decoder_channels=(16, 16, 16, 16, 16)),
+    "unetplusplus": dict(decoder_channels=(16, 16, 16, 16, 16)),
+    "upernet": dict(decoder_channels=16),
+}
+REPO = "ada/pets"
+
+every_decoder = pytest.mark.parametrize("decoder", DECODERS)
+both_kinds = pytest.mark.parametrize("decoder", ["upernet", "mask2former"])
+
+
+def make(decoder="fpn", backbone="resnet10s_fdconv", **options):
+    options = {"backbone_args": BACKBONE, "decoder_args": NARROW[decoder], **options}
+    return Segmenter(backbone, CLASSES, decoder, **options)
+
+
+def make_random(decoder="fpn", seed=0, **options):
+    torch.manual_seed(seed)
+    return randomize(make(decoder, **options), std=0.05).eval()
+
+
+def data(height=64, width=64, number=2):
+    torch.manual_seed(1)
+    masks = torch.randint(0, 3, (number, height, width))
+    masks[torch.rand(masks.shape) < 0.1] = IGNORE
+    return torch.randn(number, 3, height, width), masks
+
+
+# What it computes, and learns.
+
+
+@every_decoder
+def test_trains_and_predicts(decoder):
+    model = make(decoder)
+    assert any(isinstance(layer, FDConv2d) for layer in model.modules())
+    images, masks = data(48, 80)
+    losses = model.train()(images, masks)
+    assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    model.eval()
+    with torch.no_grad():
+        for size in ((64, 64), (37, 50), (5, 130)):
+            scores = model(torch.randn(2, 3, *size))
+            assert scores.shape == (2, len(CLASSES), *size)
+            assert scores.isfinite().all()
+
+
+@both_kinds
+def test_learns_colours(decoder):
+    """Each class has its colour; a corner has none, and is ignored."""
+    torch.manual_seed(0)
+    model = make(decoder)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    masks = torch.zeros(2, 32, 32, dtype=torch.long)
+    masks[0, :, 16:] = 1
+    masks[1, 16:] = 2
+    images = F.one_hot(masks, 3).permute(0, 3, 1, 2).float() * 2 - 1
+    truth = masks.clone()
+    truth[:, :8, :8] = IGNORE
+    images[:, :, :8, :8] = 0
+    for _ in range(30):
+        optimizer.zero_grad()
+        sum(model.train()(images, truth).values()).backward()
+        optimizer.step()
+    with torch.no_grad():
+        right = model.eval()(images).argmax(1) == masks
+    assert right[truth != IGNORE].float().mean() > 0.9
+
+
+def test_padding_is_cut_off():
+    """A model whose scores are the pixels: what comes back is where it was, and the border counts for no loss."""
+    model = make()
+    model.network.scores = mock.Mock(side_effect=lambda images: images)
+    images, masks = data(37, 50)
+    assert torch.equal(model(images), images)
+    assert model.network.scores.call_args.args[0].shape == (2, 3, 64, 64)
+    assert relative_error(model(images, masks)["cross_entropy"], cross_entropy(images, masks)) < 1e-6
+
+
+@both_kinds
+def test_half_precision(decoder):
+    model = make(decoder)
+    images, masks = data()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(images, masks)
+    sum(losses.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+# Losses.
+
+
+def test_losses_pixel_by_pixel():
+    logits, masks = data(6, 7)
+    logits = 3 * logits
+    entropy, count = 0.0, 0
+    overlap, size, true = (dict.fromkeys(range(3), 0.0) for _ in range(3))
+    for image, row, column in np.ndindex(*masks.shape):
+        truth, scores = int(masks[image, row, column]), logits[image, :, row, column].double().tolist()
+        if truth == IGNORE:
+            continue
+        exponentials = [math.exp(score) for score in scores]
+        probabilities = [value / sum(exponentials) for value in exponentials]
+        entropy -= math.log(probabilities[truth])
+        count += 1
+        for number in range(3):
+            overlap[number] += probabilities[number] * (truth == number)
+            size[number] += probabilities[number]
+            true[number] += truth == number
+    assert cross_entropy(logits, masks).item() == pytest.approx(entropy / count, rel=1e-5)
+    expected = sum(1 - 2 * overlap[number] / (size[number] + true[number]) for number in range(3)) / 3
+    assert dice(logits, masks).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_of_losses():
+    images, masks = data()
+    models = [make(ce_weight=ce, dice_weight=dice) for ce, dice in ((1, 1), (0.5, 3), (0, 1), (1, 0))]
+    for model in models:
+        model.load_state_dict(models[0].state_dict())
+    with torch.no_grad():
+        one, weighted, only_dice, only_ce = (model.eval()(images, masks) for model in models)
+    assert weighted["cross_entropy"] == pytest.approx(0.5 * one["cross_entropy"].item(), rel=1e-5)
+    assert weighted["dice"] == pytest.approx(3 * one["dice"].item(), rel=1e-5)
+    assert list(only_dice) == ["dice"]
+    assert list(only_ce) == ["cross_entropy"]
+
+
+@both_kinds
+def test_all_ignored(decoder):
+    model = make(decoder, **({"dice_weight": 1.0} if decoder == "upernet" else {}))
+    images, masks = data()
+    losses = model(images, torch.full_like(masks, IGNORE))
+    assert [loss.item() for loss in losses.values()] == [0] * len(losses)
+    sum(losses.values()).backward()
+    assert all((parameter.grad == 0).all() for parameter in model.parameters())  # not None: processes exchange them
+
+
+@both_kinds
+def test_an_ignored_image_counts_for_nothing(decoder):
+    model = make_random(decoder)
+    images, masks = data()
+    masks[0] = IGNORE
+    losses = []
+    for batch in ((images, masks), (images[1:], masks[1:])):
+        torch.manual_seed(0)  # Mask2Former draws points
+        losses.append(model(*batch))
+    for name, loss in losses[0].items():
+        assert loss.item() == pytest.approx(losses[1][name].item(), rel=1e-4)
+
+
+def test_masks_of_mask2former():
+    """One for each class in an image; what is ignored is in none of them."""
+    model = make("mask2former")
+    images, masks = data()
+    masks[1][masks[1] == 1] = 2
+    inner = model.network.model
+    with mock.patch.object(inner, "get_loss_dict", wraps=inner.get_loss_dict) as get_loss_dict:
+        losses = model(images, masks)
+    asked = get_loss_dict.call_args.kwargs
+    assert [labels.tolist() for labels in asked["class_labels"]] == [[0, 1, 2], [0, 2]]
+    for mask, labels, parts in zip(masks, asked["class_labels"], asked["mask_labels"], strict=True):
+        for label, part in zip(labels, parts, strict=True):
+            assert torch.equal(part.bool(), mask == label)
+    torch.manual_seed(0)
+    total = sum(model.eval()(images, masks).values())
+    torch.manual_seed(0)
+    expected = inner(images, mask_labels=asked["mask_labels"], class_labels=asked["class_labels"]).loss
+    assert set(losses) == {"cross_entropy", "mask", "dice"}
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@torch.no_grad()
+def test_scores_of_mask2former_query_by_query():
+    model = make_random("mask2former")
+    images, _ = data()
+    outputs = model.network.model(images)
+    expected = torch.zeros(2, 3, 64, 64)
+    for image, query, number in np.ndindex(2, 6, 3):
+        logits = outputs.class_queries_logits[image, query]
+        mask = outputs.masks_queries_logits[image, query][None, None]
+        probability = logits[number].exp() / logits.exp().sum()
+        expected[image, number] += probability * F.interpolate(mask, (64, 64), mode="bilinear")[0, 0].sigmoid()
+    assert relative_error(model(images), expected) < 1e-5
+
+
+# Backbones.
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("resnet18_fdconv", SMALL["resnet"]),
+        ("convnext_atto_fdconv", SMALL["convnext"]),
+        ("swin_fdconv", dict(depths=(1, 1, 1, 1), embed_dim=24, num_heads=(1, 2, 4, 8))),
+        ("resnet18", dict(channels=(8, 8, 16, 16))),
+        ("mobilenetv3_small_050", {}),
+    ],
+)
+@both_kinds
+def test_backbones(decoder, name, arguments):
+    model = make(decoder, name, backbone_args={**arguments, "drop_path_rate": 0.1})
+    images, masks = data(40, 72)
+    sum(model.train()(images, masks).values()).backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    with torch.no_grad():
+        assert model.eval()(images).shape == (2, 3, 40, 72)
+
+
+@timm.models.register_model
+def plain_resnet10s(pretrained=False, **kwargs):
+    """A network without a default configuration, which is not among timm's or ours."""
+    return timm.create_model("resnet10s_fdconv", fdconv_layers=(), pretrained=pretrained, **kwargs)
+
+
+def test_backbones_registered_elsewhere():
+    model = make("unet", "plain_resnet10s")
+    assert not any(isinstance(layer, FDConv2d) for layer in model.modules())
+    assert model.eval()(torch.randn(1, 3, 32, 32)).shape == (1, 3, 32, 32)
+
+
+def test_arguments_reach_the_backbone():
+    model = make(backbone_args={**BACKBONE, "fbm": False, "ksm_local": False})
+    layers = [layer for layer in model.modules() if isinstance(layer, FDConv2d)]
+    assert layers
+    assert all(layer.fbm is None and layer.ksm.local_branch is None for layer in layers)
+
+
+def test_mask2former_leaves_the_backbone_as_timm_makes_it():
+    """transformers draws the weights of what it builds; modulators must stay neutral."""
+    model = make("mask2former", backbone_args={**BACKBONE, "fdconv_layers": ("conv1", "conv2")})
+    twin = make("mask2former", backbone_args={**BACKBONE, "fdconv_layers": ()})
+    model.load_state_dict(twin.state_dict(), strict=False)  # FDConv takes plain weights
+    images, _ = data()
+    with torch.no_grad():
+        assert relative_error(model.eval()(images), twin.eval()(images)) < 1e-4
+
+
+# Weights to start from.
+
+
+def backbone_of(model):
+    return model._backbone()[1].model
+
+
+def test_published_weights(hub, tmp_path):
+    """They are a start, which a model that was saved does not need again."""
+    torch.manual_seed(0)
+    plain = plain_twin("resnet18_fdconv", full_size=True).eval()
+    hub.add_repo("timm/resnet18.a1_in1k", {"model.safetensors": save(plain.state_dict())})
+    model = make("linknet", "resnet18_fdconv.a1_in1k", backbone_args={}, pretrained=True).eval()
+    images, _ = data()
+    with torch.no_grad():
+        expected = plain.forward_intermediates(images, intermediates_only=True)[-1]
+        assert relative_error(model._backbone()[1](images)[-1], expected) < 1e-4
+    assert model.mean == list(plain.pretrained_cfg["mean"])
+
+    model.save_pretrained(tmp_path)
+    assert "pretrained" not in json.loads((tmp_path / "config.json").read_text())
+    number = len(hub.requests)
+    assert number
+    loaded = Segmenter.from_pretrained(tmp_path)
+    assert len(hub.requests) == number
+    assert torch.equal(backbone_of(loaded).bn1.weight, plain.bn1.weight)
+
+
+def test_packaged_weights():
+    model = make("linknet", "resnet10s_fdconv.fashion_mnist", backbone_args={"stem_pool": True}, pretrained=True)
+    published = load_file(timm.get_pretrained_cfg("resnet10s_fdconv.fashion_mnist").file)
+    own = backbone_of(model).state_dict()
+    assert own
+    assert all(torch.equal(tensor, published[name]) for name, tensor in own.items())
+
+
+def test_weights_of_a_file(tmp_path):
+    classifier = randomize(timm.create_model("resnet10s_fdconv", num_classes=7, **BACKBONE))
+    save_file(classifier.state_dict(), tmp_path / "model.safetensors")
+    model = make(pretrained=tmp_path / "model.safetensors")
+    expected = classifier.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in backbone_of(model).state_dict().items())
+    other = {name: tensor for name, tensor in expected.items() if not name.startswith("layer1.0.conv1.fbm")}
+    save_file(other, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"model\.safetensors does not fit ResNetFDConv: 2 missing: .*fbm"):
+        make(pretrained=tmp_path / "model.safetensors")
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(decoder="unet3"), r"decoder unet3: no such decoder; there are deeplabv3, .*upernet, mask2former"),
+        (dict(backbone="resnet50_fdcon"), "backbone resnet50_fdcon: no such model; did you mean resnet50_fdconv"),
+        (dict(backbone="resnet50_fdconv.mine"), "resnet50_fdconv has no weights called mine; it has a1_in1k, "),
+        (
+            dict(backbone_args=dict(kernels=4)),
+            "resnet10s_fdconv cannot be built .* unexpected keyword argument 'kernels'",
+        ),
+        (dict(backbone_args=dict(fdconv_layers=["x"])), "fdconv_layers names 'x'"),
+        (dict(backbone_args=dict(pretrained=True)), "backbone_args pretrained: not to be given"),
+        (
+            dict(backbone_args=dict(stem_pool=False)),
+            r"its maps have strides 2, 2, 4, 8, 16, and the decoder needs 2, 4",
+        ),
+        (dict(decoder_args=dict(width=4)), "decoder_args width: upernet takes .*decoder_channels"),
+        (dict(decoder_args=dict(classes=4)), "decoder_args classes: upernet takes"),
+        (dict(decoder_args=dict(encoder_depth=2)), "decoder upernet cannot be built .*depth"),
+        (
+            dict(decoder="mask2former", decoder_args=dict(queries=4)),
+            "decoder_args queries: mask2former takes .*num_quer",
+        ),
+        (dict(decoder="mask2former", decoder_args=dict(num_queries="4")), "mask2former cannot be built .*num_queries"),
+        (dict(decoder="mask2former", dice_weight=1.0), "mask2former: its losses have their weights among decoder_args"),
+        (dict(ce_weight=0.0), "nothing would be trained"),
+        (dict(class_names=["one"]), "1 classes: segmentation takes 2 to 254"),
+        (dict(decoder="deeplabv3", backbone="swin_fdconv", backbone_args={}), "unexpected keyword .*output_stride"),
+        (dict(pretrained="none.safetensors"), r"none\.safetensors cannot be read"),
+        (dict(pretrained=True), "resnet10s_fdconv cannot be built .*: Error.* size mismatch for layer1"),
+    ],
+)
+def test_errors(options, message):
+    options = {"backbone": "resnet10s_fdconv", "class_names": CLASSES, "backbone_args": BACKBONE, **options}
+    with pytest.raises(ConfigError, match=message):
+        Segmenter(**options)
+
+
+def test_batches_of_one():
+    images, masks = data(number=1)
+    make("mask2former")(images, masks)
+    with pytest.raises(ConfigError, match="two images a batch or more: --batch-size"):
+        make("upernet")(images, masks)
+
+
+# Groups of parameters.
+
+
+@pytest.mark.parametrize("name", ["resnet18_fdconv", "convnext_atto_fdconv", "swin_fdconv"])
+@both_kinds
+def test_layer_decay(decoder, name):
+    arguments = {key: value for key, value in SMALL[family(name)].items() if key != "img_size"}
+    model = make(decoder, name, backbone_args=arguments)
+    groups = create_optimizer_v2(model, "adamw", lr=1.0, weight_decay=0.1, layer_decay=0.5).param_groups
+    scales = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    decays = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    named = {key: scales[id(parameter)] for key, parameter in model.named_parameters()}
+    inside = {id(parameter) for parameter in backbone_of(model).parameters()}
+    outside = {scales[key] for key in scales if key not in inside}
+    assert outside == {1.0}
+    assert max(scales[key] for key in inside) == 0.5
+    # The backbone's own optimizer has the same steps from layer to layer.
+    alone = small(name)
+    for group in create_optimizer_v2(alone, "adamw", lr=1.0, layer_decay=0.5).param_groups:
+        for parameter in group["params"]:
+            scales[id(parameter)] = group["lr_scale"]
+    expected = {key: scales[id(parameter)] for key, parameter in alone.named_parameters()}
+    prefix = model._backbone()[0]
+    pairs = [(named[f"{prefix}.model.{key}"], expected[key]) for key, _ in backbone_of(model).named_parameters()]
+    assert len({mine / theirs for mine, theirs in pairs}) == 1
+    assert len(set(pairs)) > 3
+    for key, parameter in model.named_parameters():
+        if "relative_position_bias_table" in key or "queries" in key:
+            assert decays[id(parameter)] == 0
+
+
+def test_average_is_a_copy():
+    model = make_random("upernet")
+    copy = deepcopy(model)
+    images, _ = data()
+    assert torch.equal(copy(images), model(images))
+    assert copy.config == model.config
+    next(copy.parameters()).data.zero_()
+    assert next(model.parameters()).any()
+
+
+# Saved, uploaded and loaded.
+
+
+@every_decoder
+def test_comes_back_from_a_folder(decoder, tmp_path):
+    options = {} if decoder == "mask2former" else dict(ce_weight=0.5, dice_weight=2.0)
+    model = make_random(decoder, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7], **options)
+    model.save_pretrained(tmp_path)
+    loaded = Segmenter.from_pretrained(tmp_path)
+    assert not loaded.training
+    assert (loaded.class_names, loaded.mean, loaded.std) == (CLASSES, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
+    assert loaded.config == json.loads(json.dumps(model.config))
+    images, _ = data(48, 50)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model(images))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_comes_back_from_the_hub(hub, tmp_path):
+    hub.log_in(hub.add_user("ada"))
+    first, second = make_random(seed=0), make_random(seed=1)
+    first.push_to_hub(REPO, private=True, model_card_kwargs={"metrics": {"mean IoU": "41.5 %"}, "dataset": "pets"})
+    HfApi().create_tag(REPO, tag="v1")
+    second.push_to_hub(REPO)
+    images, _ = data()
+    with torch.no_grad():
+        assert torch.equal(Segmenter.from_pretrained(REPO)(images), second(images))
+        assert torch.equal(Segmenter.from_pretrained(REPO, revision="v1")(images), first(images))
+    with hub.offline(), torch.no_grad():
+        assert torch.equal(Segmenter.from_pretrained(REPO, revision="v1")(images), first(images))
+
+    assert {name.rpartition("/")[2] for name in hub.cached()} == {"config.json", "model.safetensors"}
+    text = Path(HfApi().hf_hub_download(REPO, "README.md", revision="v1")).read_text(encoding="utf-8")
+    assert all(part in text for part in ("# ada/pets", "2. dog", "| mean IoU | 41.5 % |", "On pets:", "library_name"))
+    scope = {"images": images}
+    exec(re.search("```python\n(.*?)```", text, re.DOTALL)[1], scope)  # our own card
+    assert torch.equal(scope["classes"], second(images).argmax(1))
+
+    hub.log_out()
+    with pytest.raises(HubError, match=r"ada/pets: .*private"):
+        Segmenter.from_pretrained(REPO, revision="main", cache_dir=tmp_path)
+    with pytest.raises(HubError, match="ada/weeds: it does not exist"):
+        Segmenter.from_pretrained("ada/weeds")
+
+
+def edit_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def edit_weights(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), r"config\.json cannot be read.*whole folder"),
+        (lambda folder: (folder / "config.json").write_text("{"), r"config\.json is not JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "holds no arguments of a model"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"architecture": "resnet18"}'),
+            "not describe a Segmenter",
+        ),
+        (lambda folder: edit_config(folder, colour=1), "does not describe a Segmenter: .*'colour'.*newer version"),
+        (lambda folder: edit_config(folder, backbone="resnet10s_new"), "no such model.*registered with timm"),
+        (lambda folder: edit_config(folder, class_names=["a", "b"]), "does not fit Segmenter: .*size mismatch"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors cannot be read"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x00" * 9), r"model\.safetensors is damaged"),
+        (lambda folder: edit_weights(folder, lambda tensors: tensors.popitem()), "does not fit Segmenter: 1 missing"),
+        (lambda folder: edit_weights(folder, lambda t: t.update(x=torch.ones(1))), "1 without a place in the model: x"),
+        (
+            lambda folder: edit_weights(folder, lambda t: t.update(x=torch.full((1,), math.nan))),
+            "NaN or infinite, in x",
+        ),
+    ],
+)
+def test_damaged_folders(tmp_path, damage, message):
+    make().save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(WeightsError, match=message):
+        Segmenter.from_pretrained(tmp_path)
+
+
+# ONNX.
+
+
+def test_onnx(tmp_path):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="export to ONNX needs onnx, onnxscript and onnxruntime")
+    import onnxruntime
+
+    from fdconv_zoo.dense.segmentation.onnx import export_onnx
+
+    # One FDConv layer: the exporter needs seconds for each.
+    model = make_random("upernet", backbone_args={**BACKBONE, "channels": (8, 8, 8, 24)}).train()
+    export_onnx(model, tmp_path / "model.onnx", (40, 72))
+    assert model.training
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for number in (1, 3):
+        images = torch.randn(number, 3, 40, 72)
+        scores = torch.from_numpy(session.run(["scores"], {"images": images.numpy()})[0])
+        with torch.no_grad():
+            assert relative_error(scores, model.eval()(images)) < 1e-5
