@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 .PHONY: demo test lint clean
 
 demo: $(VENV)/installed
-	$(RUN) scripts/train.py --config models/resnet10s_fdconv.fashion_mnist.yaml --output runs/demo --overwrite
+	$(RUN) scripts/train.py --config models/resnet10s_fdconv.fashion_mnist.demo.yaml --output runs/demo --overwrite
 	$(RUN) scripts/validate.py --model runs/demo --dataset fashion_mnist_sample
 	$(RUN) scripts/predict.py --model runs/demo --sample 8
 

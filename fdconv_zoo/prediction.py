@@ -50,8 +50,8 @@ def predict(args: argparse.Namespace) -> None:
 
 def class_names(model: torch.nn.Module) -> list[str]:
     """The names a trained model carries in its configuration, ImageNet's for a model of 1000 classes, else numbers."""
-    labels = model.pretrained_cfg.get("label_names")
-    if labels:
+    labels = model.pretrained_cfg.get("label_names") or ()
+    if len(labels) == model.num_classes:
         return list(labels)
     if model.num_classes == 1000:
         info = ImageNetInfo()

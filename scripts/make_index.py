@@ -73,7 +73,16 @@ def add(model: str) -> None:
         "exactly: before fine-tuning the model computes what the plain one computes."
     )
     status = "converted, not trained"
-    entry = Entry(model, description, hub_id=None, status=status, results=Results([], []), recipe=None, **facts)
+    entry = Entry(
+        model,
+        "classification",
+        description,
+        hub_id=None,
+        status=status,
+        results=Results([], [], []),
+        recipe=None,
+        **facts,
+    )
     write_entry(path, entry)
 
 

@@ -1,4 +1,4 @@
-"""Publish a model of the index on the Hugging Face Hub: converted weights, or what a run has trained.
+"""Publish a model of the index on the Hugging Face Hub: its weights, or what a run has trained.
 
     python scripts/publish.py models/resnet50_fdconv.a1_in1k.yaml --repo me/resnet50_fdconv.a1_in1k --dry-run made/
     python scripts/publish.py models/resnet10s_fdconv.fashion_mnist.yaml --run runs/mine/last --repo me/mine --tag v1.0
@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the script; `argv` is the command line without the program."""
     args = build_parser().parse_args(argv)
     entry = read_entry(args.entry)
-    if args.run is None and entry.status != "converted, not trained":
-        raise ConfigError(f"{args.entry} is not of converted weights: give the folder of its run with --run")
+    if args.run is None and entry.status == "recipe only":
+        raise ConfigError(f"{args.entry} has no weights: give the folder of a run with --run")
     if args.run is not None:
         model, _ = build_model(str(args.run))
         if model.pretrained_cfg["architecture"] != entry.architecture:

@@ -3,7 +3,7 @@
 Fine-tunes from the model's published weights by default; --no-pretrained starts from random ones.
 
     python scripts/train.py --model resnet50_fdconv --dataset path/to/images --output runs/mine
-    python scripts/train.py --config models/resnet10s_fdconv.fashion_mnist.yaml --output runs/demo
+    python scripts/train.py --config models/resnet10s_fdconv.fashion_mnist.demo.yaml --output runs/demo
     accelerate launch --num_processes 4 --mixed_precision bf16 scripts/train.py ...         (GPUs)
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 scripts/train.py ...               (processes on a CPU)
 

@@ -11,11 +11,11 @@ from run_scripts import ROOT, load_script
 import fdconv_zoo  # noqa: F401
 from fdconv_zoo.hub.cards import render_card, with_card
 from fdconv_zoo.hub.facts import find_measured_data, find_training_data
-from fdconv_zoo.index import Result, Results, read_index
+from fdconv_zoo.index import Compared, Comparison, Result, Results, read_index
 
 INDEX = read_index()
 CARDS = with_card(INDEX)
-CONVERTED, RECIPE = "resnet50_fdconv.a1_in1k", "resnet10s_fdconv.fashion_mnist"
+CONVERTED, TRAINED = "resnet50_fdconv.a1_in1k", "resnet10s_fdconv.fashion_mnist"
 
 
 def card_of(name, **changes):
@@ -30,7 +30,7 @@ def test_every_entry_has_a_card_but_further_recipes_of_a_model():
     assert {path.stem for path in (ROOT / "model_cards").glob("*.md")} == set(CARDS)
     without = set(INDEX) - set(CARDS)
     assert all(INDEX[name].recipe and INDEX[name].model in CARDS for name in without)
-    assert RECIPE in CARDS
+    assert TRAINED in CARDS
     assert "resnet50_fdconv.a1_in1k.imagenet" in without
 
 
@@ -69,8 +69,8 @@ def test_one_command_writes_the_cards_and_removes_those_of_entries_that_are_gone
     make_index = load_script("make_index")
     monkeypatch.setattr(make_index, "CARDS", tmp_path)
     (tmp_path / "gone.md").write_text("")
-    assert make_index.write_cards({RECIPE: INDEX[RECIPE]}) == 1
-    assert [path.name for path in tmp_path.iterdir()] == [f"{RECIPE}.md"]
+    assert make_index.write_cards({TRAINED: INDEX[TRAINED]}) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [f"{TRAINED}.md"]
 
 
 def test_converted_is_not_trained():
@@ -90,13 +90,13 @@ def test_loads_from_where_it_is_published():
     assert 'timm.create_model("resnet50_fdconv.a1_in1k", pretrained=True)' in words(card_of(CONVERTED))
     published = words(card_of(CONVERTED, hub_id="someone/resnet50_fdconv"))
     assert 'timm.create_model("hf-hub:someone/resnet50_fdconv", pretrained=True)' in published
-    recipe = words(card_of(RECIPE))
-    assert 'timm.create_model("resnet10s_fdconv")' in recipe
+    recipe = words(card_of(TRAINED, status="recipe only"))
+    assert 'timm.create_model("resnet10s_fdconv.fashion_mnist")' in recipe
     assert "A recipe, without weights" in recipe
 
 
 def test_the_loading_lines_run():
-    code = card_of(RECIPE).text.partition("```python\n")[2].partition("```")[0]
+    code = card_of(TRAINED).text.partition("```python\n")[2].partition("```")[0]
     variables = {}
     exec(code, variables)
     assert variables["model"].num_classes == 10
@@ -114,7 +114,7 @@ def test_only_what_was_measured_is_our_result():
         Result("ImageNet-1k, validation", "% top-5", 94.25, "224x224", "python scripts/validate.py ..."),
         Result("COCO val2017", "box AP", 38, "Mask R-CNN", "https://example.org/log"),
     ]
-    card = card_of(CONVERTED, results=Results(paper, measured))
+    card = card_of(CONVERTED, results=Results(paper, measured, []))
     results = card.data.eval_results
     assert results == [
         EvalResult(
@@ -165,3 +165,13 @@ def test_data_by_tag():
     assert titles("") == []
     assert find_measured_data("ADE20K val").task == "image-segmentation"
     assert find_measured_data("My Data").hub_id == "my data"
+
+
+def test_a_comparison_is_a_table_of_its_own():
+    rows = [Compared("`plain`", 276314, 91.7, 0.125, 3, 1.0), Compared("`ours`", 340938, 91.5, 0.1, 3, 9.96)]
+    comparison = Comparison("Fashion-MNIST, test", "% top-1", "4 epochs", "python compare.py", "No better.", rows)
+    text = words(card_of(TRAINED, results=Results([], [], [comparison])))
+    assert "| `plain` | 276,314 | 91.70 | 0.12 | 3 | 1.0 x |" in text
+    assert "| `ours` | 340,938 | 91.50 | 0.10 | 3 | 10.0 x |" in text
+    assert "Fashion-MNIST, test, % top-1, beside models trained alike: 4 epochs. No better." in text
+    assert "Measured with `python compare.py`" in text

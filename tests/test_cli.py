@@ -91,3 +91,14 @@ def test_other_errors_keep_their_traceback():
 
     with pytest.raises(ZeroDivisionError):
         run_script(main)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"recipe": None}, "has no recipe"), ({"task": "detection"}, "is for scripts/detect.py: it trains detection")],
+)
+def test_an_entry_that_is_not_for_this_script_is_refused(parser, tmp_path, changes, message):
+    entry = yaml.safe_load((MODELS / "resnet10s_fdconv.fashion_mnist.yaml").read_text())
+    (tmp_path / "entry.yaml").write_text(yaml.safe_dump({**entry, **changes}))
+    with pytest.raises(ConfigError, match=message):
+        parser.parse(["--config", str(tmp_path / "entry.yaml"), "--output", "o"], smoke={})

@@ -7,7 +7,7 @@ import yaml
 from run_scripts import load_script
 
 import fdconv_zoo  # noqa: F401
-from fdconv_zoo.index import MODELS, EntryError, read_entry, read_index
+from fdconv_zoo.index import MODELS, TASKS, EntryError, read_entry, read_index
 from fdconv_zoo.index.expected import expected_facts
 from fdconv_zoo.index.table import render_table
 from fdconv_zoo.training.build import check_model_name
@@ -15,8 +15,17 @@ from fdconv_zoo.training.build import check_model_name
 ENTRIES = sorted(MODELS.glob("*.yaml"))
 SHORT_NAMES = ("convnext_fdconv", "swin_fdconv")
 RESULT = {"dataset": "COCO val2017", "metric": "box AP", "value": 39, "setting": "1x", "source": "a link"}
+COMPARISON = {
+    "dataset": "A, test",
+    "metric": "% top-1",
+    "setting": "4 epochs",
+    "source": "a command",
+    "finding": "They are equal.",
+    "rows": [{"model": "plain", "parameters": 5, "mean": 90.0, "std": 0.1, "seeds": 3, "step_time": 1.0}],
+}
 GOOD = {
     "model": "resnet18",
+    "task": "classification",
     "description": "A model.",
     "source": None,
     "hub_id": None,
@@ -30,7 +39,7 @@ GOOD = {
         "crop_pct": 1,
     },
     "costs": {"parameters": 5, "plain_parameters": 4, "multiply_adds": 9, "plain_multiply_adds": 8},
-    "results": {"paper": [RESULT], "measured": []},
+    "results": {"paper": [RESULT], "measured": [], "comparisons": [COMPARISON]},
     "recipe": {"epochs": 1},
 }
 
@@ -63,7 +72,7 @@ def test_an_entry_holds_against_the_code(path):
         assert path.stem == entry.model
         return
 
-    train = load_script("train")
+    train = load_script(TASKS[entry.task])
     arguments = train.build_parser().parse(["--config", str(path), "--output", "runs/any"], smoke={})
     assert arguments.model == entry.model
     assert {key: getattr(arguments, key) for key in entry.recipe} == entry.recipe
@@ -114,7 +123,7 @@ def test_a_good_entry_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({**GOOD, "licence": "mit"}, "unknown key 'licence'; there are model, description"),
+        ({**GOOD, "licence": "mit"}, "unknown key 'licence'; there are model, task, description"),
         ({key: value for key, value in GOOD.items() if key != "status"}, "the key 'status' is missing"),
         (change("costs.parameters", "5M"), "costs.parameters: found '5M', expected a whole number"),
         (change("costs.parameters", True), "costs.parameters: found True"),
@@ -126,6 +135,8 @@ def test_a_good_entry_is_read(tmp_path):
         (change("source", 3), "source: found 3, expected text or null"),
         (change("recipe", ["epochs"]), "recipe: found ['epochs'], expected keys and values or null"),
         (change("status", "done"), "expected one of 'converted, not trained'"),
+        (change("task", "depth"), "expected one of 'classification', 'segmentation', 'detection'"),
+        (change("results.comparisons.0.rows.0.std", "none"), "results.comparisons[0].rows[0].std: found 'none'"),
         ("- a\n- b\n", "expected keys and values, found ['a', 'b']"),
         ("model: [", "not valid YAML"),
     ],

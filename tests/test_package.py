@@ -20,7 +20,7 @@ assert fdconv_zoo.__file__.startswith(sys.argv[1]), fdconv_zoo.__file__
 heavy = {"datasets", "accelerate", "matplotlib"} & set(sys.modules)
 assert not heavy, heavy
 assert "resnet50_fdconv" in timm.list_models("*_fdconv")
-timm.create_model("resnet10s_fdconv")
+timm.create_model("resnet10s_fdconv", pretrained=True)
 from fdconv_zoo.data import SAMPLE, load_image_data
 print(len(load_image_data(SAMPLE, split="validation").validation))
 """
@@ -43,6 +43,7 @@ def test_wheel_works_alone(built, tmp_path):
     assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"fdconv_zoo"}
     assert {"fdconv_zoo/sample/train.parquet", "fdconv_zoo/sample/LICENSE"} <= set(names)
     assert {"fdconv_zoo/hub/card_template.md", "fdconv_zoo/hub/citations.bib"} <= set(names)
+    assert "fdconv_zoo/pretrained/resnet10s_fdconv.fashion_mnist.safetensors" in names
     entries = {path.name for path in (ROOT / "models").glob("*.yaml")}
     assert {f"fdconv_zoo/models/{name}" for name in entries} <= set(names)
     assert any(name.endswith("entry_points.txt") for name in names)

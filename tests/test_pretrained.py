@@ -26,14 +26,43 @@ from timm.models import _hub, load_checkpoint, load_state_dict
 from timm.models._hub import save_for_hf
 from torch import nn
 
-TAGGED = timm.list_pretrained("*_fdconv*")
+from fdconv_zoo.data import SAMPLE, ImageDataset, load_image_data
+
+SHIPPED = "resnet10s_fdconv.fashion_mnist"
+TAGGED = [name for name in timm.list_pretrained("*_fdconv*") if name != SHIPPED]
 PRETRAINED = [name for name in NAMES if name != "resnet10s_fdconv"]
 
 
 def test_every_model_of_timms_has_weights():
     assert {name.partition(".")[0] for name in TAGGED} == set(PRETRAINED)
     assert all(timm.is_model_pretrained(name) for name in PRETRAINED)
-    assert not timm.is_model_pretrained("resnet10s_fdconv")
+    assert timm.get_pretrained_cfg("resnet10s_fdconv").tag == "fashion_mnist"
+
+
+def test_the_shipped_weights_classify(hub):
+    with hub.offline():
+        model = timm.create_model("resnet10s_fdconv", pretrained=True).eval()
+    assert not hub.requests
+    data = load_image_data(SAMPLE, split="validation", limit=200)
+    dataset = ImageDataset(data.validation, timm.data.create_transform(**timm.data.resolve_model_data_config(model)))
+    images, labels = torch.utils.data.default_collate([dataset[index] for index in range(len(dataset))])
+    with torch.inference_mode():
+        right = (model(images).argmax(1) == labels).float().mean()
+    assert right > 0.87  # 91.5 % of all test images, from which these are
+    assert list(model.pretrained_cfg["label_names"]) == data.class_names
+
+
+def test_the_shipped_weights_start_models_of_other_shapes(tmp_path):
+    model = timm.create_model(SHIPPED, pretrained=True)
+    other = timm.create_model(
+        SHIPPED, pretrained=True, num_classes=3, in_chans=1, fdconv_layers=("conv2",), stem_pool=True
+    )
+    for name in ("layer1.0.bn1.weight", "layer1.0.conv2.fdw.spectrum"):
+        assert torch.equal(other.state_dict()[name], model.state_dict()[name]), name
+    assert other(torch.rand(2, 1, 64, 64)).shape == (2, 3)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    assert str(tmp_path.home()) not in (tmp_path / "config.json").read_text()  # not where the package is installed
+    assert "safetensors" not in (tmp_path / "config.json").read_text()
 
 
 @pytest.mark.parametrize("name", TAGGED)

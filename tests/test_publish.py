@@ -72,7 +72,7 @@ def test_a_dry_run_writes_what_would_be_sent(run, ada, tmp_path, capsys):
     with safe_open(folder / "model.safetensors", "pt") as file:
         stored = file.metadata()
     assert stored["format"] == "pt"
-    assert stored["model"] == "resnet10s_fdconv"
+    assert stored["model"] == NAME
     config = json.loads((folder / "config.json").read_text())
     assert config["label_names"] == CLASSES
     assert config["num_classes"] == 7

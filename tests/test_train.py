@@ -163,7 +163,7 @@ def test_another_run_is_refused_unless_overwritten(finished):
 
 
 def test_resume_without_a_run_begins_one_and_smoke_is_quick(tmp_path, capsys):
-    recipe = "models/resnet10s_fdconv.fashion_mnist.yaml"
+    recipe = "models/resnet10s_fdconv.fashion_mnist.demo.yaml"
     config = ["--config", str(Path(train.__file__).parents[1] / recipe), "--output", str(tmp_path / "run")]
     train.main([*config, "--smoke", "--resume", "--tune", "modulators"])
     assert "begins from the beginning" in capsys.readouterr().out

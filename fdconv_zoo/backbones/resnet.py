@@ -1,6 +1,7 @@
 """ResNet, ResNeXt and Wide ResNet with FDConv in their residual blocks."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
@@ -46,6 +47,11 @@ class ResNetFDConv(ResNet):
             replace_in_blocks(self, "conv1", ("3", "6"), ("3", "6"), **layer_options)
 
 
+_SHIPPED = Path(__file__).resolve().parents[1] / "pretrained"  # weights that come with the package
+_GARMENTS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
+_GARMENTS += ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+
+
 def _build(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     return build_model(ResNetFDConv, variant, pretrained, **kwargs)
 
@@ -59,7 +65,8 @@ default_cfgs = generate_default_cfgs(
         **converted_cfgs("resnet152", "a1h_in1k a1_in1k tv_in1k tv2_in1k"),
         **converted_cfgs("resnext50_32x4d", "a1h_in1k a1_in1k fb_swsl_ig1b_ft_in1k tv_in1k tv2_in1k"),
         **converted_cfgs("wide_resnet50_2", "racm_in1k tv_in1k tv2_in1k"),
-        "resnet10s_fdconv": {
+        "resnet10s_fdconv.fashion_mnist": {
+            "file": str(_SHIPPED / "resnet10s_fdconv.fashion_mnist.safetensors"),
             "input_size": (3, 32, 32),
             "pool_size": (2, 2),
             "crop_pct": 1.0,
@@ -67,6 +74,8 @@ default_cfgs = generate_default_cfgs(
             "first_conv": "conv1.0",
             "classifier": "fc",
             "num_classes": 10,
+            "label_names": _GARMENTS,
+            "license": "apache-2.0",
         },
     }
 )

@@ -54,6 +54,7 @@ def render_card(entry: Entry, name: str) -> ModelCard:
         recipe_status=_recipe_status(entry, name),
         recipe=entry.recipe and yaml.safe_dump(entry.recipe, sort_keys=False).strip(),
         measured=entry.results.measured,
+        comparisons=entry.results.comparisons,
         paper=entry.results.paper,
         same_results=_same_results(entry),
         limits=_limits(entry, data),

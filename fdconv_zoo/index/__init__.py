@@ -3,6 +3,9 @@
 from fdconv_zoo.index.entry import (
     MODELS,
     STATUSES,
+    TASKS,
+    Compared,
+    Comparison,
     Costs,
     Entry,
     EntryError,
@@ -16,6 +19,9 @@ from fdconv_zoo.index.entry import (
 __all__ = [
     "MODELS",
     "STATUSES",
+    "TASKS",
+    "Compared",
+    "Comparison",
     "Costs",
     "Entry",
     "EntryError",

@@ -13,6 +13,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 MODELS = _PACKAGE / "models" if (_PACKAGE / "models").is_dir() else _PACKAGE.parent / "models"
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, faster, where PyYAML was built with it
 STATUSES = ("converted, not trained", "trained", "recipe only")
+TASKS = {"classification": "train", "segmentation": "segment", "detection": "detect"}  # and the scripts that train them
 
 
 class EntryError(ValueError):
@@ -75,16 +76,60 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """A row of a comparison.
+
+    Attributes:
+        model: What is compared.
+        parameters: Their number.
+        mean: Over the seeds.
+        std: Standard deviation of a sample, over the seeds.
+        seeds: Their number.
+        step_time: Of a training step, as a multiple of the plain model's, in one run.
+    """
+
+    model: str
+    parameters: int
+    mean: float
+    std: float
+    seeds: int
+    step_time: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models trained alike, measured here.
+
+    Attributes:
+        dataset: With its split.
+        metric: With its unit.
+        setting: What all were trained with, in a few words.
+        source: The command that makes the table.
+        finding: What it shows, in a sentence or two.
+        rows: One a model.
+    """
+
+    dataset: str
+    metric: str
+    setting: str
+    source: str
+    finding: str
+    rows: list[Compared]
+
+
+@dataclass(frozen=True)
 class Results:
     """Figures by origin.
 
     Attributes:
         paper: Reported by the paper, not measured here.
         measured: Measured here.
+        comparisons: Measured here, with other models beside it.
     """
 
     paper: list[Result]
     measured: list[Result]
+    comparisons: list[Comparison]
 
 
 @dataclass(frozen=True)
@@ -93,6 +138,7 @@ class Entry:
 
     Attributes:
         model: Its timm name, `architecture` or `architecture.tag`: with a tag where weights exist.
+        task: One of `TASKS`.
         description: What it is, in a sentence or two.
         source: Hub id of the weights it starts from; None where there are none.
         hub_id: Hub id under which we have published it; None where we have not.
@@ -101,10 +147,11 @@ class Entry:
         preprocessing: What it expects of an image.
         costs: Beside the plain twin's.
         results: By origin.
-        recipe: Settings of the training script: its flags, with underscores; None where the entry is weights alone.
+        recipe: Settings of the task's script: its flags, with underscores; None where the entry is weights alone.
     """
 
     model: str
+    task: str
     description: str
     source: str | None
     hub_id: str | None
@@ -141,8 +188,10 @@ def read_entry(path: str | Path) -> Entry:
         raise EntryError(f"{path}: not valid YAML: {error}") from error
     try:
         entry = _read(Entry, content, "")
-        if entry.status not in STATUSES:
-            raise EntryError(f"status: found {entry.status!r}, expected one of {', '.join(map(repr, STATUSES))}")
+        for key, choices in (("status", STATUSES), ("task", TASKS)):
+            if getattr(entry, key) not in choices:
+                found = getattr(entry, key)
+                raise EntryError(f"{key}: found {found!r}, expected one of {', '.join(map(repr, choices))}")
     except EntryError as error:
         raise EntryError(f"{path}: {error}") from None
     return entry

@@ -61,7 +61,7 @@ def _row(entries: list[tuple[str, Entry]]) -> str:
     entries = sorted(entries, key=lambda named: named[1].tag != default)
     costs = entries[0][1].costs
     sizes = ["x".join(map(str, entry.preprocessing.size[1:])) for _, entry in entries]
-    weights = [f"[{entry.tag}]({name}.yaml)" for name, entry in entries if entry.source and name == entry.model]
+    weights = [f"[{entry.tag}]({name}.yaml)" for name, entry in entries if entry.tag and name == entry.model]
     results = [text for _, entry in entries for text in _results(entry)]
     cells = (
         f"`{entries[0][1].architecture}`",

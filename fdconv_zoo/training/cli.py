@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from fdconv_zoo.data import DataError
-from fdconv_zoo.index import EntryError, read_entry
+from fdconv_zoo.index import TASKS, EntryError, read_entry
 from fdconv_zoo.training.errors import ConfigError, TrainingError
 from fdconv_zoo.weights import WeightsError
 
@@ -17,12 +17,18 @@ RUN_FLAGS = ("config", "output", "resume", "overwrite", "smoke")  # of one start
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser with the flags of every training script, that raises `ConfigError` and takes no abbreviations."""
+    """A parser with the flags of every training script, that raises `ConfigError` and takes no abbreviations.
 
-    def __init__(self, description: str):
+    Args:
+        description: Of the script.
+        task: Of the recipes that it takes.
+    """
+
+    def __init__(self, description: str, *, task: str = "classification"):
         super().__init__(
             description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
+        self.task = task
         run = self.add_argument_group("run")
         run.add_argument(
             "--config", metavar="FILE", help="entry of models/; its recipe gives the other flags' defaults"
@@ -52,6 +58,10 @@ class ArgumentParser(argparse.ArgumentParser):
         settings: dict[str, Any] = {}
         if given.config is not None:
             entry = read_entry(given.config)
+            if entry.recipe is None:
+                raise ConfigError(f"{given.config} has no recipe; `python -m fdconv_zoo list --json` shows which have")
+            if entry.task != self.task:
+                raise ConfigError(f"{given.config} is for scripts/{TASKS[entry.task]}.py: it trains {entry.task}")
             settings = {"model": entry.model, **entry.recipe}
             try:
                 self.parse_args(self._as_flags(settings))
