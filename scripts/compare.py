@@ -5,7 +5,8 @@
         --models resnet10s_fdconv resnet10s_plain resnet10s_condconv resnet10s_odconv --dataset data/fashion_mnist
 
 Each run ends after its last epoch: none is chosen by its results, and the test split is looked at once. Killed and
-started again, it goes on with what is not done. The table is printed, and written to `comparison.json`.
+started again, it goes on with what is not done. At the end the models' training steps are timed by turns. The table is
+printed, and written to `comparison.json`.
 """
 
 import argparse
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 import train
 import twins  # noqa: F401  registers the twins
 import validate
 
 from fdconv_zoo.costs import count_parameters
+from fdconv_zoo.profiling.timing import time_by_turns, training_step
 from fdconv_zoo.training.cli import run_script
 from fdconv_zoo.training.files import write_text
 
@@ -45,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for model in args.models:
             run = args.output / f"{model}-seed{seed}"
             rows.append({"model": model, "seed": seed, **train_and_test(args, model, seed, run, recipe)})
-    table = [summarize([row for row in rows if row["model"] == model]) for model in args.models]
+    settings = train.build_parser().parse(["--config", args.config, "--output", str(args.output), *recipe], smoke={})
+    times = step_times(args.models, settings.batch_size, settings.img_size)
+    table = [summarize([row for row in rows if row["model"] == model], times[model]) for model in args.models]
     write_text(args.output / "comparison.json", json.dumps({"models": table, "runs": rows}, indent=2) + "\n")
     print(as_table(table))
 
@@ -62,7 +67,17 @@ def train_and_test(args: argparse.Namespace, model: str, seed: int, run: Path, r
     return {key: result[key] for key in ("top1", "loss", "images")}
 
 
-def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def step_times(models: Sequence[str], batch_size: int, img_size: int | None) -> dict[str, float]:
+    """The time of each model's training step, as a multiple of the shortest: medians of ten, taken by turns."""
+    networks = {name: timm.create_model(name).train() for name in models}
+    size = img_size or networks[models[0]].pretrained_cfg["input_size"][-1]
+    images = torch.randn(batch_size, 3, size, size)
+    steps = [training_step(network, images, torch.float32) for network in networks.values()]
+    medians = [median for median, _ in time_by_turns(steps, 10, images.device)]
+    return {name: median / min(medians) for name, median in zip(models, medians, strict=True)}
+
+
+def summarize(rows: Sequence[dict[str, Any]], step_time: float) -> dict[str, Any]:
     """Mean and standard deviation (of a sample) over the seeds of one model."""
     top1 = [row["top1"] for row in rows]
     return {
@@ -72,16 +87,21 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "top1_mean": statistics.mean(top1),
         "top1_std": statistics.stdev(top1) if len(top1) > 1 else None,
         "images": rows[0]["images"],
+        "step_time": step_time,
     }
 
 
 def as_table(table: Sequence[dict[str, Any]]) -> str:
     """The summaries in Markdown."""
-    lines = ["| model | parameters | top-1, mean | std | seeds |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| model | parameters | top-1, mean | std | seeds | time of a training step |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
     for row in table:
         std = "" if row["top1_std"] is None else f"{row['top1_std']:.2f}"
         lines.append(
-            f"| `{row['model']}` | {row['parameters']:,} | {row['top1_mean']:.2f} % | {std} | {row['seeds']} |"
+            f"| `{row['model']}` | {row['parameters']:,} | {row['top1_mean']:.2f} % | {std} | {row['seeds']} "
+            f"| {row['step_time']:.1f} x |"
         )
     return "\n".join(lines)
 
