@@ -207,13 +207,15 @@ def test_the_size_of_a_mask_is_not_that_of_its_box(tmp_path):
     area = float(coco_mask.area(coco_mask.frPyObjects(line, side, side)[0]))
     content = coco([image(1, side, side)], [annotation(1, 1, 3, [0, 0, side, side], area=area, segmentation=line)])
     truth = coco_truth(load(tmp_path, content))
-    stray = {"size": [side, side], "counts": [0, 5000, 5000]}
-    wrong = found([0, 0, 50, 100], score=0.9, segmentation=coco_mask.frPyObjects(stray, side, side))
-    right = found([0, 0, side, side], segmentation=coco_mask.frPyObjects(line, side, side)[0])
+    across = [[side - x if place % 2 == 0 else x for place, x in enumerate(line[0])]]
+    masks = [coco_mask.frPyObjects(polygon, side, side)[0] for polygon in (across, line)]
+    wrong, right = (
+        found([0, 0, side, side], score=score, segmentation=mask) for score, mask in zip((0.9, 0.5), masks, strict=True)
+    )
     result = score_detections(truth, [wrong, right], masks=True)
     assert area < 32**2
     assert result.mask_ap == pytest.approx(50)
-    assert result.mask_ap_small == pytest.approx(100)  # of the wrong size, and so no mistake there
+    assert result.mask_ap_small == pytest.approx(50)  # by its box, the wrong one would be large and not count here
 
 
 def test_the_file_need_not_give_areas_and_crowds(tmp_path):
