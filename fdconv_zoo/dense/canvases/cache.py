@@ -19,7 +19,7 @@ VERSION = "canvases-v1"  # raised whenever a pixel changes, so that no cache mix
 def canvases_folder() -> Path:
     """The folder of the demo data, 1,000 canvases for training and 250 for validation; see the package's docstring.
 
-    It is made at first use in `$XDG_CACHE_HOME/fdconv_zoo`, by default `~/.cache/fdconv_zoo`: about 55 MB, in seconds.
+    It is made at first use in `$XDG_CACHE_HOME/fdconv_zoo`, by default `~/.cache/fdconv_zoo`: about 50 MB, in some 15 seconds.
     Of several processes one makes it and the others wait.
 
     Raises:
@@ -35,7 +35,7 @@ def canvases_folder() -> Path:
             with FileLock(cache / f"{VERSION}.lock"):
                 if not folder.is_dir():
                     # A warning, so that it is seen where nobody has set up logging.
-                    _logger.warning("Making the demo data in %s: once, in about ten seconds.", folder)
+                    _logger.warning("Making the demo data in %s, once: about 15 seconds.", folder)
                     write_canvases(folder)
     except WriteError as error:
         raise DataError(f"{error}. Set XDG_CACHE_HOME to a folder that can be written.") from error

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ training hold images of its training set only, those for validation of its test 
 
 
 def write_canvases(folder: Path, *, train: int = 1000, validation: int = 250, size: int = 128, seed: int = 0) -> None:
-    """Make a dataset for segmentation and detection, in a few seconds; the folder is whole or not there.
+    """Make a dataset for segmentation and detection; the folder is whole or not there.
 
     A canvas depends on `seed`, `size`, its split and its number only: a smaller set is the beginning of a larger one.
 
@@ -90,7 +91,8 @@ def _write_split(folder: Path, split: Split, count: int, size: int, seed: int) -
         rng = np.random.default_rng((seed, ("train", "validation").index(split), number))
         canvas = compose(garments, rng, size)
         name = f"{number:06}.png"
-        Image.fromarray(canvas.image).save(folder / "images" / split / name)
+        # Noise has no repetitions: other strategies search for them and find none.
+        Image.fromarray(canvas.image).save(folder / "images" / split / name, compress_type=zlib.Z_RLE)
         Image.fromarray(canvas.classes).save(folder / "masks" / split / name)
         images.append({"id": number, "file_name": name, "width": size, "height": size, "license": 1})
         for annotation in _annotations(canvas, number):
