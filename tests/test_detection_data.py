@@ -405,6 +405,12 @@ def test_pictures_show_boxes_masks_and_truth_in_the_colours_of_the_classes():
     assert draw_grid([picture] * 3, columns=2).size == (968, 968)
 
 
+def test_the_first_and_surest_object_lies_on_top():
+    boxes, scores = torch.tensor([[10.0, 20.0, 50.0, 50.0]] * 2), torch.tensor([0.9, 0.1])
+    picture = draw_detections(Image.new("RGB", (60, 60)), boxes, torch.tensor([1, 2]), scores, None, ["a", "b"])
+    assert picture.getpixel((80, 300)) == class_colour(1)
+
+
 def test_labels_stay_inside_the_picture():
     white = Image.new("RGB", (480, 480), "white")
     corners = torch.tensor([[0.0, 0.0, 20.0, 20.0], [460.0, 460.0, 480.0, 480.0]])
