@@ -28,6 +28,8 @@ PATTERNS = (
     "config.json",
     "metrics.jsonl",
     "curves.png",
+    "pictures.png",
+    "predictions.json",
     CONFIG,
 )
 
