@@ -1,0 +1,94 @@
+"""Pictures of masks: over an image, and in a grid of image, truth and prediction."""
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from fdconv_zoo.dense.segmentation.classes import IGNORE
+
+Mask = NDArray[np.integer]  # class numbers (H, W), or 255 where a pixel is ignored
+
+_SIDE = 192  # pixels of a panel's shorter side
+_GAP, _FONT_SIZE, _LINE = 8, 14, 22
+_HATCH = ((70, 70, 70), (150, 150, 150))
+
+
+def colour_map() -> NDArray[np.uint8]:
+    """The colours (256, 3) of the class numbers, always the same: the first black, and near numbers of distant hues."""
+    colours = [(0.0, 0.0, 0.0)]
+    for number in range(1, 256):
+        saturation, value = ((0.9, 0.95), (0.55, 0.95), (0.9, 0.6))[number % 3]
+        colours.append(colorsys.hsv_to_rgb(number * 0.618 % 1, saturation, value))
+    return np.round(255 * np.array(colours)).astype(np.uint8)
+
+
+def draw_mask(mask: Mask) -> Image.Image:
+    """A mask in the colours of its classes; ignored pixels are hatched in grey."""
+    picture = colour_map()[mask]
+    rows, columns = np.nonzero(mask == IGNORE)
+    picture[rows, columns] = np.array(_HATCH, np.uint8)[(rows + columns) // 4 % 2]
+    return Image.fromarray(picture)
+
+
+def overlay(image: Image.Image, mask: Mask, alpha: float = 0.5) -> Image.Image:
+    """An image with a mask of its size over it.
+
+    Args:
+        image: RGB, W x H.
+        mask: Class numbers (H, W).
+        alpha: How much of the mask is seen, from 0 to 1.
+    """
+    return Image.blend(image.convert("RGB"), draw_mask(mask), alpha)
+
+
+def draw_grid(rows: Sequence[tuple[Image.Image, Mask | None, Mask]], class_names: Sequence[str]) -> Image.Image:
+    """Images, a row each with its truth and its prediction, and a legend of the classes that occur.
+
+    Args:
+        rows: Of each image: the image, the truth or None, and the prediction; masks of any size. Either
+            all have a truth, or none has.
+        class_names: In the order of the class numbers.
+    """
+    titles = ["image", "prediction"] if rows[0][1] is None else ["image", "truth", "prediction"]
+    panels = []
+    for image, *masks in rows:
+        factor = _SIDE / min(image.size)
+        size = (round(image.width * factor), round(image.height * factor))
+        scaled = [_resize(mask, size) for mask in masks if mask is not None]
+        panels.append([image.convert("RGB").resize(size, Image.Resampling.BICUBIC), *map(draw_mask, scaled)])
+
+    width = max(row[0].width for row in panels) + _GAP
+    legend = _draw_legend([mask for row in rows for mask in row[1:] if mask is not None], class_names, 3 * width)
+    tops = np.cumsum([_LINE, *(row[0].height + _GAP for row in panels)]).tolist()
+    grid = Image.new("RGB", (_GAP + max(width * len(titles), legend.width), tops[-1] + legend.height), "white")
+    draw = ImageDraw.Draw(grid)
+    for column, title in enumerate(titles):
+        draw.text((_GAP + column * width, 2), title, "black", ImageFont.load_default(_FONT_SIZE))
+        for row, top in zip(panels, tops[:-1], strict=True):
+            grid.paste(row[column], (_GAP + column * width, top))
+    grid.paste(legend, (_GAP, tops[-1]))
+    return grid
+
+
+def _resize(mask: Mask, size: tuple[int, int]) -> Mask:
+    picture = Image.fromarray(np.asarray(mask, np.uint8))
+    return np.asarray(picture.resize(size, Image.Resampling.NEAREST))
+
+
+def _draw_legend(masks: Sequence[Mask], class_names: Sequence[str], width: int) -> Image.Image:
+    font = ImageFont.load_default(_FONT_SIZE)
+    occurring = np.unique(np.concatenate([np.unique(mask) for mask in masks])).tolist()
+    names = ["ignored" if number == IGNORE else class_names[number] for number in occurring]
+    cell = int(max(map(font.getlength, names))) + _LINE + 2 * _GAP
+    per_line = max(width // cell, 1)
+    lines = -(-len(names) // per_line)
+    legend = Image.new("RGB", (cell * min(per_line, len(names)), lines * _LINE + _GAP), "white")
+    draw = ImageDraw.Draw(legend)
+    for place, (number, name) in enumerate(zip(occurring, names, strict=True)):
+        line, column = divmod(place, per_line)
+        legend.paste(draw_mask(np.full((_FONT_SIZE, _FONT_SIZE), number)), (column * cell, line * _LINE + 2))
+        draw.text((column * cell + _LINE, line * _LINE), name, "black", font)
+    return legend

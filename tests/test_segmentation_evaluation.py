@@ -1,0 +1,345 @@
+"""Prediction in windows and views, the figures over a validation set, and pictures."""
+
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+
+pytest.importorskip("segmentation_models_pytorch", reason="the segmentation library is not installed")
+pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
+
+from fdconv_zoo.data import DataError
+from fdconv_zoo.dense.segmentation.classes import IGNORE
+from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset
+from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter, evaluation_loader
+from fdconv_zoo.dense.segmentation.inference import predict, slide
+from fdconv_zoo.dense.segmentation.metrics import SegmentationMetrics
+from fdconv_zoo.dense.segmentation.model import Segmenter
+from fdconv_zoo.dense.segmentation.pictures import colour_map, draw_grid, draw_mask, overlay
+from fdconv_zoo.training.errors import ConfigError
+
+CLASSES = ["background", "cat", "dog", "horse"]
+
+
+class Toy(nn.Module):
+    """Stands for a segmenter: one convolution, of one pixel or of its surroundings too."""
+
+    def __init__(self, kernel_size=1):
+        super().__init__()
+        torch.manual_seed(0)
+        self.class_names = CLASSES
+        self.convolution = nn.Conv2d(3, len(CLASSES), kernel_size, padding=kernel_size // 2)
+
+    def forward(self, images):
+        return self.convolution(images)
+
+    def probabilities(self, scores):
+        return scores.softmax(1)
+
+
+# Windows and views.
+
+sizes = st.tuples(st.integers(1, 12), st.integers(1, 12))
+
+
+@settings(max_examples=30)
+@given(size=sizes, window=sizes, data=st.data())
+@torch.no_grad()
+def test_windows_one_by_one(size, window, data):
+    stride = tuple(data.draw(st.integers(1, side)) for side in window)
+    model = Toy(kernel_size=3)
+    images = torch.randn(2, 3, *size)
+    places = []
+    for side, part, step in zip(size, window, stride, strict=True):
+        ends, end = [], min(part, side)
+        while end < side:
+            ends.append(end)
+            end += step
+        places.append([(max(end - part, 0), end) for end in [*ends, side]])
+    expected = torch.zeros(2, len(CLASSES), *size)
+    for row, column in np.ndindex(*size):
+        found = [
+            model(images[:, :, top:bottom, left:right])[:, :, row - top, column - left]
+            for top, bottom in places[0]
+            for left, right in places[1]
+            if top <= row < bottom and left <= column < right
+        ]
+        expected[:, :, row, column] = sum(found) / len(found)
+    torch.testing.assert_close(slide(model, images, window, stride), expected)
+
+
+@torch.no_grad()
+def test_windows_of_a_model_that_sees_single_pixels():
+    model = Toy()
+    images = torch.randn(1, 3, 50, 70)
+    torch.testing.assert_close(slide(model, images, (32, 20), (21, 7)), model(images))
+
+
+@pytest.mark.parametrize("stride", [(33, 10), (0, 10), (10, 21)])
+def test_strides_that_leave_gaps(stride):
+    with pytest.raises(ConfigError, match="must be from 1 to the window's side"):
+        slide(Toy(), torch.zeros(1, 3, 50, 70), (32, 20), stride)
+
+
+@torch.no_grad()
+def test_views_one_by_one():
+    model = Toy(kernel_size=3)
+    images = torch.randn(2, 3, 20, 30)
+    expected = torch.zeros(2, len(CLASSES), 40, 50)
+    for height, width in ((10, 15), (20, 30), (35, 52)):
+        scaled = F.interpolate(images, (height, width), mode="bilinear")
+        for mirrored in (False, True):
+            view = torch.from_numpy(scaled.numpy()[..., ::-1].copy()) if mirrored else scaled
+            scores = F.interpolate(model(view), (40, 50), mode="bilinear").double()
+            probabilities = scores.exp() / scores.exp().sum(1, keepdim=True)
+            expected += torch.from_numpy(probabilities.numpy()[..., ::-1].copy()) if mirrored else probabilities
+    actual = predict(model, images, (40, 50), scales=(0.5, 1.0, 1.75), flip=True)
+    torch.testing.assert_close(actual, expected / 6)
+
+
+@torch.no_grad()
+def test_one_view_is_the_model():
+    model = Toy(kernel_size=3)
+    images = torch.randn(2, 3, 20, 30)
+    torch.testing.assert_close(predict(model, images), model(images).softmax(1))
+    windows = predict(model, images, window=(12, 12))
+    torch.testing.assert_close(windows, slide(model, images, (12, 12), (8, 8)).softmax(1))
+    assert not torch.allclose(windows, model(images).softmax(1))
+
+
+# Figures.
+
+
+def figures_pixel_by_pixel(pairs):
+    """IoU and accuracy of each class, None where there are no pixels, and the share of right ones."""
+    truths, predictions = ({number: set() for number in range(len(CLASSES))} for _ in range(2))
+    for image, (prediction, truth) in enumerate(pairs):
+        for row, column in np.ndindex(*truth.shape):
+            if truth[row, column] != IGNORE:
+                truths[int(truth[row, column])].add((image, row, column))
+                predictions[int(prediction[row, column])].add((image, row, column))
+    iou, accuracy = [], []
+    for number in range(len(CLASSES)):
+        hits = len(truths[number] & predictions[number])
+        either, true = len(truths[number] | predictions[number]), len(truths[number])
+        iou.append(100 * hits / either if either else None)
+        accuracy.append(100 * hits / true if true else None)
+    hits = sum(len(truths[number] & predictions[number]) for number in truths)
+    return iou, accuracy, 100 * hits / sum(map(len, truths.values()))
+
+
+def mean(values):
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known)
+
+
+def assert_figures(result, pairs):
+    iou, accuracy, right = figures_pixel_by_pixel(pairs)
+    assert [part.iou for part in result.classes] == pytest.approx(iou)
+    assert [part.accuracy for part in result.classes] == pytest.approx(accuracy)
+    assert (result.miou, result.mean_accuracy) == pytest.approx((mean(iou), mean(accuracy)))
+    assert result.pixel_accuracy == pytest.approx(right)
+    assert result.images == len(pairs)
+
+
+def random_pairs(true, predicted, number=3):
+    generator = np.random.default_rng(0)
+    pairs = []
+    for _ in range(number):
+        shape = generator.integers(3, 9, 2)
+        prediction, truth = generator.choice(predicted, shape), generator.choice(true, shape)
+        pairs.append((torch.from_numpy(prediction), torch.from_numpy(truth)))
+    return pairs
+
+
+@pytest.mark.parametrize(
+    ("true", "predicted"),
+    [
+        ([0, 1, 2, 3], [0, 1, 2, 3]),
+        ([0, 1, 2, 3, IGNORE], [0, 1, 2, 3]),
+        ([0, 1, IGNORE], [0, 1, 2]),  # one class in the prediction alone, one in neither
+        ([0, 3], [1]),  # nothing is right
+    ],
+)
+def test_figures(true, predicted):
+    pairs = random_pairs(true, predicted)
+    metrics = SegmentationMetrics(CLASSES)
+    for prediction, truth in pairs:
+        metrics.update(prediction, truth)
+    result = metrics.compute()
+    assert_figures(result, pairs)
+    assert [part.name for part in result.classes] == CLASSES
+    assert [part.pixels for part in result.classes] == [
+        sum(int((truth == number).sum()) for _, truth in pairs) for number in range(len(CLASSES))
+    ]
+
+
+def test_figures_of_another_library():
+    scores = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+    pairs = random_pairs([0, 1, 2, 3, IGNORE], [0, 1, 2, 3])
+    metrics = SegmentationMetrics(CLASSES)
+    for pair in pairs:
+        metrics.update(*pair)
+    result = metrics.compute()
+    prediction, truth = (torch.cat([part.flatten() for part in parts]).numpy() for parts in zip(*pairs, strict=True))
+    prediction, truth = prediction[truth != IGNORE], truth[truth != IGNORE]
+    assert result.miou == pytest.approx(100 * scores.jaccard_score(truth, prediction, average="macro"))
+    assert result.pixel_accuracy == pytest.approx(100 * scores.accuracy_score(truth, prediction))
+    assert result.mean_accuracy == pytest.approx(100 * scores.balanced_accuracy_score(truth, prediction))
+
+
+def test_table():
+    metrics = SegmentationMetrics(CLASSES)
+    metrics.update(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 0, 0, IGNORE]]))
+    assert metrics.compute().as_table().splitlines() == [
+        "| class | pixels | IoU | accuracy |",
+        "| --- | ---: | ---: | ---: |",
+        "| background | 3 | 66.67 | 66.67 |",
+        "| cat | 0 | 0.00 | - |",
+        "| dog | 0 | - | - |",
+        "| horse | 0 | - | - |",
+        "| mean | 3 | 33.33 | 66.67 |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "message"),
+    [
+        ([[0, 4]], [[0, 0]], "the prediction has numbers from 0 to 4, and there are 4 classes"),
+        ([[0, 0]], [[7, IGNORE]], "the truth has numbers from 7 to 7"),
+        ([[0, -1]], [[0, 0]], "the prediction has numbers from -1"),
+        ([[0, 0]], [[0], [0]], r"a prediction of \(1, 2\) for a truth of \(2, 1\) pixels"),
+    ],
+)
+def test_numbers_that_are_no_class(prediction, truth, message):
+    with pytest.raises(ValueError, match=message):
+        SegmentationMetrics(CLASSES).update(torch.tensor(prediction), torch.tensor(truth))
+
+
+def test_everything_is_ignored():
+    metrics = SegmentationMetrics(CLASSES)
+    metrics.update(torch.zeros(2, 2, dtype=torch.long), torch.full((2, 2), IGNORE))
+    with pytest.raises(DataError, match=r"Every pixel .* is ignored"):
+        metrics.compute()
+
+
+# A validation set.
+
+
+def references():
+    """Seven images of several sizes, and their masks."""
+    generator = np.random.default_rng(0)
+    pairs = []
+    for number in range(7):
+        shape = (10 + number, 24 - 2 * number)
+        image = Image.fromarray(generator.integers(0, 256, (*shape, 3), np.uint8))
+        pairs.append((image, generator.choice(np.array([0, 1, 2, 3, IGNORE], np.uint8), shape)))
+    return pairs
+
+
+def make_dataset(short_side=None):
+    return EvaluationDataset(references(), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), short_side=short_side)
+
+
+@torch.no_grad()
+def predicted_pairs(model, dataset, **options):
+    return [
+        (predict(model, image[None], mask.shape, **options)[0].argmax(0), mask)
+        for image, mask, _ in (dataset[index] for index in range(len(dataset)))
+    ]
+
+
+def evaluate(batch_size, short_side=None, model=None, **options):
+    accelerator = Accelerator(cpu=True)
+    loader = accelerator.prepare(evaluation_loader(make_dataset(short_side), batch_size, workers=0))
+    return evaluate_segmenter(accelerator, model or Toy(3).train(), loader, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, dict(short_side=32), dict(window=(8, 8), stride=(5, 5)), dict(scales=(0.75, 1.5), flip=True, short_side=16)],
+)
+def test_validation_set(options):
+    result = evaluate(3, **options)
+    short_side = options.pop("short_side", None)
+    assert_figures(result, predicted_pairs(Toy(3), make_dataset(short_side), **options))
+    assert result.images_per_second > 0
+
+
+def test_a_segmenter():
+    arguments = dict(stem_pool=True, channels=(8, 8, 8, 24))
+    model = Segmenter("resnet10s_fdconv", CLASSES, "linknet", backbone_args=arguments).train()
+    options = dict(window=(16, 16), flip=True)
+    result = evaluate(3, model=model, **options)
+    assert not model.training
+    assert_figures(result, predicted_pairs(model, make_dataset(), **options))
+
+
+def worker(rank, folder):
+    torch.set_num_threads(1)
+    os.environ |= {name: str(rank) for name in ("RANK", "LOCAL_RANK")} | {"WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # not used, but asked for
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    results = [evaluate(batch_size) for batch_size in (2, 8)]  # the second: more places than images
+    torch.save([(result.miou, result.pixel_accuracy, result.images) for result in results], f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_count_every_image_once(tmp_path):
+    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    iou, _, right = figures_pixel_by_pixel(predicted_pairs(Toy(3), make_dataset()))
+    for rank in range(2):
+        for result in torch.load(tmp_path / f"rank{rank}.pt", weights_only=True):
+            assert result == pytest.approx((mean(iou), right, 7))
+
+
+# Pictures.
+
+
+def test_colours_can_be_told_apart():
+    colours = colour_map().astype(int)
+    assert colours.shape == (256, 3)
+    assert colours[0].tolist() == [0, 0, 0]
+    assert np.array_equal(colours, colour_map())
+    distances = [math.dist(colours[i], colours[j]) for i in range(20) for j in range(i)]
+    assert min(distances) > 40
+
+
+def test_masks_as_pictures():
+    mask = np.array([[0, 1, 2], [3, 1, IGNORE]])
+    picture = np.asarray(draw_mask(mask))
+    assert np.array_equal(picture[mask != IGNORE], colour_map()[mask[mask != IGNORE]])
+    hatched = np.asarray(draw_mask(np.full((20, 20), IGNORE)))
+    assert len(np.unique(hatched.reshape(-1, 3), axis=0)) == 2
+    assert (hatched.min(2) == hatched.max(2)).all()
+    image = Image.fromarray(np.full((2, 3, 3), 200, np.uint8))
+    assert np.array_equal(np.asarray(overlay(image, mask, 0.0)), np.asarray(image))
+    assert np.array_equal(np.asarray(overlay(image, mask, 1.0))[0], colour_map()[mask[0]])
+
+
+@pytest.mark.parametrize("has_truth", [True, False])
+def test_grid(has_truth):
+    """What is in it, by its colours: a red image, a truth and a prediction of one class each, and their legend."""
+    image = Image.new("RGB", (30, 20), "red")
+    truth = np.full((40, 60), 1) if has_truth else None  # masks come in other sizes than images
+    grid = np.asarray(draw_grid([(image, truth, np.full((20, 30), 3))] * 2, CLASSES))
+
+    def area(colour):
+        return int((grid == colour).all(2).sum())
+
+    panel = 192 * 288
+    assert 2 * panel <= area([255, 0, 0]) <= 2 * panel + 10
+    for number, expected in ((1, 2 * has_truth), (3, 2)):
+        spare = area(colour_map()[number]) - expected * panel
+        assert 100 < spare < 300 if expected else spare == 0  # the legend's square
+    assert not area(colour_map()[2])
