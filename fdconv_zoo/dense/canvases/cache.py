@@ -19,8 +19,8 @@ VERSION = "canvases-v1"  # raised whenever a pixel changes, so that no cache mix
 def canvases_folder() -> Path:
     """The folder of the demo data, 1,000 canvases for training and 250 for validation; see the package's docstring.
 
-    It is made at first use in `$XDG_CACHE_HOME/fdconv_zoo`, by default `~/.cache/fdconv_zoo`: about 50 MB, in some 15 seconds.
-    Of several processes one makes it and the others wait.
+    It is made at first use in `$XDG_CACHE_HOME/fdconv_zoo`, by default `~/.cache/fdconv_zoo`: about 50 MB, in
+    some 15 seconds. Of several processes one makes it and the others wait.
 
     Raises:
         DataError: the cache cannot be written.
