@@ -1,18 +1,14 @@
 """Reads a COCO annotation file into arrays."""
 
 import json
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from fdconv_zoo.data.error import NAMED, DataError
+from fdconv_zoo.dense.detection.entries import Entries, is_box, is_flag, is_number, is_size, is_text, load_lists
 from fdconv_zoo.dense.detection.rle import usable_segmentation
-from fdconv_zoo.weights.errors import some
 
 
 @dataclass(frozen=True)
@@ -99,24 +95,23 @@ def read_coco(annotation_file: Path, image_folder: Path, *, masks: bool) -> Coco
     Raises:
         DataError: not json, not COCO's format, ids that occur twice, or annotations of unknown images or categories.
     """
-    content = _load(annotation_file)
+    content = load_lists(annotation_file)
     images, annotations, categories = (
-        _Entries(annotation_file, name, content[name]) for name in ("images", "annotations", "categories")
+        Entries(annotation_file, name, content[name]) for name in ("images", "annotations", "categories")
     )
-    del content
     image_ids, annotation_ids, category_ids = images.ids(), annotations.ids(), categories.ids()
     sizes = np.stack(
-        [images.column(key, _is_size, "a positive integer", np.int64) for key in ("width", "height")], axis=1
+        [images.column(key, is_size, "a positive integer", np.int64) for key in ("width", "height")], axis=1
     )
-    file_names = images.column("file_name", _is_text, "a text", object)
-    names = categories.column("name", _is_text, "a text", object)
+    file_names = images.column("file_name", is_text, "a text", object)
+    names = categories.column("name", is_text, "a text", object)
 
     image_order, category_order = np.argsort(image_ids), np.argsort(category_ids)
     rows = image_order[annotations.references("image_id", image_ids[image_order])]
     labels = 1 + annotations.references("category_id", category_ids[category_order])
-    boxes = annotations.column("bbox", _is_box, "[x, y, width, height]", np.float64).reshape(-1, 4)
-    areas = annotations.column("area", _is_number, "a number", np.float64, missing=np.nan)
-    is_crowd = annotations.column("iscrowd", _is_flag, "0 or 1", bool, missing=0)
+    boxes = annotations.column("bbox", is_box, "[x, y, width, height]", np.float64).reshape(-1, 4)
+    areas = annotations.column("area", is_number, "a number", np.float64, missing=np.nan)
+    is_crowd = annotations.column("iscrowd", is_flag, "0 or 1", bool, missing=0)
 
     order = np.argsort(rows, kind="stable")
     segmentations = None
@@ -136,94 +131,6 @@ def read_coco(annotation_file: Path, image_folder: Path, *, masks: bool) -> Coco
         areas=np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)[order],
         is_crowd=is_crowd[order],
         segmentations=segmentations,
-    )
-
-
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}). Check the path.") from error
-    except ValueError as error:
-        raise DataError(f"{file}: not valid json ({error}). Repair it, or fetch it again.") from error
-    lists = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
-        raise DataError(f"{file}: not COCO's format, which has the three lists {', '.join(lists)}. Export it as such.")
-    return content
-
-
-@dataclass(frozen=True)
-class _Entries:
-    """One list of the file, read column by column; messages name entries by their place, because ids may be missing."""
-
-    file: Path
-    name: str
-    entries: list[dict]
-
-    def __post_init__(self) -> None:
-        self._refuse([type(entry) is not dict for entry in self.entries], "are no objects {...}")
-
-    def column(
-        self, key: str, valid: Callable[[Any], bool], wanted: str, dtype: Any, missing: Any = None
-    ) -> np.ndarray:
-        """The values under `key`; `missing` stands for those not there."""
-        values = [entry.get(key, missing) for entry in self.entries]
-        self._refuse([not valid(value) for value in values], f"have no {key!r} that is {wanted}")
-        return np.array(values, dtype)
-
-    def ids(self) -> np.ndarray:
-        """All ids; each may occur once."""
-        ids = self.column("id", _is_integer, "an integer", np.int64)
-        values, counts = np.unique(ids, return_counts=True)
-        if (counts > 1).any():
-            repeated = some(map(str, values[counts > 1]), NAMED)
-            raise DataError(
-                f"{self.file}: ids that occur more than once in {self.name!r}: {repeated}. Number the entries anew."
-            )
-        return ids
-
-    def references(self, key: str, known: np.ndarray) -> np.ndarray:
-        """The places that the ids under `key` have among the `known` ones, which are sorted."""
-        ids = self.column(key, _is_integer, "an integer", np.int64)
-        self._refuse(~np.isin(ids, known), f"refer with {key!r} to what the file does not list")
-        return np.searchsorted(known, ids)
-
-    def _refuse(self, bad: list[bool] | np.ndarray, problem: str) -> None:
-        places = np.flatnonzero(bad)
-        if len(places):
-            raise DataError(
-                f"{self.file}: {len(places)} entries of {self.name!r} {problem}: "
-                f"{some(map(self._describe, places), NAMED)}. Repair or remove them."
-            )
-
-    def _describe(self, place: int) -> str:
-        entry = self.entries[place]
-        return f"id {entry['id']}" if isinstance(entry, dict) and "id" in entry else f"number {place} of the list"
-
-
-def _is_integer(value: Any) -> bool:
-    return type(value) is int
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
-
-
-def _is_flag(value: Any) -> bool:
-    return value in (0, 1)
-
-
-def _is_box(value: Any) -> bool:
-    return (
-        isinstance(value, list) and len(value) == 4 and all(type(v) in (int, float) and math.isfinite(v) for v in value)
     )
 
 
