@@ -16,7 +16,9 @@ from conftest import randomize, relative_error
 from contract import SMALL, family, plain_twin, small
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save, save_file
+from timm.layers import freeze_batch_norm_2d
 from timm.optim import create_optimizer_v2
+from torch import nn
 
 pytest.importorskip("segmentation_models_pytorch", reason="the segmentation library is not installed")
 
@@ -284,10 +286,6 @@ def test_mask2former_leaves_the_backbone_as_timm_makes_it():
 # Weights to start from.
 
 
-def backbone_of(model):
-    return model._backbone()[1].model
-
-
 def test_published_weights(hub, tmp_path):
     """They are a start, which a model that was saved does not need again."""
     torch.manual_seed(0)
@@ -297,7 +295,7 @@ def test_published_weights(hub, tmp_path):
     images, _ = data()
     with torch.no_grad():
         expected = plain.forward_intermediates(images, intermediates_only=True)[-1]
-        assert relative_error(model._backbone()[1](images)[-1], expected) < 1e-4
+        assert relative_error(model.backbone(images)[-1], expected) < 1e-4
     assert model.mean == list(plain.pretrained_cfg["mean"])
 
     model.save_pretrained(tmp_path)
@@ -306,13 +304,13 @@ def test_published_weights(hub, tmp_path):
     assert number
     loaded = Segmenter.from_pretrained(tmp_path)
     assert len(hub.requests) == number
-    assert torch.equal(backbone_of(loaded).bn1.weight, plain.bn1.weight)
+    assert torch.equal(loaded.backbone.model.bn1.weight, plain.bn1.weight)
 
 
 def test_packaged_weights():
     model = make("linknet", "resnet10s_fdconv.fashion_mnist", backbone_args={"stem_pool": True}, pretrained=True)
     published = load_file(timm.get_pretrained_cfg("resnet10s_fdconv.fashion_mnist").file)
-    own = backbone_of(model).state_dict()
+    own = model.backbone.model.state_dict()
     assert own
     assert all(torch.equal(tensor, published[name]) for name, tensor in own.items())
 
@@ -322,7 +320,7 @@ def test_weights_of_a_file(tmp_path):
     save_file(classifier.state_dict(), tmp_path / "model.safetensors")
     model = make(pretrained=tmp_path / "model.safetensors")
     expected = classifier.state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in backbone_of(model).state_dict().items())
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.backbone.model.state_dict().items())
     other = {name: tensor for name, tensor in expected.items() if not name.startswith("layer1.0.conv1.fbm")}
     save_file(other, tmp_path / "model.safetensors")
     with pytest.raises(ConfigError, match=r"model\.safetensors does not fit ResNetFDConv: 2 missing: .*fbm"):
@@ -389,7 +387,7 @@ def test_layer_decay(decoder, name):
     scales = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
     decays = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
     named = {key: scales[id(parameter)] for key, parameter in model.named_parameters()}
-    inside = {id(parameter) for parameter in backbone_of(model).parameters()}
+    inside = {id(parameter) for parameter in model.backbone.model.parameters()}
     outside = {scales[key] for key in scales if key not in inside}
     assert outside == {1.0}
     assert max(scales[key] for key in inside) == 0.5
@@ -399,8 +397,8 @@ def test_layer_decay(decoder, name):
         for parameter in group["params"]:
             scales[id(parameter)] = group["lr_scale"]
     expected = {key: scales[id(parameter)] for key, parameter in alone.named_parameters()}
-    prefix = model._backbone()[0]
-    pairs = [(named[f"{prefix}.model.{key}"], expected[key]) for key, _ in backbone_of(model).named_parameters()]
+    by_id = {id(parameter): key for key, parameter in model.named_parameters()}
+    pairs = [(named[by_id[id(own)]], expected[key]) for key, own in model.backbone.model.named_parameters()]
     assert len({mine / theirs for mine, theirs in pairs}) == 1
     assert len(set(pairs)) > 3
     for key, parameter in model.named_parameters():
@@ -434,6 +432,17 @@ def test_comes_back_from_a_folder(decoder, tmp_path):
     with torch.no_grad():
         assert torch.equal(loaded(images), model(images))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("change", [freeze_batch_norm_2d, nn.SyncBatchNorm.convert_sync_batchnorm])
+def test_comes_back_from_training_with_other_norms(change, tmp_path):
+    model = make_random()
+    images, _ = data()
+    with torch.no_grad():
+        expected = model(images)
+        change(model.backbone)
+        model.save_pretrained(tmp_path)
+        assert relative_error(Segmenter.from_pretrained(tmp_path)(images), expected) < 1e-6
 
 
 def test_comes_back_from_the_hub(hub, tmp_path):

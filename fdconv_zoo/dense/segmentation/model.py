@@ -1,7 +1,7 @@
 """Semantic segmentation: any of timm's backbones under any of the decoders, behind one class."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class Segmenter(
             self.network = Mask2Former(backbone, len(class_names), pretrained=pretrained, **arguments)
         else:
             raise ConfigError(f"decoder {decoder}: no such decoder; there are {', '.join(DECODERS)}")
-        own = resolve_model_data_config(self._backbone()[1].model)
+        own = resolve_model_data_config(self.backbone.model)
         self.class_names = list(class_names)
         self.mean, self.std = list(mean or own["mean"]), list(std or own["std"])
         self.config = {
@@ -96,6 +96,11 @@ class Segmenter(
             "std": self.std,
             **weights,
         }
+
+    @property
+    def backbone(self) -> Backbone:
+        """The part that makes the feature maps; timm's model is its ``model``."""
+        return next(module for module in self.modules() if isinstance(module, Backbone))
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """Losses where there are masks, else scores.
@@ -120,17 +125,17 @@ class Segmenter(
         """What can be averaged over several views of an image (B, K, H, W), from scores."""
         return self.network.probabilities(scores)
 
-    def group_matcher(self, coarse: bool = False) -> Any:
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
         """Which layer a parameter is in, for timm's layer decay: those of the backbone in order, then all others."""
-        prefix, backbone = self._backbone()
-        layers = {f"{prefix}.{name}": layer for name, layer in backbone.layers(coarse).items()}
+        prefix = self._backbone_prefix()
+        layers = {prefix + name: layer for name, layer in self.backbone.layers(coarse).items()}
         return lambda name: layers.get(name, math.inf)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that do not decay: those of the backbone's authors, and embeddings."""
-        prefix, backbone = self._backbone()
+        prefix = self._backbone_prefix()
         embeddings = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, nn.Embedding)}
-        return {f"{prefix}.{name}" for name in backbone.no_weight_decay()} | embeddings
+        return {prefix + name for name in self.backbone.no_weight_decay()} | embeddings
 
     def generate_model_card(self, **kwargs: Any) -> ModelCard:
         """The card; `kwargs` can be ``repo_id``, ``dataset``, ``metrics`` (name to value) and ``table`` (Markdown)."""
@@ -139,6 +144,5 @@ class Segmenter(
     def _padded(self, size: int) -> int:
         return max(-(-size // self.network.stride) * self.network.stride, self.network.least)
 
-    def _backbone(self) -> tuple[str, Backbone]:
-        """The backbone and its name in the model."""
-        return next((name, module) for name, module in self.named_modules() if isinstance(module, Backbone))
+    def _backbone_prefix(self) -> str:
+        return next(f"{name}." for name, module in self.named_modules() if module is self.backbone)
