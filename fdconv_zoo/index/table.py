@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping
 
 import timm
 
-from fdconv_zoo.index.entry import Entry, Result
+from fdconv_zoo.index.entry import TASKS, Entry, Result
 
 _HEAD = """\
 # Models
 
 One file here is one entry: a model, the weights it starts from, what it costs beside its plain twin, its results and
-where they come from, and a recipe for `scripts/train.py` where there is one.
+where they come from, and a recipe for one of the scripts where there is one.
 
 "+" is what FDConv adds to timm's plain model. Multiply-adds are those of one image in inference: convolutions, matrix
 products and attention, the low-passes of FBM among them; FFTs and element-wise work are not counted. Where weights
@@ -26,10 +26,21 @@ _RECIPES = """\
 
 ## Recipes
 
-    accelerate launch scripts/train.py --config models/<recipe>.yaml --output runs/mine
+On one machine, with as many GPUs as it has, or fewer with `--num_processes`; `--smoke` tries a recipe in a minute on
+tiny stand-in data:
 
-| recipe | model | data | epochs | what it is |
-| --- | --- | --- | ---: | --- |
+    accelerate launch scripts/<script>.py --config models/<recipe>.yaml --output runs/mine
+
+On two machines with 8 GPUs each, which both see the output folder, the first with rank 0 and the second with rank 1:
+
+    accelerate launch --multi_gpu --num_machines 2 --num_processes 16 --machine_rank <rank> --main_process_ip <first> \\
+        --main_process_port 29500 scripts/<script>.py --config models/<recipe>.yaml --output runs/mine
+
+`--batch-size` is of one process: keep the number of images an update (with `--grad-accum` on fewer GPUs), or scale
+`--lr` with it.
+
+| recipe | script | model | data | epochs | what it is |
+| --- | --- | --- | --- | ---: | --- |
 """
 _FOOT = """
 This page and the cards are made from the entries, after a change of which run `python scripts/make_index.py`.
@@ -48,7 +59,7 @@ def render_table(index: Mapping[str, Entry]) -> str:
         *map(_row, ordered),
     ]
     recipes = [
-        f"| [{name}]({name}.yaml) | `{entry.model}` | {entry.recipe.get('dataset', 'your own')} "
+        f"| [{name}]({name}.yaml) | {TASKS[entry.task]} | `{entry.model}` | {entry.recipe.get('dataset', 'your own')} "
         f"| {entry.recipe.get('epochs', '')} | {' '.join(entry.description.split())} |"
         for name, entry in index.items()
         if entry.recipe

@@ -1,13 +1,18 @@
 """Pictures of masks: over an image, and in a grid of image, truth and prediction."""
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fdconv_zoo.dense.segmentation.classes import IGNORE
+from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset
+from fdconv_zoo.dense.segmentation.inference import predict
+from fdconv_zoo.dense.segmentation.model import Segmenter
 
 Mask = NDArray[np.integer]  # class numbers (H, W), or 255 where a pixel is ignored
 
@@ -71,6 +76,26 @@ def draw_grid(rows: Sequence[tuple[Image.Image, Mask | None, Mask]], class_names
             grid.paste(row[column], (_GAP + column * width, top))
     grid.paste(legend, (_GAP, tops[-1]))
     return grid
+
+
+@torch.no_grad()
+def draw_predictions(model: Segmenter, dataset: EvaluationDataset, indices: Iterable[int], **view: Any) -> Image.Image:
+    """Draw images of a dataset with their truth and what a model, put into eval mode, predicts.
+
+    Args:
+        model: on any device.
+        dataset: with at least one image.
+        indices: of the images.
+        **view: how they are looked at, as in `predict`.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    rows = []
+    for index in indices:
+        image, truth = dataset.references[index]
+        probabilities = predict(model, dataset.prepare(image)[None].to(device), truth.shape, **view)
+        rows.append((image, truth, probabilities[0].argmax(0).cpu().numpy()))
+    return draw_grid(rows, model.class_names)
 
 
 def _resize(mask: Mask, size: tuple[int, int]) -> Mask:
