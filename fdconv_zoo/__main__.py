@@ -8,6 +8,7 @@ from fdconv_zoo.commands import build_parser
 from fdconv_zoo.data import DataError
 from fdconv_zoo.index import EntryError
 from fdconv_zoo.training.errors import TrainingError
+from fdconv_zoo.weights import WeightsError
 from fdconv_zoo.weights.hub_errors import HubError
 
 
@@ -17,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         args.run(args)
         sys.stdout.flush()  # here, where a closed pipe is caught
-    except (DataError, EntryError, HubError, TrainingError) as error:
+    except (DataError, EntryError, HubError, TrainingError, WeightsError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # whoever read the output, such as `head`, has had enough

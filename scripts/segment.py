@@ -21,13 +21,12 @@ from typing import Any
 from accelerate import Accelerator
 from timm.utils import ParseKwargs
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 import fdconv_zoo  # noqa: F401 - registers the models
 from fdconv_zoo.dense.norms import NORMS, set_norm
 from fdconv_zoo.dense.segmentation.augment import training_transform
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset, SegmentationDataset
-from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter
+from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter, evaluation_loader
 from fdconv_zoo.dense.segmentation.loading import SegmentationData, load_segmentation_data
 from fdconv_zoo.dense.segmentation.model import DECODERS, Segmenter
 from fdconv_zoo.dense.segmentation.pictures import draw_predictions
@@ -163,7 +162,7 @@ def train(args: argparse.Namespace, dataset: str) -> None:
         device=accelerator.device,
     )
     validation = evaluation_data(args, data, model)
-    loader = accelerator.prepare(evaluation_loader(args, validation))
+    loader = accelerator.prepare(evaluation_loader(validation, args.batch_size, args.workers))
 
     def loss(model: nn.Module, images: Tensor, masks: Tensor) -> Tensor:
         return sum(model(images, masks).values())
@@ -199,7 +198,7 @@ def evaluate_only(args: argparse.Namespace, dataset: str) -> None:
         model = Segmenter.from_pretrained(args.evaluate.removeprefix("hf-hub:")).to(accelerator.device)
         data = load_data(args, dataset, split="validation", class_names=model.class_names)
     validation = evaluation_data(args, data, model)
-    loader = accelerator.prepare(evaluation_loader(args, validation))
+    loader = accelerator.prepare(evaluation_loader(validation, args.batch_size, args.workers))
     result = evaluate_segmenter(accelerator, model, loader, **view(args))
     accelerator.print(result.as_table())
     accelerator.print(f"mIoU {result.miou:.2f} %, pixel accuracy {result.pixel_accuracy:.2f} %, {result.images} images")
@@ -222,13 +221,6 @@ def load_data(args: argparse.Namespace, dataset: str, **kwargs: Any) -> Segmenta
 def evaluation_data(args: argparse.Namespace, data: SegmentationData, model: Segmenter) -> EvaluationDataset:
     """The validation images as `model` takes them."""
     return EvaluationDataset(data.validation, mean=model.mean, std=model.std, short_side=args.short_side)
-
-
-def evaluation_loader(args: argparse.Namespace, dataset: EvaluationDataset) -> DataLoader:
-    """Batches of validation images, for `accelerator.prepare`."""
-    return DataLoader(
-        dataset, batch_size=args.batch_size, num_workers=args.workers, collate_fn=EvaluationDataset.collate
-    )
 
 
 def view(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,9 +4,12 @@ import re
 import pytest
 import yaml
 
-from fdconv_zoo.index import MODELS
+from fdconv_zoo.data import DataError
+from fdconv_zoo.index import MODELS, EntryError
 from fdconv_zoo.training.cli import ArgumentParser, run_script
 from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.weights import WeightsError
+from fdconv_zoo.weights.hub_errors import HubError
 
 
 @pytest.fixture
@@ -102,3 +105,13 @@ def test_an_entry_that_is_not_for_this_script_is_refused(parser, tmp_path, chang
     (tmp_path / "entry.yaml").write_text(yaml.safe_dump({**entry, **changes}))
     with pytest.raises(ConfigError, match=message):
         parser.parse(["--config", str(tmp_path / "entry.yaml"), "--output", "o"], smoke={})
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError, EntryError, HubError, WeightsError])
+def test_what_the_user_can_mend_is_one_message(kind, capsys):
+    def main():
+        raise kind("do this")
+
+    with pytest.raises(SystemExit, match="1"):
+        run_script(main)
+    assert capsys.readouterr().err == "error: do this\n"

@@ -10,6 +10,7 @@ from fdconv_zoo.data import DataError
 from fdconv_zoo.index import TASKS, EntryError, read_entry
 from fdconv_zoo.training.errors import ConfigError, TrainingError
 from fdconv_zoo.weights import WeightsError
+from fdconv_zoo.weights.hub_errors import HubError
 
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 
@@ -98,7 +99,7 @@ def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; what the user can mend is shown as one message, without a traceback, and exits with 1."""
     try:
         main()
-    except (TrainingError, DataError, EntryError, WeightsError) as error:
+    except (TrainingError, DataError, EntryError, HubError, WeightsError) as error:
         if int(os.environ.get("RANK", "0")) == 0:  # every process meets it, one says it
             print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -1,13 +1,18 @@
 """Pictures of what a detector found."""
 
 import colorsys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_segmentation_masks
+
+from fdconv_zoo.dense.detection.coco import CocoImages
+from fdconv_zoo.dense.detection.dataset import read_image, read_target
+from fdconv_zoo.dense.detection.model import Detector
 
 _SIDE = 480  # pixels: pictures whose shorter side is smaller are enlarged, so that labels can be read
 _GAP = 8  # white pixels between pictures
@@ -61,6 +66,33 @@ def draw_detections(
         return picture
     left = draw_detections(image, truth["boxes"], truth["labels"], None, truth.get("masks"), class_names)
     return draw_grid([left, picture], columns=2)
+
+
+@torch.no_grad()
+def draw_predictions(
+    model: Detector, references: CocoImages, indices: Iterable[int], *, least_score: float = 0.5
+) -> Image.Image:
+    """Draw images with their objects and, to the right, what a model, put into eval mode, finds in them.
+
+    Args:
+        model: on any device.
+        references: the images.
+        indices: of the images, at least one.
+        least_score: of what is drawn.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    masks = model.config["head"] == "mask_rcnn"
+    pictures = []
+    for index in indices:
+        image, truth = read_image(references, index), read_target(references, index, masks=masks)
+        (found,) = model([F.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True).to(device)])
+        sure = found["scores"] >= least_score
+        boxes, labels, scores, pixels = (
+            found[key][sure].cpu() if key in found else None for key in ("boxes", "labels", "scores", "masks")
+        )
+        pictures.append(draw_detections(F.to_pil_image(image), boxes, labels, scores, pixels, model.class_names, truth))
+    return draw_grid(pictures, columns=1)
 
 
 def _overlay(picture: Tensor, masks: Tensor, colours: list[tuple[int, int, int]]) -> Tensor:
