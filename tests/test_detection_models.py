@@ -1,0 +1,434 @@
+"""Detectors: what they compute, what their BatchNorm does in training, how they are saved and come back, and ONNX."""
+
+import json
+from copy import deepcopy
+
+import pytest
+import timm
+import torch
+from conftest import randomize, relative_error
+from contract import SMALL, small
+from examples import modulators
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
+from timm.optim import create_optimizer_v2
+from torch import nn
+
+pytest.importorskip("torchvision", reason="torchvision, which has the detectors, is not installed")
+
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.ops import FeaturePyramidNetwork, box_iou
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from fdconv_zoo.dense.detection.model import Detector
+from fdconv_zoo.dense.detection.onnx import export_onnx
+from fdconv_zoo.dense.norms import RunningNorm, set_norm
+from fdconv_zoo.layers.kernel_modulation import GlobalBranch
+from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.training.tuning import train_mode
+from fdconv_zoo.weights import WeightsError
+from fdconv_zoo.weights.hub_errors import HubError
+
+CLASSES = ["cat", "dog"]
+NAME = "resnet10s_fdconv"
+NARROW = dict(channels=(24, 24, 32, 32), num_kernels=4)
+HEAD = dict(
+    rpn_pre_nms_top_n_train=50,
+    rpn_post_nms_top_n_train=20,
+    rpn_pre_nms_top_n_test=50,
+    rpn_post_nms_top_n_test=20,
+    box_score_thresh=0.0,
+    box_detections_per_img=10,
+)
+SIZES = dict(min_size=64, max_size=96)
+REPO = "ada/pets"
+
+both_heads = pytest.mark.parametrize("head", ["faster_rcnn", "mask_rcnn"])
+
+
+def make(head="faster_rcnn", backbone=NAME, **options):
+    options = dict(backbone_args=NARROW, head_args=HEAD, fpn_channels=16, **SIZES) | options
+    return Detector(backbone, CLASSES, head, **options)
+
+
+def make_random(head="faster_rcnn", seed=0, **options):
+    torch.manual_seed(seed)
+    return randomize(make(head, **options), std=0.05).eval()
+
+
+def data():
+    """Two images of different sizes, the second with nothing on it."""
+    torch.manual_seed(1)
+    images = [torch.rand(3, 64, 80), torch.rand(3, 60, 52)]
+    boxes = torch.tensor([[5.0, 5.0, 50.0, 40.0], [30.0, 20.0, 70.0, 60.0]])
+    masks = torch.zeros(2, 64, 80, dtype=torch.uint8)
+    masks[0, 5:40, 5:50] = masks[1, 20:60, 30:70] = 1
+    empty = dict(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long), masks=masks[:0, :60, :52])
+    return images, [dict(boxes=boxes, labels=torch.tensor([1, 2]), masks=masks), empty]
+
+
+@torch.no_grad()
+def detect(model, images=None):
+    return model.eval()(images or data()[0])
+
+
+def assert_equal_detections(actual, expected):
+    for one, other in zip(actual, expected, strict=True):
+        assert one.keys() == other.keys()
+        assert len(one["boxes"])
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+# What it computes.
+
+
+class ByHand(nn.Module):
+    """What torchvision's documentation has one write."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = timm.create_model(NAME, features_only=True, out_indices=(1, 2, 3, 4), **NARROW)
+        self.fpn = FeaturePyramidNetwork([24, 24, 32, 32], 16, LastLevelMaxPool())
+        self.out_channels = 16
+
+    def forward(self, x):
+        return self.fpn({str(i): feature for i, feature in enumerate(self.body(x))})
+
+
+@both_heads
+def test_as_written_by_hand(head):
+    """The strides of this backbone are 2, 4, 8 and 16, and of what is pooled from the last 32."""
+    model = make_random(head)
+    anchors = AnchorGenerator(((16,), (32,), (64,), (128,), (256,)), ((0.5, 1.0, 2.0),) * 5)
+    network = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}[head]
+    by_hand = network(ByHand(), num_classes=3, rpn_anchor_generator=anchors, **SIZES, **HEAD)
+    weights = {key.removeprefix("network.").replace("body.model.", "body."): v for key, v in model.state_dict().items()}
+    by_hand.load_state_dict(weights)
+    assert_equal_detections(detect(model), detect(by_hand))
+    losses = []
+    for trained in (model, by_hand):
+        torch.manual_seed(2)  # boxes are sampled
+        losses.append(trained.train()(*data()))
+    assert losses[0] == losses[1]
+    assert ("loss_mask" in losses[0]) == (head == "mask_rcnn")
+
+
+@both_heads
+@pytest.mark.parametrize("first", [0, 1], ids=["objects", "nothing"])
+def test_trains(head, first):
+    """Every parameter has a gradient, as distributed training wants it, even where there is nothing in the images."""
+    model = make_random(head).train()
+    losses = model(*(part[first:] for part in data()))
+    assert all(loss.isfinite() and loss.ndim == 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
+    heads = [gradients[name] for name in modulators(model) if "filter" in name or "attention" in name]
+    assert heads
+    assert all(gradient.any() for gradient in heads)
+
+
+def test_learns():
+    """Two squares at fixed places: the losses fall, and the boxes end up there."""
+    torch.manual_seed(0)
+    model = make(head_args=HEAD | dict(box_score_thresh=0.5))
+    image, target = torch.zeros(3, 64, 64), dict(labels=torch.tensor([1, 2]))
+    image[0, 8:28, 8:28] = image[1, 30:60, 24:54] = 1
+    target["boxes"] = torch.tensor([[8.0, 8.0, 28.0, 28.0], [24.0, 30.0, 54.0, 60.0]])
+    set_norm(model.network.backbone.body, "frozen")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    train_mode(model)
+    for _ in range(40):
+        loss = sum(model([image], [target]).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = detect(model, [image])[0]
+    assert found["labels"].sort().values.tolist() == [1, 2]
+    assert box_iou(found["boxes"][found["labels"].argsort()], target["boxes"]).diagonal().min() > 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "first_stride", "is_dynamic"),
+    [
+        ("swin_fdconv", SMALL["swin"] | dict(depths=(1, 1, 1, 1)), 4, True),
+        ("convnext_atto_fdconv", SMALL["convnext"] | dict(depths=(1, 1, 1, 1)), 4, True),
+        (
+            "resnet50_fdconv.a1_in1k",
+            dict(layers=(1,) * 4, channels=(8, 8, 8, 24), fbm=False, drop_path_rate=0.1),
+            4,
+            True,
+        ),
+        ("resnet10s_fdconv", dict(fdconv_layers=()), 2, False),
+        ("test_resnet", {}, 4, False),
+    ],
+)
+def test_backbones(name, arguments, first_stride, is_dynamic):
+    model = make(backbone=name, backbone_args=arguments)
+    strides = [first_stride << level for level in range(5)]
+    assert model.config["anchor_sizes"] == [8 * stride for stride in strides]
+    features = model.network.backbone(torch.rand(2, 3, 64, 128)).values()
+    assert [tuple(map.shape) for map in features] == [(2, 16, 64 // stride, 128 // stride) for stride in strides]
+    sum(model.train()(*data()).values()).backward()
+    assert bool(modulators(model)) == is_dynamic
+    assert all(found["boxes"].isfinite().all() for found in detect(model))
+
+
+def test_half_precision():
+    model = make_random("mask_rcnn")
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.train()(*data())
+        found = detect(model)[0]
+    sum(losses.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    # Places have more than the 8 bits of bfloat16, which at 1000 pixels are steps of 4.
+    assert not torch.equal(found["boxes"], found["boxes"].bfloat16().float())
+    boxes = torch.rand(100, 4) + torch.tensor([700.0, 800.0, 900.0, 1000.0])
+    for part in (model.network.rpn, model.network.roi_heads):
+        same = part.box_coder.decode(torch.zeros(100, 4, dtype=torch.bfloat16), [boxes])[:, 0]
+        assert torch.allclose(same, boxes, atol=1e-3)
+
+
+def test_weights_of_a_file(tmp_path):
+    trained = randomize(timm.create_model(NAME, num_classes=7, **NARROW))
+    save_file(trained.state_dict(), tmp_path / "model.safetensors")
+    body = make(pretrained=tmp_path / "model.safetensors").network.backbone.body.model
+    assert len(body.state_dict()) > 50
+    assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in body.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(head="yolo"), "head yolo: no such head; there are faster_rcnn, mask_rcnn"),
+        (dict(backbone="resnet51_fdconv"), "resnet51_fdconv: no such model; did you mean .*resnet50_fdconv"),
+        (dict(backbone="test_vit", backbone_args={}), "its maps have strides .*choose another"),
+        (dict(anchor_sizes=[8, 16]), r"anchor_sizes \[8, 16\]: one for each of 5 levels"),
+        (dict(head_args=dict(box_score_tresh=0.1)), "head_args box_score_tresh: .*did you mean box_score_thresh"),
+        (dict(head_args=dict(min_size=3)), "head_args min_size: "),
+        (dict(backbone_args=dict(blocks=3)), "cannot be built with .*blocks"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**options)
+    with pytest.raises(ConfigError, match="no classes"):
+        Detector(NAME, [])
+
+
+@pytest.mark.parametrize("name", ["resnet50_fdconv", "swin_tiny_patch4_window7_224_fdconv"])
+def test_layer_decay(name):
+    """As timm's own model has it, with all that comes after the backbone in the place of the classifier."""
+    classifier = small(name)
+    arguments = SMALL["resnet" if "resnet" in name else "swin"]
+    model = Detector(name, CLASSES, backbone_args=arguments, fpn_channels=16, head_args=HEAD)
+    classifier_rates, rates = (lr_scales(each) for each in (classifier, model))
+    prefix = "network.backbone.body.model."
+    for key, rate in rates.items():
+        assert rate == (classifier_rates[key.removeprefix(prefix)] if key.startswith(prefix) else (1.0, rate[1]))
+    assert len({rate for rate, _ in rates.values()}) > 4
+
+
+def lr_scales(model):
+    """Each parameter's factor of the learning rate, and its weight decay."""
+    groups = create_optimizer_v2(model, "sgd", lr=1.0, weight_decay=0.1, layer_decay=0.5).param_groups
+    by_id = {id(p): (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+    return {name: by_id[id(parameter)] for name, parameter in model.named_parameters()}
+
+
+# BatchNorm in training.
+
+
+def ksm_norms(model):
+    return {f"{name}.norm": module.norm for name, module in model.named_modules() if isinstance(module, GlobalBranch)}
+
+
+def other_norms(model):
+    own = ksm_norms(model)
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and n not in own}
+
+
+def test_frozen_norms_stay():
+    model = make_random()
+    set_norm(model.network.backbone, "frozen")
+    before = deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    train_mode(model)
+    sum(model(*data()).values()).backward()
+    optimizer.step()
+    after = model.state_dict()
+    assert len(other_norms(model)) > 8
+    for name in other_norms(model):
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            assert torch.equal(after[f"{name}.{part}"], before[f"{name}.{part}"])
+    for name in ksm_norms(model):
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            assert not torch.equal(after[f"{name}.{part}"], before[f"{name}.{part}"])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_running_norm_knows_all_that_passed(batch):
+    norm = RunningNorm(4).double()
+    x = 3 * torch.randn(36, 4, 2, 2, dtype=torch.float64) - 5
+    for images in x.split(batch):
+        norm(images)
+    assert torch.allclose(norm.running_mean, x.mean((0, 2, 3)))
+    assert torch.allclose(norm.running_var, x.var((0, 2, 3), unbiased=False))
+    for _ in range(400):  # and forgets what it was long ago
+        norm(x + 10)
+    assert torch.allclose(norm.running_mean, x.mean((0, 2, 3)) + 10, atol=0.5)
+
+
+def test_running_norm_is_its_batch_norm():
+    plain = randomize(nn.BatchNorm2d(4))
+    norm = RunningNorm.from_batch_norm(deepcopy(plain))
+    x = torch.randn(5, 4, 1, 1)
+    assert torch.equal(norm.eval()(x), plain.eval()(x))
+    norm.train()(x)
+    plain.load_state_dict(norm.state_dict())
+    assert torch.equal(norm.eval()(x), plain(x))
+    # In training an image's result does not depend on those beside it, once the statistics are settled.
+    norm.momentum = 0.0
+    norm.num_batches_tracked.fill_(10**9)
+    assert torch.allclose(norm.train()(x)[:1], norm(x[:1]))
+
+
+def test_two_forward_passes_before_a_gradient():
+    norm = RunningNorm(4)
+    x = torch.randn(2, 4, 1, 1, requires_grad=True)
+    (norm(x) + norm(2 * x)).square().sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_one_image_trains():
+    model = make()
+    set_norm(model.network.backbone, "frozen")
+    train_mode(model)
+    images, targets = data()
+    sum(model(images[:1], targets[:1]).values()).backward()
+    assert all(norm.running_mean.any() for norm in ksm_norms(model).values())
+
+
+def test_frozen_weights_come_back_as_they_are(tmp_path):
+    model = make_random()
+    set_norm(model.network.backbone, "frozen")
+    train_mode(model)
+    model(*data())
+    model.save_pretrained(tmp_path)
+    assert_equal_detections(detect(Detector.from_pretrained(tmp_path)), detect(model))
+
+
+def test_synchronized_norms():
+    model = make_random().train()
+    expected = deepcopy(model)
+    set_norm(model, "sync")
+    norms = [*ksm_norms(model).values(), *other_norms(model).values()]
+    assert len(norms) > 16
+    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+    images = torch.rand(2, 3, 64, 64)
+    for one, other in zip(model.network.backbone.body(images), expected.network.backbone.body(images), strict=True):
+        assert torch.allclose(one, other)
+    assert model.state_dict().keys() == expected.state_dict().keys()
+
+
+def test_norms_that_cannot_be(tmp_path):
+    with pytest.raises(ConfigError, match="norm group: no such choice; there are batch, frozen, sync"):
+        set_norm(nn.BatchNorm2d(3), "group")
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        with pytest.raises(ConfigError, match="needs GPUs"):
+            set_norm(nn.BatchNorm2d(3), "sync")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# Saved, and back.
+
+
+@both_heads
+def test_comes_back_from_a_folder(head, tmp_path):
+    model = make_random(head, mean=[0.1, 0.2, 0.3], anchor_sizes=[12, 24, 48, 96, 192])
+    model.save_pretrained(tmp_path)
+    back = Detector.from_pretrained(tmp_path)
+    assert not back.training
+    assert back.config == json.loads((tmp_path / "config.json").read_text()) == json.loads(json.dumps(model.config))
+    assert "pretrained" not in back.config
+    assert back.class_names == CLASSES
+    assert_equal_detections(detect(back), detect(model))
+    card = (tmp_path / "README.md").read_text()
+    assert "1. cat\n2. dog" in card
+    assert ("masks" in card) == (head == "mask_rcnn")
+
+
+def test_comes_back_from_the_hub(hub, tmp_path):
+    hub.log_in(hub.add_user("ada"))
+    first, second = make_random(seed=0), make_random(seed=1)
+    first.push_to_hub(REPO, private=True)
+    commit = HfApi().model_info(REPO).sha
+    second.push_to_hub(REPO)
+    assert_equal_detections(detect(Detector.from_pretrained(REPO, revision=commit)), detect(first))
+    assert_equal_detections(detect(Detector.from_pretrained(REPO)), detect(second))
+    info = HfApi().model_info(REPO)
+    assert info.private
+    assert not any("timm/" in request.path for request in hub.requests)  # nobody looks for the backbone's weights
+    hub.log_out()
+    with pytest.raises(HubError, match="does not exist, or is private"):
+        Detector.from_pretrained(REPO, cache_dir=tmp_path)
+
+
+def drop_a_tensor(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if "rpn" not in k}, folder / "model.safetensors")
+
+
+def more_classes(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | dict(class_names=["cat", "dog", "cow"])))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (drop_a_tensor, "model.safetensors does not fit Detector: .* missing: network.rpn"),
+        (more_classes, "size mismatch for network.roi_heads.box_predictor"),
+        (lambda folder: (folder / "config.json").write_text('{"architecture": "resnet18"}'), "not describe a Detector"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json cannot be read"),
+    ],
+)
+def test_damaged_folders(tmp_path, damage, message):
+    make().save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(WeightsError, match=message):
+        Detector.from_pretrained(tmp_path)
+
+
+# Exported.
+
+
+def test_onnx(tmp_path):
+    """Images with many detections and with none, of a program that was exported with none."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    for name in ("onnx", "onnxscript"):
+        pytest.importorskip(name, reason="torch's exporter to ONNX needs onnx and onnxscript")
+    # Stages of 16 or fewer channels are plain: torch's exporter needs seconds for each FDConv layer.
+    model = make_random("mask_rcnn", backbone_args=dict(channels=(8, 8, 8, 24), num_kernels=4))
+    images = [torch.zeros(3, 60, 72), *torch.rand(3, 3, 60, 72), torch.ones(3, 60, 72)]
+    scores = [detect(model, [image])[0]["scores"] for image in images]
+    model.network.roi_heads.score_thresh = scores[0].max().item() + 1e-4
+    export_onnx(model, tmp_path / "model.onnx", (60, 72))
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    numbers = []
+    for image in images:
+        expected = detect(model, [image])[0]
+        found = dict(zip(names, map(torch.from_numpy, session.run(None, {"image": image.numpy()})), strict=True))
+        numbers.append(len(expected["scores"]))
+        assert found.keys() == expected.keys()
+        assert all(found[key].shape == expected[key].shape for key in found)
+        if numbers[-1]:
+            assert torch.equal(found["labels"], expected["labels"])
+            assert all(relative_error(found[key], expected[key]) < 1e-3 for key in ("boxes", "scores", "masks"))
+    assert numbers[0] == 0 < max(numbers)
+    assert min(numbers) != max(numbers)
