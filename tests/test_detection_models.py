@@ -136,7 +136,7 @@ def test_learns():
     image, target = torch.zeros(3, 64, 64), dict(labels=torch.tensor([1, 2]))
     image[0, 8:28, 8:28] = image[1, 30:60, 24:54] = 1
     target["boxes"] = torch.tensor([[8.0, 8.0, 28.0, 28.0], [24.0, 30.0, 54.0, 60.0]])
-    set_norm(model.network.backbone.body, "frozen")
+    set_norm(model.backbone, "frozen")
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     train_mode(model)
     for _ in range(40):
@@ -193,7 +193,7 @@ def test_half_precision():
 def test_weights_of_a_file(tmp_path):
     trained = randomize(timm.create_model(NAME, num_classes=7, **NARROW))
     save_file(trained.state_dict(), tmp_path / "model.safetensors")
-    body = make(pretrained=tmp_path / "model.safetensors").network.backbone.body.model
+    body = make(pretrained=tmp_path / "model.safetensors").backbone.model
     assert len(body.state_dict()) > 50
     assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in body.state_dict().items())
 
@@ -251,7 +251,7 @@ def other_norms(model):
 
 def test_frozen_norms_stay():
     model = make_random()
-    set_norm(model.network.backbone, "frozen")
+    set_norm(model.backbone, "frozen")
     before = deepcopy(model.state_dict())
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     train_mode(model)
@@ -303,7 +303,7 @@ def test_two_forward_passes_before_a_gradient():
 
 def test_one_image_trains():
     model = make()
-    set_norm(model.network.backbone, "frozen")
+    set_norm(model.backbone, "frozen")
     train_mode(model)
     images, targets = data()
     sum(model(images[:1], targets[:1]).values()).backward()
@@ -312,7 +312,7 @@ def test_one_image_trains():
 
 def test_frozen_weights_come_back_as_they_are(tmp_path):
     model = make_random()
-    set_norm(model.network.backbone, "frozen")
+    set_norm(model.backbone, "frozen")
     train_mode(model)
     model(*data())
     model.save_pretrained(tmp_path)
@@ -327,7 +327,7 @@ def test_synchronized_norms():
     assert len(norms) > 16
     assert all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
     images = torch.rand(2, 3, 64, 64)
-    for one, other in zip(model.network.backbone.body(images), expected.network.backbone.body(images), strict=True):
+    for one, other in zip(model.backbone(images), expected.backbone(images), strict=True):
         assert torch.allclose(one, other)
     assert model.state_dict().keys() == expected.state_dict().keys()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
+from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection._utils import BoxCoder
@@ -21,6 +22,7 @@ from fdconv_zoo.training.errors import ConfigError
 
 HEADS = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
+_PREFIX = "network.backbone.body."  # of the backbone's parameters
 
 
 class PyramidBackbone(nn.Module):
@@ -115,7 +117,7 @@ class Detector(
         anchor_sizes = list(anchor_sizes or (8 * stride for stride in strides))
         if len(anchor_sizes) != len(strides):
             raise ConfigError(f"anchor_sizes {anchor_sizes}: one for each of {len(strides)} levels is needed")
-        own = body.model.pretrained_cfg
+        own = resolve_model_data_config(body.model)
         self.class_names = list(class_names)
         self.config = {
             "backbone": backbone,
@@ -144,6 +146,11 @@ class Detector(
         for part in (self.network.rpn, self.network.roi_heads):
             part.box_coder = _PreciseBoxCoder(part.box_coder.weights)
 
+    @property
+    def backbone(self) -> Backbone:
+        """What was made before: timm's model, without the pyramid."""
+        return self.network.backbone.body
+
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
@@ -162,21 +169,16 @@ class Detector(
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
         """Which layer a parameter is in, for timm's layer decay: those of the backbone in order, then all others."""
-        prefix, body = self._backbone()
-        layers = {f"{prefix}.{name}": layer for name, layer in body.layers(coarse).items()}
+        layers = {_PREFIX + name: layer for name, layer in self.backbone.layers(coarse).items()}
         return lambda name: layers.get(name, math.inf)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that do not decay: those of the backbone's authors."""
-        prefix, body = self._backbone()
-        return {f"{prefix}.{name}" for name in body.no_weight_decay()}
+        return {_PREFIX + name for name in self.backbone.no_weight_decay()}
 
     def generate_model_card(self, **kwargs: Any) -> ModelCard:
         """The card; `kwargs` can be ``repo_id``, ``dataset``, ``metrics`` (name to value) and ``table`` (Markdown)."""
         return super().generate_model_card(**{"model": self.config, **kwargs})
-
-    def _backbone(self) -> tuple[str, Backbone]:
-        return "network.backbone.body", self.network.backbone.body
 
 
 def _check_arguments(network: type[FasterRCNN], arguments: Mapping[str, Any]) -> None:
