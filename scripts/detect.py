@@ -228,9 +228,9 @@ def save_pictures(args: argparse.Namespace, model: Detector, data: DetectionData
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise `ConfigError` for what can be known to be wrong from the command line alone."""
-    if args.dataset is None and args.validation_annotations is None:
+    if not (args.dataset or args.validation_annotations):
         raise ConfigError(f"--dataset is needed: a folder in COCO's format, or {CANVASES}")
-    if args.model is None and args.evaluate is None:
+    if not (args.model or args.evaluate):
         raise ConfigError("--model is needed, a backbone, or an entry of models/ with --config")
     if args.norm == "frozen" and not (args.pretrained or args.checkpoint or args.smoke or args.evaluate):
         raise ConfigError("--norm frozen keeps statistics that random weights do not have: give --norm batch or sync")

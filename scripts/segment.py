@@ -248,9 +248,9 @@ def pair(numbers: Sequence[int]) -> tuple[int, int]:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise `ConfigError` for what can be known to be wrong from the command line alone."""
-    if args.dataset is None:
+    if not args.dataset:
         raise ConfigError(f"--dataset is needed: a folder, files, a Hub dataset, or {FASHION_CANVASES}")
-    if args.model is None and args.evaluate is None:
+    if not (args.model or args.evaluate):
         raise ConfigError("--model is needed, a backbone, or an entry of models/ with --config")
     for name in ("crop_size", "window", "stride"):
         value = getattr(args, name)

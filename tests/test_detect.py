@@ -1,0 +1,149 @@
+"""detect.py: training, stopping and going on, evaluation, and its recipes on stand-ins for their data."""
+
+import json
+import signal
+import time
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from run_scripts import load_script, start_script
+from safetensors.torch import load_file
+
+from fdconv_zoo.dense.canvases import write_canvases
+from fdconv_zoo.dense.detection.model import Detector
+from fdconv_zoo.index import MODELS, read_index
+from fdconv_zoo.training import checkpoint
+from fdconv_zoo.training.errors import ConfigError
+
+detect = load_script("detect")
+RECIPES = [name for name, entry in read_index().items() if entry.task == "detection"]
+TINY = [
+    *("--model", "resnet10s_fdconv", "--no-pretrained", "--model-kwargs", "num_kernels=8", "--norm", "batch"),
+    *("--head-kwargs", "box_score_thresh=0.01", "box_detections_per_img=10", "--fpn-channels", "16"),
+    *("--min-size", "48", "--epochs", "2", "--batch-size", "4", "--lr", "0.002", "--warmup-epochs", "0"),
+    *("--ema-decay", "0.5", "--layer-decay", "0.9", "--log-every", "1", "--workers", "0", "--pictures", "2"),
+]
+
+
+@pytest.fixture(autouse=True)
+def on_one_cpu_thread(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "canvases"
+    write_canvases(folder, train=16, validation=5, size=48)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A run of TINY that nothing stopped."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        torch.set_num_threads(1)
+        detect.main([*TINY, "--dataset", str(data), "--output", str(folder)])
+    return folder
+
+
+def rows(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if "per_second" not in key} for line in lines]
+
+
+def test_a_run_leaves_a_model_figures_predictions_and_pictures(finished, data):
+    history = rows(finished)
+    assert [row["update"] for row in history] == [4, 8]
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    model = Detector.from_pretrained(finished / "last")
+    saved = load_file(finished / "checkpoints/update-000000008/ema.safetensors")
+    assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
+    for name in ("curves.png", "pictures.png"):
+        with Image.open(finished / name) as picture:
+            assert picture.width > 500
+
+    # the predictions that it leaves, judged by pycocotools alone
+    truth = COCO(str(data / "annotations" / "instances_validation.json"))
+    predictions = truth.loadRes(str(finished / "predictions.json"))
+    for kind, key in (("bbox", "box_ap50"), ("segm", "mask_ap50")):
+        evaluation = COCOeval(truth, predictions, kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        assert history[-1][key] == pytest.approx(100 * evaluation.stats[1])
+
+
+def test_killed_and_resumed_it_ends_with_the_same_weights(finished, data, tmp_path):
+    output = [*TINY, "--dataset", str(data), "--output", str(tmp_path / "run"), "--checkpoint-every", "1"]
+    process = start_script("detect", *output)
+    try:
+        deadline = time.monotonic() + 240
+        while not (tmp_path / "run/checkpoints/update-000000002").exists():
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert checkpoint.list_checkpoints(tmp_path / "run/checkpoints")[-1].name < "update-000000008"
+    detect.main([*output, "--resume"])
+    for name in ("model.safetensors", "last/model.safetensors", "last/config.json", "predictions.json"):
+        assert (finished / name).read_bytes() == (tmp_path / "run" / name).read_bytes(), name
+    assert rows(finished) == rows(tmp_path / "run")
+
+
+def test_evaluation_gives_the_runs_figures(finished, data, tmp_path, capsys):
+    flags = ["--evaluate", finished / "last", "--dataset", data, "--output", tmp_path / "out", "--workers", 0]
+    detect.main(list(map(str, flags)))
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["box_ap50"] == pytest.approx(rows(finished)[-1]["box_ap50"])
+    assert "| T-shirt/top |" in capsys.readouterr().out
+    assert (tmp_path / "out" / "predictions.json").read_bytes() == (finished / "predictions.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"results.json exists"):
+        detect.main(list(map(str, flags)))
+
+
+def test_other_classes_are_refused(finished, data, tmp_path):
+    annotations = json.loads((data / "annotations" / "instances_validation.json").read_text())
+    annotations["categories"][0]["name"] = "Hat"
+    file = tmp_path / "annotations.json"
+    file.write_text(json.dumps(annotations))
+    flags = ["--evaluate", finished, "--dataset", data, "--validation-annotations", file, "--output", tmp_path / "out"]
+    with pytest.raises(ConfigError, match="but the dataset has Hat"):
+        detect.main([*map(str, flags), "--workers", "0"])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_on_a_stand_in(name, tmp_path):
+    detect.main(["--config", str(MODELS / f"{name}.yaml"), "--smoke", "--output", str(tmp_path / "run")])
+    assert rows(tmp_path / "run")[0]["update"] == 2
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", ""], "--dataset is needed"),
+        (["--model", ""], "--model is needed"),
+        (["--norm", "frozen"], "--norm frozen keeps statistics that random weights do not have"),
+        (["--min-size", "0"], "--min-size"),
+        (["--head", "yolo"], "--head"),
+        (["--model", "resnet10s_fdconf"], "did you mean resnet10s_fdconv"),
+    ],
+)
+def test_wrong_flags_are_named_before_work_starts(flags, message, data, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        detect.main([*TINY, "--dataset", str(data), "--output", str(tmp_path / "run"), *flags])
+    assert not (tmp_path / "run").exists()
