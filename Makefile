@@ -3,12 +3,19 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo demo-dense test lint clean
 
 demo: $(VENV)/installed
 	$(RUN) scripts/train.py --config models/resnet10s_fdconv.fashion_mnist.demo.yaml --output runs/demo --overwrite
 	$(RUN) scripts/validate.py --model runs/demo --dataset fashion_mnist_sample
 	$(RUN) scripts/predict.py --model runs/demo --sample 8
+
+demo-dense: $(VENV)/installed
+	$(RUN) scripts/segment.py --config models/resnet10s_fdconv.fashion_mnist.segment_canvases.yaml \
+		--output runs/demo-segment --overwrite
+	$(RUN) scripts/detect.py --config models/resnet10s_fdconv.fashion_mnist.detect_canvases.yaml \
+		--output runs/demo-detect --overwrite
+	@echo "Pictures of truth and prediction: runs/demo-segment/pictures.png, runs/demo-detect/pictures.png"
 
 test: $(VENV)/installed
 	$(RUN) -m pytest -n auto
