@@ -11,7 +11,6 @@ import timm
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -24,6 +23,7 @@ from fdconv_zoo.training.errors import ConfigError
 from fdconv_zoo.training.finite import check_finite
 from fdconv_zoo.training.flags import build_scheduler
 from fdconv_zoo.training.meter import Meter
+from fdconv_zoo.training.optimizer import build_optimizer
 from fdconv_zoo.training.randomness import seed_step
 from fdconv_zoo.training.run_folder import RunFolder
 from fdconv_zoo.training.tuning import train_mode
@@ -98,9 +98,7 @@ def fit(
     Raises:
         TrainingError: the run cannot be resumed as it is asked for, or stops because its loss is no longer a number.
     """
-    optimizer = create_optimizer_v2(
-        model, args.opt, lr=args.lr, weight_decay=args.weight_decay, layer_decay=args.layer_decay
-    )
+    optimizer = build_optimizer(args, model)
     scheduler = build_scheduler(args, optimizer, batches.updates_per_epoch)
     # Copied before `prepare`, whose mixed-precision wrapper of forward() would go on using the original's weights.
     ema = ModelEmaV3(model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
