@@ -134,9 +134,20 @@ def test_converted_weights_are_said_to_be_that(hub, tmp_path):
     assert "not trained" in (tmp_path / "made" / "README.md").read_text()
 
 
-def test_a_trained_entry_needs_its_run(run, tmp_path):
-    with pytest.raises(Exception, match="give the folder of its run with --run"):
-        publish_script()
+def test_what_ships_is_published_as_it_is(ada, tmp_path):
+    publish_script("--dry-run", tmp_path / "made")
+    shipped = timm.create_model(NAME, pretrained=True).eval()
+    assert same_logits(f"local-dir:{tmp_path / 'made'}", shipped)
+    config = json.loads((tmp_path / "made" / "config.json").read_text())
+    assert config["label_names"] == list(shipped.pretrained_cfg["label_names"])
+    with safe_open(tmp_path / "made" / "model.safetensors", "pt") as file:
+        assert file.metadata()["status"] == "trained"
+
+
+def test_a_recipe_needs_its_run(run, tmp_path):
+    entry = MODELS / "resnet50_fdconv.tv_in1k.mask_rcnn_coco.yaml"
+    with pytest.raises(Exception, match="has no weights: give the folder of a run with --run"):
+        load_script("publish").main([str(entry), "--repo", REPO])
     other = timm.create_model("test_resnet", num_classes=7)
     export_model(other, tmp_path, class_names=CLASSES, preprocessing=resolve_preprocessing(other), model_args={})
     with pytest.raises(Exception, match=r"holds a test_resnet, but .* is of resnet10s_fdconv"):

@@ -67,7 +67,8 @@ def make_repository(model: nn.Module, entry: Entry, name: str, repo_id: str, fol
     Raises:
         WeightsError: the weights are not numbers.
     """
-    save_folder(model, folder)
+    labels = model.pretrained_cfg.get("label_names") or ()
+    save_folder(model, folder, model_config={"label_names": list(labels)} if len(labels) == model.num_classes else {})
     provenance = {
         "format": "pt",
         "model": entry.model,
