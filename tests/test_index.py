@@ -165,7 +165,7 @@ def test_a_wrong_figure_is_found_and_corrected(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(make_index, "read_index", lambda: read_index(tmp_path))
     name = "resnet10s_fdconv.fashion_mnist"
     text = (MODELS / f"{name}.yaml").read_text()
-    (tmp_path / f"{name}.yaml").write_text(text.replace("parameters: 340938", "parameters: 340939"))
+    (tmp_path / f"{name}.yaml").write_text(text.replace("parameters: 340938", "parameters: 340939", 1))
 
     monkeypatch.setattr("sys.argv", ["make_index.py"])
     with pytest.raises(SystemExit, match=rf"{name}.yaml does not hold against the code"):

@@ -203,7 +203,8 @@ def read_index(folder: str | Path = MODELS) -> dict[str, Entry]:
     Raises:
         EntryError: an entry is wrong, or the folder has none.
     """
-    entries = {path.stem: read_entry(path) for path in sorted(Path(folder).glob("*.yaml"))}
+    paths = {path.stem: path for path in Path(folder).glob("*.yaml")}
+    entries = {name: read_entry(paths[name]) for name in sorted(paths)}
     if not entries:
         raise EntryError(f"{folder}: no entries (*.yaml) there")
     return entries
