@@ -30,11 +30,11 @@ from fdconv_zoo.dense.detection.metrics import coco_truth
 from fdconv_zoo.dense.detection.model import HEADS, Detector
 from fdconv_zoo.dense.detection.pictures import draw_predictions
 from fdconv_zoo.dense.norms import NORMS, set_norm
+from fdconv_zoo.dense.saved_model import export
 from fdconv_zoo.dense.stand_ins import stand_in
 from fdconv_zoo.training.batches import TrainingBatches
 from fdconv_zoo.training.cli import DEFAULT_WORKERS, ArgumentParser, run_script
 from fdconv_zoo.training.errors import ConfigError
-from fdconv_zoo.training.export import replacing_model
 from fdconv_zoo.training.files import replacing, write_text
 from fdconv_zoo.training.flags import add_optimization_flags, check_optimization
 from fdconv_zoo.training.loop import Task, fit, start
@@ -168,10 +168,6 @@ def train(args: argparse.Namespace, dataset: str) -> None:
         if accelerator.is_main_process:
             save_pictures(args, model, data, run.path / "pictures.png")
         return asdict(result)
-
-    def export(model: Detector, folder: Path) -> None:
-        with replacing_model(folder) as temporary:
-            model.save_pretrained(temporary)
 
     task = Task(loss=loss, evaluate=evaluate, export=export, metrics=METRICS[args.head])
     facts = {"train_images": len(data.train), "class_names": data.class_names, "category_ids": data.category_ids}

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import fdconv_zoo  # noqa: F401 - registers the models
 from fdconv_zoo.dense.norms import NORMS, set_norm
+from fdconv_zoo.dense.saved_model import export
 from fdconv_zoo.dense.segmentation.augment import training_transform
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset, SegmentationDataset
 from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter, evaluation_loader
@@ -35,7 +36,6 @@ from fdconv_zoo.dense.stand_ins import stand_in
 from fdconv_zoo.training.batches import TrainingBatches
 from fdconv_zoo.training.cli import DEFAULT_WORKERS, ArgumentParser, run_script
 from fdconv_zoo.training.errors import ConfigError
-from fdconv_zoo.training.export import replacing_model
 from fdconv_zoo.training.files import replacing, write_text
 from fdconv_zoo.training.flags import add_optimization_flags, check_optimization
 from fdconv_zoo.training.loop import Task, fit, start
@@ -172,10 +172,6 @@ def train(args: argparse.Namespace, dataset: str) -> None:
         if accelerator.is_main_process:
             save_pictures(args, model, validation, run.path / "pictures.png")
         return result
-
-    def export(model: Segmenter, folder: Path) -> None:
-        with replacing_model(folder) as temporary:
-            model.save_pretrained(temporary)
 
     task = Task(loss=loss, evaluate=evaluate, export=export, metrics=METRICS)
     facts = {"train_images": len(data.train), "class_names": data.class_names}

@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from hypothesis import settings
 from loopback_hub import ConnectedHub, connect
 
@@ -27,6 +28,18 @@ def hub(tmp_path: Path) -> Iterator[ConnectedHub]:
     """A Hub on this machine, in place of the real one for all that uses its client here; the cache is empty."""
     with connect(tmp_path / "hub_home") as connected:
         yield connected
+
+
+@pytest.fixture
+def on_one_cpu_thread(monkeypatch):
+    """Training in this process, which leaves accelerate as new."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def randomize(module: torch.nn.Module, std: float = 0.3) -> torch.nn.Module:

@@ -1,9 +1,12 @@
 """The scripts, as modules to call and as processes to start."""
 
 import importlib.util
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -32,3 +35,26 @@ def start_script(name: str, *arguments: str, launcher: tuple[str, ...] = ()) -> 
     return subprocess.Popen(
         command, env={**os.environ, **settings}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def kill_when_there(process: subprocess.Popen, path: Path) -> None:
+    """Let a script run until a file or folder is there, then kill it."""
+    try:
+        deadline = time.monotonic() + 240
+        while not path.exists():
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """The rows that a run has left."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_figures(folder: Path) -> list[dict]:
+    """Those rows without speeds, which are the same for the same run."""
+    return [{k: v for k, v in row.items() if "per_second" not in k} for row in read_metrics(folder)]

@@ -1,16 +1,13 @@
 """detect.py: training, stopping and going on, evaluation, and its recipes on stand-ins for their data."""
 
 import json
-import signal
-import time
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from run_scripts import load_script, start_script
+from run_scripts import kill_when_there, load_script, read_figures, start_script
 from safetensors.torch import load_file
 
 from fdconv_zoo.dense.canvases import write_canvases
@@ -20,6 +17,7 @@ from fdconv_zoo.training import checkpoint
 from fdconv_zoo.training.errors import ConfigError
 
 detect = load_script("detect")
+pytestmark = pytest.mark.usefixtures("on_one_cpu_thread")
 RECIPES = [name for name, entry in read_index().items() if entry.task == "detection"]
 TINY = [
     *("--model", "resnet10s_fdconv", "--no-pretrained", "--model-kwargs", "num_kernels=8", "--norm", "batch"),
@@ -27,17 +25,6 @@ TINY = [
     *("--min-size", "48", "--epochs", "2", "--batch-size", "4", "--lr", "0.002", "--warmup-epochs", "0"),
     *("--ema-decay", "0.5", "--layer-decay", "0.9", "--log-every", "1", "--workers", "0", "--pictures", "2"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def on_one_cpu_thread(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +45,8 @@ def finished(data, tmp_path_factory):
     return folder
 
 
-def rows(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if "per_second" not in key} for line in lines]
-
-
 def test_a_run_leaves_a_model_figures_predictions_and_pictures(finished, data):
-    history = rows(finished)
+    history = read_figures(finished)
     assert [row["update"] for row in history] == [4, 8]
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     model = Detector.from_pretrained(finished / "last")
@@ -88,27 +70,19 @@ def test_a_run_leaves_a_model_figures_predictions_and_pictures(finished, data):
 def test_killed_and_resumed_it_ends_with_the_same_weights(finished, data, tmp_path):
     output = [*TINY, "--dataset", str(data), "--output", str(tmp_path / "run"), "--checkpoint-every", "1"]
     process = start_script("detect", *output)
-    try:
-        deadline = time.monotonic() + 240
-        while not (tmp_path / "run/checkpoints/update-000000002").exists():
-            assert process.poll() is None, process.stdout.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    kill_when_there(process, tmp_path / "run/checkpoints/update-000000002")
     assert checkpoint.list_checkpoints(tmp_path / "run/checkpoints")[-1].name < "update-000000008"
     detect.main([*output, "--resume"])
     for name in ("model.safetensors", "last/model.safetensors", "last/config.json", "predictions.json"):
         assert (finished / name).read_bytes() == (tmp_path / "run" / name).read_bytes(), name
-    assert rows(finished) == rows(tmp_path / "run")
+    assert read_figures(finished) == read_figures(tmp_path / "run")
 
 
 def test_evaluation_gives_the_runs_figures(finished, data, tmp_path, capsys):
     flags = ["--evaluate", finished / "last", "--dataset", data, "--output", tmp_path / "out", "--workers", 0]
     detect.main(list(map(str, flags)))
     found = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert found["box_ap50"] == pytest.approx(rows(finished)[-1]["box_ap50"])
+    assert found["box_ap50"] == pytest.approx(read_figures(finished)[-1]["box_ap50"])
     assert "| T-shirt/top |" in capsys.readouterr().out
     assert (tmp_path / "out" / "predictions.json").read_bytes() == (finished / "predictions.json").read_bytes()
     with pytest.raises(ConfigError, match=r"results.json exists"):
@@ -128,7 +102,7 @@ def test_other_classes_are_refused(finished, data, tmp_path):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_on_a_stand_in(name, tmp_path):
     detect.main(["--config", str(MODELS / f"{name}.yaml"), "--smoke", "--output", str(tmp_path / "run")])
-    assert rows(tmp_path / "run")[0]["update"] == 2
+    assert read_figures(tmp_path / "run")[0]["update"] == 2
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 

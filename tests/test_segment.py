@@ -1,15 +1,12 @@
 """segment.py: training, stopping and going on, evaluation, and its recipes on stand-ins for their data."""
 
 import json
-import signal
-import time
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
-from run_scripts import load_script, start_script
+from run_scripts import kill_when_there, load_script, read_figures, start_script
 from safetensors.torch import load_file
 from sklearn.metrics import jaccard_score
 
@@ -20,6 +17,7 @@ from fdconv_zoo.training import checkpoint
 from fdconv_zoo.training.errors import ConfigError
 
 segment = load_script("segment")
+pytestmark = pytest.mark.usefixtures("on_one_cpu_thread")
 RECIPES = [name for name, entry in read_index().items() if entry.task == "segmentation"]
 TINY = [
     *("--model", "resnet10s_fdconv", "--no-pretrained", "--model-kwargs", "stem_pool=True", "num_kernels=8"),
@@ -27,17 +25,6 @@ TINY = [
     *("--crop-size", "32", "--epochs", "2", "--batch-size", "4", "--lr", "0.01", "--dice-weight", "0.5"),
     *("--ema-decay", "0.9", "--layer-decay", "0.9", "--log-every", "1", "--workers", "0", "--pictures", "2"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def on_one_cpu_thread(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +45,8 @@ def finished(data, tmp_path_factory):
     return folder
 
 
-def rows(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if "per_second" not in key} for line in lines]
-
-
 def test_a_run_leaves_a_model_figures_and_pictures(finished):
-    history = rows(finished)
+    history = read_figures(finished)
     assert [row["update"] for row in history] == [4, 8]
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     assert [part["name"] for part in history[0]["classes"]][:2] == ["background", "T-shirt/top"]
@@ -79,27 +61,19 @@ def test_a_run_leaves_a_model_figures_and_pictures(finished):
 def test_killed_and_resumed_it_ends_with_the_same_weights(finished, data, tmp_path):
     output = [*TINY, "--dataset", str(data), "--output", str(tmp_path / "run"), "--checkpoint-every", "1"]
     process = start_script("segment", *output)
-    try:
-        deadline = time.monotonic() + 240
-        while not (tmp_path / "run/checkpoints/update-000000002").exists():
-            assert process.poll() is None, process.stdout.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    kill_when_there(process, tmp_path / "run/checkpoints/update-000000002")
     assert checkpoint.list_checkpoints(tmp_path / "run/checkpoints")[-1].name < "update-000000008"
     segment.main([*output, "--resume"])
     for name in ("model.safetensors", "last/model.safetensors", "last/config.json"):
         assert (finished / name).read_bytes() == (tmp_path / "run" / name).read_bytes(), name
-    assert rows(finished) == rows(tmp_path / "run")
+    assert read_figures(finished) == read_figures(tmp_path / "run")
 
 
 def test_evaluation_gives_the_runs_figures_and_those_of_other_code(finished, data, tmp_path, capsys):
     flags = ["--evaluate", finished / "last", "--dataset", data, "--output", tmp_path / "whole", "--workers", 0]
     segment.main(list(map(str, flags)))
     found = json.loads((tmp_path / "whole" / "results.json").read_text())
-    assert found["miou"] == pytest.approx(rows(finished)[-1]["miou"])
+    assert found["miou"] == pytest.approx(read_figures(finished)[-1]["miou"])
     assert "| T-shirt/top |" in capsys.readouterr().out
 
     # the pictures that predict.py leaves, judged by scikit-learn
@@ -122,7 +96,7 @@ def test_evaluation_gives_the_runs_figures_and_those_of_other_code(finished, dat
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_on_a_stand_in(name, tmp_path):
     segment.main(["--config", str(MODELS / f"{name}.yaml"), "--smoke", "--output", str(tmp_path / "run")])
-    assert rows(tmp_path / "run")[0]["update"] == 2
+    assert read_figures(tmp_path / "run")[0]["update"] == 2
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 

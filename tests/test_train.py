@@ -1,17 +1,14 @@
 import errno
 import json
 import re
-import signal
-import time
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
-from run_scripts import TINY, load_script, start_script
+from run_scripts import TINY, kill_when_there, load_script, read_figures, read_metrics, start_script
 from safetensors.torch import load_file
 
 from fdconv_zoo.training import checkpoint, files, loop
@@ -19,17 +16,7 @@ from fdconv_zoo.training.errors import ConfigError, NonFiniteError, RunFolderErr
 
 train = load_script("train")
 validate = load_script("validate")
-
-
-@pytest.fixture(autouse=True)
-def on_one_cpu_thread(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("on_one_cpu_thread")
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +28,6 @@ def finished(tmp_path_factory):
         torch.set_num_threads(1)
         train.main([*TINY, "--output", str(folder)])
     return folder
-
-
-def read_metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def results(folder: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if "per_second" not in k} for row in read_metrics(folder)]
 
 
 def measure(model: Path, json_file: Path, *, limit: int, batch_size: int) -> dict:
@@ -66,7 +45,7 @@ def assert_same_run(first: Path, second: Path):
     for name in ("model.safetensors", "ema.safetensors"):
         states = [load_file(folder / "checkpoints" / newest / name) for folder in (first, second)]
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0]), name
-    assert results(first) == results(second)
+    assert read_figures(first) == read_figures(second)
 
 
 def test_a_run_leaves_a_folder_that_timm_loads(finished):
@@ -104,15 +83,7 @@ def test_the_best_epoch_is_kept_and_validates_alike(finished, tmp_path):
 def test_a_killed_and_resumed_run_ends_with_the_same_weights(finished, tmp_path, seen):
     output = ["--output", str(tmp_path / "run"), "--checkpoint-every", "2"]
     process = start_script("train", *TINY, *output, "--workers", "1")
-    try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "run/checkpoints" / seen).exists():
-            assert process.poll() is None, process.stdout.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    kill_when_there(process, tmp_path / "run/checkpoints" / seen)
     stopped = checkpoint.list_checkpoints(tmp_path / "run/checkpoints")[-1].name
     assert stopped < "update-000000012", "it ended before it was killed"
     train.main([*TINY, *output, "--resume"])

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
 
 from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.training.export import replacing_model
 from fdconv_zoo.weights import WeightsError, check_finite, load_strictly, read_checkpoint
 from fdconv_zoo.weights.cache import cached_files, remove_damaged
 from fdconv_zoo.weights.hub_errors import HubError, explained
@@ -73,6 +74,16 @@ class SavedModel(PyTorchModelHubMixin):
             ) from error
         load_strictly(model, tensors, weights_file)
         return model.eval().to(map_location)
+
+
+def export(model: SavedModel, folder: Path) -> None:
+    """Write ``config.json`` and ``model.safetensors`` into a folder, each whole or not at all.
+
+    Raises:
+        WriteError: they could not be written.
+    """
+    with replacing_model(folder) as temporary:
+        model.save_pretrained(temporary)
 
 
 def _fetch(repo_id: str, name: str, revision: str | None, **download: Any) -> Path:

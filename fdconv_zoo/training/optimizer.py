@@ -13,7 +13,8 @@ def build_optimizer(args: argparse.Namespace, model: nn.Module) -> Optimizer:
     """timm's optimizer of the flags of `add_optimization_flags`.
 
     Adam's steps have one size for every number. A step of a spectrum's moves the kernel less than one of the kernel's
-    own numbers would: by a factor of 4.2 in square layers of 3x3, and 1.4 in those of 1x1. `--spectrum-lr` makes up for it.
+    own numbers would: by a factor of 4.2 in square layers of 3x3, and 1.4 in those of 1x1. `--spectrum-lr` makes up for
+    it.
     """
     optimizer = create_optimizer_v2(
         model, args.opt, lr=args.lr, weight_decay=args.weight_decay, layer_decay=args.layer_decay
