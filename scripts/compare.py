@@ -1,108 +1,145 @@
-"""Train a recipe's model and its twins with other convolutions from several seeds, and compare them on a test split.
+"""Train a recipe's model and its twins with other convolutions from several seeds, and compare them.
 
     python scripts/make_sample.py --full data/fashion_mnist
-    python scripts/compare.py --config models/resnet10s_fdconv.fashion_mnist.yaml --output runs/compare --seeds 0 1 2 \\
-        --models resnet10s_fdconv resnet10s_plain resnet10s_condconv resnet10s_odconv --dataset data/fashion_mnist
+    python scripts/compare.py --config models/resnet10s_fdconv.fashion_mnist.yaml --output runs/compare \\
+        --models resnet10s_plain resnet10s_fdconv resnet10s_odconv resnet10s_condconv --dataset data/fashion_mnist
+    python scripts/compare.py --config models/resnet10s_fdconv.fashion_mnist.segment_canvases.yaml \\
+        --output runs/compare_segment --start-from runs/compare \\
+        --models resnet10s_plain resnet10s_fdw resnet10s_fdw_ksm resnet10s_fdconv resnet10s_odconv
 
-Each run ends after its last epoch: none is chosen by its results, and the test split is looked at once. Killed and
-started again, it goes on with what is not done. At the end the models' training steps are timed by turns. The table is
-printed, and written to `comparison.json`.
+Each run ends after its last epoch: none is chosen by its results. Classifiers are then tested once on a split that
+training does not see; for segmentation and detection the figures are those of the validation images. Killed and started
+again, it goes on with what is not done. At the end the models' training steps are timed by turns. The table is printed,
+and written to `comparison.json`.
 """
 
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import detect
+import segment
 import timm
 import torch
 import train
-import twins  # noqa: F401  registers the twins
 import validate
+from accelerate import Accelerator
+from torch import nn
+from twins import trained_twin
 
 from fdconv_zoo.costs import count_parameters
+from fdconv_zoo.index import read_entry
 from fdconv_zoo.profiling.timing import time_by_turns, training_step
 from fdconv_zoo.training.cli import run_script
 from fdconv_zoo.training.files import write_text
+
+SCRIPTS = {"classification": train, "segmentation": segment, "detection": detect}
+METRICS = {train: {"top1": "top-1"}, segment: {"miou": "mIoU"}, detect: {"box_ap": "box AP", "mask_ap": "mask AP"}}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this script."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--config", required=True, metavar="FILE", help="entry of models/ with the recipe of all runs")
-    parser.add_argument("--dataset", required=True, help="with a training, a validation and a test split")
-    parser.add_argument("--test-split", default="test", metavar="NAME")
+    parser.add_argument("--test-split", default="test", metavar="NAME", help="to test classifiers on")
     parser.add_argument("--models", nargs="+", required=True, help="timm names, and those of twins.py")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="DIR",
+        help="--output of an earlier comparison: a model starts from the weights of the same seed there, of the plain "
+        "twin where it reads those, else of its own",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder a run, and the table")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the script; `argv` is the command line without the program and train.py's other flags."""
+    """Run the script; `argv` is the command line without the program and the training script's other flags."""
     args, recipe = build_parser().parse_known_args(argv)
+    script = SCRIPTS[read_entry(args.config).task]
+    flags = ["--config", args.config, *recipe]
     rows = []
     for seed in args.seeds:
         for model in args.models:
             run = args.output / f"{model}-seed{seed}"
-            rows.append({"model": model, "seed": seed, **train_and_test(args, model, seed, run, recipe)})
-    settings = train.build_parser().parse(["--config", args.config, "--output", str(args.output), *recipe], smoke={})
-    times = step_times(args.models, settings.batch_size, settings.img_size)
-    table = [summarize([row for row in rows if row["model"] == model], times[model]) for model in args.models]
+            own = [*flags, "--model", model, "--seed", str(seed), "--output", str(run)]
+            if args.start_from:
+                weights = args.start_from / f"{trained_twin(model)}-seed{seed}" / "last" / "model.safetensors"
+                own += ["--checkpoint", str(weights)]
+            rows.append({"model": model, "seed": seed, **train_and_test(script, own, run, args.test_split)})
+    steps = [network_and_step(script, [*flags, "--output", str(args.output)], model) for model in args.models]
+    medians = [median for median, _ in time_by_turns([step for _, step in steps], 10, torch.device("cpu"))]
+    table = []
+    for model, (network, _), median in zip(args.models, steps, medians, strict=True):
+        own = [row for row in rows if row["model"] == model]
+        costs = {"parameters": count_parameters(network), "step_time": median / min(medians)}
+        table.append({"model": model, **costs, **summarize(own, METRICS[script])})
     write_text(args.output / "comparison.json", json.dumps({"models": table, "runs": rows}, indent=2) + "\n")
-    print(as_table(table))
+    print(as_table(table, METRICS[script]))
 
 
-def train_and_test(args: argparse.Namespace, model: str, seed: int, run: Path, recipe: list[str]) -> dict[str, Any]:
-    """Train in the folder of a run, unless that is done, and evaluate its last epoch's weights on the test split."""
+def train_and_test(script: ModuleType, flags: list[str], run: Path, test_split: str) -> dict[str, Any]:
+    """Train in the folder of a run, unless that is done, and give the figures of its last epoch's weights."""
     tested = run / "test.json"
     if not tested.exists():
-        flags = ["--config", args.config, "--dataset", args.dataset, "--model", model, "--seed", seed, "--output", run]
-        train.main([*map(str, flags), "--resume", *recipe])
-        flags = ["--model", run / "last", "--dataset", args.dataset, "--validation-split", args.test_split]
-        validate.main([*map(str, flags), "--json", str(tested)])
+        script.main([*flags, "--resume"])
+        if script is train:
+            dataset = train.build_parser().parse(flags, smoke={}).dataset
+            test = ["--model", str(run / "last"), "--dataset", dataset, "--validation-split", test_split]
+            validate.main([*test, "--json", str(tested)])
+        else:
+            last = (run / "metrics.jsonl").read_text().splitlines()[-1]
+            write_text(tested, json.dumps({"results": [json.loads(last)]}, indent=2) + "\n")
     (result,) = json.loads(tested.read_text())["results"]
-    return {key: result[key] for key in ("top1", "loss", "images")}
+    return {key: result[key] for key in (*METRICS[script], "images") if result[key] is not None}
 
 
-def step_times(models: Sequence[str], batch_size: int, img_size: int | None) -> dict[str, float]:
-    """The time of each model's training step, as a multiple of the shortest: medians of ten, taken by turns."""
-    networks = {name: timm.create_model(name).train() for name in models}
-    size = img_size or networks[models[0]].pretrained_cfg["input_size"][-1]
-    images = torch.randn(batch_size, 3, size, size)
-    steps = [training_step(network, images, torch.float32) for network in networks.values()]
-    medians = [median for median, _ in time_by_turns(steps, 10, images.device)]
-    return {name: median / min(medians) for name, median in zip(models, medians, strict=True)}
+def network_and_step(script: ModuleType, flags: list[str], model: str) -> tuple[nn.Module, Callable[[], None]]:
+    """What a run trains, with random weights, and its training step: of a classifier, for random images."""
+    args = script.build_parser().parse([*flags, "--model", model, "--no-pretrained"], smoke={})
+    if script is train:
+        network = timm.create_model(model).train()
+        size = args.img_size or network.pretrained_cfg["input_size"][-1]
+        return network, training_step(network, torch.randn(args.batch_size, 3, size, size), torch.float32)
+    accelerator = Accelerator(cpu=True)
+    data = script.load_data(args, args.dataset)
+    network = script.build_model(args, data).train()
+    batch = next(script.training_batches(args, data, network, accelerator).epoch(0))
+    return network, training_step(network, batch, torch.float32, script.loss)
 
 
-def summarize(rows: Sequence[dict[str, Any]], step_time: float) -> dict[str, Any]:
+def summarize(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> dict[str, Any]:
     """Mean and standard deviation (of a sample) over the seeds of one model."""
-    top1 = [row["top1"] for row in rows]
-    return {
-        "model": rows[0]["model"],
-        "parameters": count_parameters(timm.create_model(rows[0]["model"])),
-        "seeds": len(rows),
-        "top1_mean": statistics.mean(top1),
-        "top1_std": statistics.stdev(top1) if len(top1) > 1 else None,
-        "images": rows[0]["images"],
-        "step_time": step_time,
-    }
+    summary: dict[str, Any] = {"seeds": len(rows), "images": rows[0]["images"]}
+    for metric in metrics:
+        values = [row[metric] for row in rows if metric in row]
+        if values:
+            deviation = statistics.stdev(values) if len(values) > 1 else None
+            summary |= {f"{metric}_mean": statistics.mean(values), f"{metric}_std": deviation}
+    return summary
 
 
-def as_table(table: Sequence[dict[str, Any]]) -> str:
+def as_table(table: Sequence[dict[str, Any]], metrics: dict[str, str]) -> str:
     """The summaries in Markdown."""
-    lines = [
-        "| model | parameters | top-1, mean | std | seeds | time of a training step |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    shown = {key: name for key, name in metrics.items() if f"{key}_mean" in table[0]}
+    titles = ["model", "parameters"]
+    for name in shown.values():
+        titles += [f"{name}, mean", "std"]
+    titles += ["seeds", "time of a training step"]
+    lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
     for row in table:
-        std = "" if row["top1_std"] is None else f"{row['top1_std']:.2f}"
-        lines.append(
-            f"| `{row['model']}` | {row['parameters']:,} | {row['top1_mean']:.2f} % | {std} | {row['seeds']} "
-            f"| {row['step_time']:.1f} x |"
-        )
+        cells = [f"`{row['model']}`", f"{row['parameters']:,}"]
+        for key in shown:
+            deviation = row[f"{key}_std"]
+            cells += [f"{row[f'{key}_mean']:.2f} %", "" if deviation is None else f"{deviation:.2f}"]
+        cells += [str(row["seeds"]), f"{row['step_time']:.1f} x"]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -32,7 +32,7 @@ from fdconv_zoo.dense.detection.pictures import draw_predictions
 from fdconv_zoo.dense.norms import NORMS, set_norm
 from fdconv_zoo.dense.saved_model import export
 from fdconv_zoo.dense.stand_ins import stand_in
-from fdconv_zoo.training.batches import TrainingBatches
+from fdconv_zoo.training.batches import TrainingBatches, own_batches
 from fdconv_zoo.training.cli import DEFAULT_WORKERS, ArgumentParser, run_script
 from fdconv_zoo.training.errors import ConfigError
 from fdconv_zoo.training.files import replacing, write_text
@@ -118,47 +118,13 @@ def train(args: argparse.Namespace, dataset: str) -> None:
     masks = args.head == "mask_rcnn"
     accelerator, run = start(args)
     with accelerator.local_main_process_first():  # it checks the data and downloads the weights
-        data = load_data(args, dataset, masks=masks)
-        model = Detector(
-            args.model,
-            data.class_names,
-            args.head,
-            backbone_args=args.model_kwargs,
-            head_args=args.head_kwargs,
-            fpn_channels=args.fpn_channels,
-            min_size=args.min_size,
-            max_size=args.max_size,
-            anchor_sizes=args.anchor_sizes,
-            pretrained=args.checkpoint or args.pretrained,
-        )
+        data = load_data(args, dataset)
+        model = build_model(args, data).to(accelerator.device)
     if data.skipped:
         accelerator.print(f"left out, or clipped, {data.skipped} bad annotations")
-    set_norm(model.backbone, args.norm)
-    model.to(accelerator.device)
-
-    transform = training_transform(
-        hflip=args.hflip,
-        scale_jitter=args.scale_jitter and tuple(args.scale_jitter),
-        crop_size=args.crop_size,
-        photometric=args.photometric,
-    )
-    batches = TrainingBatches(
-        DetectionDataset(data.train, transform, masks=masks, seed=args.seed),
-        batch_size=args.batch_size,
-        batches_per_update=accelerator.gradient_accumulation_steps,
-        updates_per_epoch=args.updates_per_epoch,
-        seed=args.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        workers=args.workers,
-        collate=DetectionDataset.collate,
-        device=accelerator.device,
-    )
+    batches = training_batches(args, data, model, accelerator)
     truth = coco_truth(data.validation)
     loader = accelerator.prepare(evaluation_loader(data.validation, args.batch_size, args.workers))
-
-    def loss(model: nn.Module, images: list[Tensor], targets: list[dict[str, Tensor]]) -> Tensor:
-        return sum(model(images, targets).values())
 
     def evaluate(model: Detector) -> dict[str, Any]:
         file = run.path / "predictions.json"
@@ -211,7 +177,46 @@ def load_data(args: argparse.Namespace, dataset: str, **kwargs: Any) -> Detectio
     """The images and objects that the flags name."""
     names = ("train_annotations", "validation_annotations", "train_images", "validation_images")
     chosen = {name: getattr(args, name) for name in (*names, "limit", "skip_bad_boxes")}
+    kwargs = {"masks": args.head == "mask_rcnn"} | kwargs
     return load_detection_data(dataset, num_workers=args.workers, **chosen, **kwargs)
+
+
+def build_model(args: argparse.Namespace, data: DetectionData) -> Detector:
+    """The network that the flags name, for the classes of the data."""
+    model = Detector(
+        args.model,
+        data.class_names,
+        args.head,
+        backbone_args=args.model_kwargs,
+        head_args=args.head_kwargs,
+        fpn_channels=args.fpn_channels,
+        min_size=args.min_size,
+        max_size=args.max_size,
+        anchor_sizes=args.anchor_sizes,
+        pretrained=args.checkpoint or args.pretrained,
+    )
+    set_norm(model.backbone, args.norm)
+    return model
+
+
+def loss(model: nn.Module, images: list[Tensor], targets: list[dict[str, Tensor]]) -> Tensor:
+    """What training minimizes, of one batch."""
+    return sum(model(images, targets).values())
+
+
+def training_batches(
+    args: argparse.Namespace, data: DetectionData, model: Detector, accelerator: Accelerator
+) -> TrainingBatches:
+    """This process's batches of images and objects."""
+    masks = model.config["head"] == "mask_rcnn"
+    transform = training_transform(
+        hflip=args.hflip,
+        scale_jitter=args.scale_jitter and tuple(args.scale_jitter),
+        crop_size=args.crop_size,
+        photometric=args.photometric,
+    )
+    dataset = DetectionDataset(data.train, transform, masks=masks, seed=args.seed)
+    return own_batches(args, dataset, accelerator, DetectionDataset.collate)
 
 
 def save_pictures(args: argparse.Namespace, model: Detector, data: DetectionData, path: Path) -> None:

@@ -33,7 +33,7 @@ from fdconv_zoo.dense.segmentation.model import DECODERS, Segmenter
 from fdconv_zoo.dense.segmentation.pictures import draw_predictions
 from fdconv_zoo.dense.segmentation.sources import FASHION_CANVASES
 from fdconv_zoo.dense.stand_ins import stand_in
-from fdconv_zoo.training.batches import TrainingBatches
+from fdconv_zoo.training.batches import TrainingBatches, own_batches
 from fdconv_zoo.training.cli import DEFAULT_WORKERS, ArgumentParser, run_script
 from fdconv_zoo.training.errors import ConfigError
 from fdconv_zoo.training.files import replacing, write_text
@@ -126,46 +126,11 @@ def train(args: argparse.Namespace, dataset: str) -> None:
     """Train, from the beginning or from where the run was stopped."""
     accelerator, run = start(args)
     with accelerator.local_main_process_first():  # it checks the data and downloads the weights
-        data = load_data(args, dataset, split="both")
-        model = Segmenter(
-            args.model,
-            data.class_names,
-            args.decoder,
-            backbone_args=args.model_kwargs,
-            decoder_args=args.decoder_kwargs,
-            ce_weight=args.ce_weight,
-            dice_weight=args.dice_weight,
-            pretrained=args.checkpoint or args.pretrained,
-        )
-    set_norm(model.backbone, args.norm)
-    model.to(accelerator.device)
-
-    transform = training_transform(
-        pair(args.crop_size),
-        mean=model.mean,
-        std=model.std,
-        scale=tuple(args.scale),
-        short_side=args.short_side,
-        hflip=args.hflip,
-        photometric=args.photometric,
-    )
-    batches = TrainingBatches(
-        SegmentationDataset(data.train, transform, seed=args.seed),
-        batch_size=args.batch_size,
-        batches_per_update=accelerator.gradient_accumulation_steps,
-        updates_per_epoch=args.updates_per_epoch,
-        seed=args.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        workers=args.workers,
-        collate=SegmentationDataset.collate,
-        device=accelerator.device,
-    )
+        data = load_data(args, dataset)
+        model = build_model(args, data).to(accelerator.device)
+    batches = training_batches(args, data, model, accelerator)
     validation = evaluation_data(args, data, model)
     loader = accelerator.prepare(evaluation_loader(validation, args.batch_size, args.workers))
-
-    def loss(model: nn.Module, images: Tensor, masks: Tensor) -> Tensor:
-        return sum(model(images, masks).values())
 
     def evaluate(model: Segmenter) -> dict[str, Any]:
         result = asdict(evaluate_segmenter(accelerator, model, loader, **view(args)))
@@ -212,6 +177,44 @@ def load_data(args: argparse.Namespace, dataset: str, **kwargs: Any) -> Segmenta
         names = [name for name in names if name != "class_names_file"]
     chosen = {name: getattr(args, name) for name in names}
     return load_segmentation_data(dataset, num_workers=args.workers, **chosen, **kwargs)
+
+
+def build_model(args: argparse.Namespace, data: SegmentationData) -> Segmenter:
+    """The network that the flags name, for the classes of the data."""
+    model = Segmenter(
+        args.model,
+        data.class_names,
+        args.decoder,
+        backbone_args=args.model_kwargs,
+        decoder_args=args.decoder_kwargs,
+        ce_weight=args.ce_weight,
+        dice_weight=args.dice_weight,
+        pretrained=args.checkpoint or args.pretrained,
+    )
+    set_norm(model.backbone, args.norm)
+    return model
+
+
+def loss(model: nn.Module, images: Tensor, masks: Tensor) -> Tensor:
+    """What training minimizes, of one batch."""
+    return sum(model(images, masks).values())
+
+
+def training_batches(
+    args: argparse.Namespace, data: SegmentationData, model: Segmenter, accelerator: Accelerator
+) -> TrainingBatches:
+    """This process's batches of images and masks."""
+    transform = training_transform(
+        pair(args.crop_size),
+        mean=model.mean,
+        std=model.std,
+        scale=tuple(args.scale),
+        short_side=args.short_side,
+        hflip=args.hflip,
+        photometric=args.photometric,
+    )
+    dataset = SegmentationDataset(data.train, transform, seed=args.seed)
+    return own_batches(args, dataset, accelerator, SegmentationDataset.collate)
 
 
 def evaluation_data(args: argparse.Namespace, data: SegmentationData, model: Segmenter) -> EvaluationDataset:

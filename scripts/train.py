@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import fdconv_zoo  # noqa: F401 - registers the models
 from fdconv_zoo.data import SAMPLE, load_image_data
-from fdconv_zoo.training.batches import TrainingBatches, training_images
+from fdconv_zoo.training.batches import own_batches, training_images
 from fdconv_zoo.training.build import build_model, check_forward, check_model_name, resolve_preprocessing
 from fdconv_zoo.training.cli import DEFAULT_WORKERS, ArgumentParser, run_script
 from fdconv_zoo.training.errors import ConfigError
@@ -154,25 +154,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     model.to(accelerator.device)
 
     # Batches.
-    processes = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     dataset = training_images(
         data.train,
         training_transform(args, preprocessing),
         mode="L" if preprocessing["input_size"][0] == 1 else "RGB",
         seed=args.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
         skip_bad_images=args.skip_bad_images,
-        **processes,
     )
-    batches = TrainingBatches(
-        dataset,
-        batch_size=args.batch_size,
-        batches_per_update=accelerator.gradient_accumulation_steps,
-        updates_per_epoch=args.updates_per_epoch,
-        seed=args.seed,
-        workers=args.workers,
-        device=accelerator.device,
-        **processes,
-    )
+    batches = own_batches(args, dataset, accelerator)
     validation = accelerator.prepare(
         evaluation_loader(
             data.validation, preprocessing, args.batch_size, args.workers, skip_bad_images=args.skip_bad_images

@@ -1,7 +1,6 @@
-"""The plain twin of the small model, and its twins with other dynamic convolutions, as timm models to train.
+"""The plain twin of the small model, those with some parts of FDConv, and those with other dynamic convolutions.
 
-Importing this registers `resnet10s_plain`, `resnet10s_condconv` and `resnet10s_odconv`: `resnet10s_fdconv` with plain
-convolutions, or with another dynamic convolution, in the places of FDConv.
+Importing this registers them as timm models to train: `resnet10s_fdconv` with something else in the places of FDConv.
 """
 
 from typing import Any
@@ -14,11 +13,18 @@ from torch import nn
 from fdconv_zoo import FDConv2d
 
 MODEL = "resnet10s_fdconv"
+PLAIN = "resnet10s_plain"
+_OTHER_WEIGHTS = ("resnet10s_condconv", "resnet10s_odconv")
 
 
-def _build(name: str, peer: type[nn.Module] | None, pretrained: bool, **kwargs: Any) -> nn.Module:
+def trained_twin(name: str) -> str:
+    """The twin whose trained weights `name` can start from: the plain one where it reads its weights, else itself."""
+    return name if name in _OTHER_WEIGHTS else PLAIN
+
+
+def _build(name: str, pretrained: bool, *, peer: type[nn.Module] | None = None, **kwargs: Any) -> nn.Module:
     cfg = (kwargs.pop("pretrained_cfg", None) or {}) | (kwargs.pop("pretrained_cfg_overlay", None) or {})
-    kwargs |= {"fdconv_layers": (), "pretrained_cfg_overlay": {**cfg, "architecture": name}}
+    kwargs |= {"pretrained_cfg_overlay": {**cfg, "architecture": name}}
     model = timm.create_model(MODEL, **kwargs)
     if peer is not None:
         replaced = [name for name, layer in timm.create_model(MODEL).named_modules() if isinstance(layer, FDConv2d)]
@@ -31,16 +37,28 @@ def _build(name: str, peer: type[nn.Module] | None, pretrained: bool, **kwargs: 
 @register_model
 def resnet10s_plain(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The plain twin."""
-    return _build("resnet10s_plain", None, pretrained, **kwargs)
+    return _build(PLAIN, pretrained, fdconv_layers=(), **kwargs)
+
+
+@register_model
+def resnet10s_fdw(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """With FDW alone: plain kernels, learned as their Fourier coefficients."""
+    return _build("resnet10s_fdw", pretrained, ksm_global=False, ksm_local=False, fbm=False, **kwargs)
+
+
+@register_model
+def resnet10s_fdw_ksm(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """With FDW and KSM: FDConv without FBM."""
+    return _build("resnet10s_fdw_ksm", pretrained, fbm=False, **kwargs)
 
 
 @register_model
 def resnet10s_condconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """With timm's CondConv, 8 experts."""
-    return _build("resnet10s_condconv", CondConv, pretrained, **kwargs)
+    return _build("resnet10s_condconv", pretrained, peer=CondConv, fdconv_layers=(), **kwargs)
 
 
 @register_model
 def resnet10s_odconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """With ODConv, 4 kernels."""
-    return _build("resnet10s_odconv", ODConv, pretrained, **kwargs)
+    return _build("resnet10s_odconv", pretrained, peer=ODConv, fdconv_layers=(), **kwargs)

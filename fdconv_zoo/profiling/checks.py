@@ -123,7 +123,7 @@ def _outcomes(model: nn.Module, batches: Sequence[Tensor], dtype: torch.dtype, t
         return outcomes
     model.zero_grad(set_to_none=True)
     for x in batches:
-        with autocast(x, dtype):
+        with autocast(x.device, dtype):
             logits = model(x)
         logits.float().sum().backward()
     gradients: dict[str, list[Tensor]] = {}

@@ -87,7 +87,7 @@ def profile(
         for cost, (median, iqr) in zip(costs.values(), time_by_turns(steps, repeats, x.device), strict=True):
             cost.update(train_seconds=median, train_iqr_seconds=iqr)
         for cost, model, step in zip(costs.values(), models.values(), steps, strict=True):
-            with autocast(x, dtype):
+            with autocast(x.device, dtype):
                 cost["saved_bytes"] = bytes_saved_for_backward(model, x)
             if x.device.type == "cuda":
                 cost["peak_bytes"] = peak_bytes_of_step(model, x, step)

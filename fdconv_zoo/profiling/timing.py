@@ -35,31 +35,41 @@ def forward_step(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Callable[[]
 
     @torch.inference_mode()
     def step() -> None:
-        with autocast(x, dtype):
+        with autocast(x.device, dtype):
             model(x)
 
     return step
 
 
-def training_step(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Callable[[], None]:
-    """Forward pass under autocast to ``dtype``, backward pass and update, for the batch x."""
+def training_step(
+    model: nn.Module, x: Tensor | Sequence, dtype: torch.dtype, loss: Callable[..., Tensor] | None = None
+) -> Callable[[], None]:
+    """Forward pass under autocast to ``dtype``, backward pass and update, for the batch x.
+
+    Args:
+        model: in the mode to train in.
+        x: a batch for the model; with a loss, the tuple of its batch.
+        dtype: float32 is no autocast.
+        loss: (model, *x) to a scalar; by default the sum of what the model returns.
+    """
     # The weights must stay finite over all repeats, whatever the gradients: the step is short.
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    device = next(model.parameters()).device
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with autocast(x, dtype):
-            logits = model(x)
-        logits.float().sum().backward()
+        with autocast(device, dtype):
+            result = model(x) if loss is None else loss(model, *x)
+        result.float().sum().backward()
         optimizer.step()
 
     return step
 
 
-def autocast(x: Tensor, dtype: torch.dtype) -> torch.autocast:
-    """Autocast for x's device; float32: none."""
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Autocast on a device; float32: none."""
     enabled = dtype != torch.float32
-    return torch.autocast(x.device.type, dtype=dtype if enabled else None, enabled=enabled)
+    return torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled)
 
 
 def _synchronize(device: torch.device) -> None:

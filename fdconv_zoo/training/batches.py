@@ -1,11 +1,13 @@
 """The training batches of an epoch, from any batch on, for each process its own."""
 
+import argparse
 import itertools
 import logging
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
@@ -177,3 +179,31 @@ class TrainingBatches:
                 raise ConfigError("the stream holds fewer images than one batch takes: lower --batch-size")
             _logger.warning("The stream ended before its epoch: --updates-per-epoch asks for more than it holds.")
             self.dataset.set_epoch(epoch)
+
+
+def own_batches(
+    args: argparse.Namespace,
+    dataset: data.Dataset,
+    accelerator: Accelerator,
+    collate: Callable[[list], tuple] | None = None,
+) -> TrainingBatches:
+    """The batches of this process, by the flags of a training script.
+
+    Args:
+        args: The flags.
+        dataset: As in `TrainingBatches`.
+        accelerator: Knows which process this is, and its device.
+        collate: As in `TrainingBatches`.
+    """
+    return TrainingBatches(
+        dataset,
+        batch_size=args.batch_size,
+        batches_per_update=accelerator.gradient_accumulation_steps,
+        updates_per_epoch=args.updates_per_epoch,
+        seed=args.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        workers=args.workers,
+        collate=collate,
+        device=accelerator.device,
+    )

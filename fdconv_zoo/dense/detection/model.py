@@ -12,6 +12,8 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
@@ -72,7 +74,7 @@ class Detector(
         head: ``faster_rcnn`` or ``mask_rcnn``.
         backbone_args: For ``timm.create_model``, such as ``drop_path_rate``, or ``fbm`` of FDConv.
         head_args: Of torchvision's ``FasterRCNN`` or ``MaskRCNN``, such as ``rpn_pre_nms_top_n_train``.
-        fpn_channels: Of the feature pyramid.
+        fpn_channels: Of the feature pyramid; the heads become as wide, and are torchvision's own at 256.
         min_size: The shorter side, in pixels, that images are scaled to; of several one is drawn in training, and
             the last is taken in evaluation.
         max_size: Limit of the longer side.
@@ -135,7 +137,7 @@ class Detector(
         anchors = AnchorGenerator([(size,) for size in anchor_sizes], [ASPECT_RATIOS] * len(anchor_sizes))
         self.network = HEADS[head](
             PyramidBackbone(body, fpn_channels),
-            num_classes=1 + len(class_names),
+            **_heads(head, fpn_channels, 1 + len(class_names)),
             min_size=min_size,
             max_size=max_size,
             image_mean=self.config["mean"],
@@ -179,6 +181,19 @@ class Detector(
     def generate_model_card(self, **kwargs: Any) -> ModelCard:
         """The card; `kwargs` can be ``repo_id``, ``dataset``, ``metrics`` (name to value) and ``table`` (Markdown)."""
         return super().generate_model_card(**{"model": self.config, **kwargs})
+
+
+def _heads(head: str, channels: int, num_classes: int) -> dict[str, nn.Module]:
+    """torchvision's heads on a pyramid of `channels`, by the names of its arguments; it has them for 256 only."""
+    size, width = 7, 4 * channels  # of what is cut out for a box, and of what is made of it
+    heads = {
+        "box_head": TwoMLPHead(channels * size**2, width),
+        "box_predictor": FastRCNNPredictor(width, num_classes),
+    }
+    if head == "mask_rcnn":
+        heads["mask_head"] = MaskRCNNHeads(channels, (channels,) * 4, dilation=1)
+        heads["mask_predictor"] = MaskRCNNPredictor(channels, channels, num_classes)
+    return heads
 
 
 def _check_arguments(network: type[FasterRCNN], arguments: Mapping[str, Any]) -> None:
