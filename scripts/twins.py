@@ -22,9 +22,12 @@ def trained_twin(name: str) -> str:
     return name if name in _OTHER_WEIGHTS else PLAIN
 
 
-def _build(name: str, pretrained: bool, *, peer: type[nn.Module] | None = None, **kwargs: Any) -> nn.Module:
+def _build(
+    name: str, pretrained: bool, kwargs: dict[str, Any], *, peer: type[nn.Module] | None = None, **own: Any
+) -> nn.Module:
+    kwargs = kwargs | own  # the configuration of a run has them too
     cfg = (kwargs.pop("pretrained_cfg", None) or {}) | (kwargs.pop("pretrained_cfg_overlay", None) or {})
-    kwargs |= {"pretrained_cfg_overlay": {**cfg, "architecture": name}}
+    kwargs["pretrained_cfg_overlay"] = {**cfg, "architecture": name}
     model = timm.create_model(MODEL, **kwargs)
     if peer is not None:
         replaced = [name for name, layer in timm.create_model(MODEL).named_modules() if isinstance(layer, FDConv2d)]
@@ -37,28 +40,28 @@ def _build(name: str, pretrained: bool, *, peer: type[nn.Module] | None = None, 
 @register_model
 def resnet10s_plain(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The plain twin."""
-    return _build(PLAIN, pretrained, fdconv_layers=(), **kwargs)
+    return _build(PLAIN, pretrained, kwargs, fdconv_layers=())
 
 
 @register_model
 def resnet10s_fdw(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """With FDW alone: plain kernels, learned as their Fourier coefficients."""
-    return _build("resnet10s_fdw", pretrained, ksm_global=False, ksm_local=False, fbm=False, **kwargs)
+    return _build("resnet10s_fdw", pretrained, kwargs, ksm_global=False, ksm_local=False, fbm=False)
 
 
 @register_model
 def resnet10s_fdw_ksm(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """With FDW and KSM: FDConv without FBM."""
-    return _build("resnet10s_fdw_ksm", pretrained, fbm=False, **kwargs)
+    return _build("resnet10s_fdw_ksm", pretrained, kwargs, fbm=False)
 
 
 @register_model
 def resnet10s_condconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """With timm's CondConv, 8 experts."""
-    return _build("resnet10s_condconv", pretrained, peer=CondConv, fdconv_layers=(), **kwargs)
+    return _build("resnet10s_condconv", pretrained, kwargs, peer=CondConv, fdconv_layers=())
 
 
 @register_model
 def resnet10s_odconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """With ODConv, 4 kernels."""
-    return _build("resnet10s_odconv", pretrained, peer=ODConv, fdconv_layers=(), **kwargs)
+    return _build("resnet10s_odconv", pretrained, kwargs, peer=ODConv, fdconv_layers=())

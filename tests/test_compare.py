@@ -8,8 +8,13 @@ import pytest
 import timm
 import torch
 from run_scripts import ROOT, load_script
+from safetensors.torch import save_file
+from torch import nn
 
 from fdconv_zoo.data.sources import SAMPLE_FOLDER
+from fdconv_zoo.dense.canvases import write_canvases
+from fdconv_zoo.dense.detection.model import Detector
+from fdconv_zoo.dense.segmentation.model import Segmenter
 from fdconv_zoo.index import MODELS
 
 MODELS_COMPARED = ["resnet10s_fdconv", "resnet10s_plain", "resnet10s_condconv", "resnet10s_odconv"]
@@ -20,7 +25,7 @@ def compare():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "scripts")  # the script imports others beside it
         yield load_script("compare")
-        for name in ("train", "validate", "twins", "peers"):
+        for name in ("train", "validate", "segment", "detect", "twins", "peers"):
             sys.modules.pop(name, None)
 
 
@@ -59,6 +64,59 @@ def test_every_model_is_trained_and_tested_once(compare, dataset, tmp_path, caps
     compare.main(arguments)
     assert stamps == {path: path.stat().st_mtime_ns for path in output.glob("*/last/model.safetensors")}
     assert json.loads((output / "comparison.json").read_text())["runs"] == table["runs"]
+
+
+PARTS = ["resnet10s_plain", "resnet10s_fdw", "resnet10s_fdw_ksm", "resnet10s_fdconv", "resnet10s_odconv"]
+
+
+@pytest.fixture(scope="module")
+def canvases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "canvases"
+    write_canvases(folder, train=8, validation=4, size=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained_twins(compare, tmp_path_factory):
+    """Weights of two networks, as a comparison leaves them."""
+    folder = tmp_path_factory.mktemp("twins")
+    for name in ("resnet10s_plain", "resnet10s_odconv"):
+        torch.manual_seed(0)
+        (folder / f"{name}-seed5" / "last").mkdir(parents=True)
+        save_file(timm.create_model(name).state_dict(), folder / f"{name}-seed5" / "last" / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("task", "small", "metrics"),
+    [("segment", ["--crop-size", 64], ["miou"]), ("detect", ["--min-size", 64], ["box_ap", "mask_ap"])],
+)
+def test_parts_of_fdconv_in_dense_prediction(task, small, metrics, compare, canvases, trained_twins, tmp_path, capsys):
+    output = tmp_path / "runs"
+    flags = ["--config", MODELS / f"resnet10s_fdconv.fashion_mnist.{task}_canvases.yaml", "--dataset", canvases]
+    flags += ["--models", *PARTS, "--seeds", 5, "--start-from", trained_twins, "--output", output, "--epochs", 1]
+    flags += ["--batch-size", 4, "--warmup-epochs", 0, "--lr", 0, "--pictures", 0, *small]
+    compare.main([str(flag) for flag in flags])
+    rows = json.loads((output / "comparison.json").read_text())["models"]
+    assert [row["model"] for row in rows] == PARTS
+    for row in rows:
+        last = json.loads((output / f"{row['model']}-seed5" / "metrics.jsonl").read_text().splitlines()[-1])
+        assert [row[f"{metric}_mean"] for metric in metrics] == [last[metric] for metric in metrics]
+        assert row["images"] == 4
+    parameters = [row["parameters"] for row in rows]
+    assert parameters == sorted(parameters)
+    assert "| `resnet10s_fdw_ksm` |" in capsys.readouterr().out
+    # Nothing was learned: what reads plain weights still is the plain network, to rounding.
+    plain, *dynamic = [backbone_kernel(output / f"{name}-seed5" / "last") for name in PARTS[:4]]
+    for kernel in dynamic:
+        torch.testing.assert_close(kernel, plain, rtol=0, atol=1e-6)
+
+
+def backbone_kernel(folder):
+    config = json.loads((folder / "config.json").read_text())
+    model = (Segmenter if "decoder" in config else Detector).from_pretrained(folder)
+    layer = model.backbone.model.layer1[0].conv1
+    return layer.weight if isinstance(layer, nn.Conv2d) else layer.fdw()[0]
 
 
 def test_a_twin_comes_back_from_its_folder(compare, tmp_path):

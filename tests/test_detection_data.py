@@ -16,11 +16,12 @@ from torchvision import tv_tensors
 
 from fdconv_zoo.data import DataError
 from fdconv_zoo.dense import canvases
+from fdconv_zoo.dense.colours import class_colour
 from fdconv_zoo.dense.detection import checks
 from fdconv_zoo.dense.detection.augment import enclosing_boxes, training_transform
 from fdconv_zoo.dense.detection.dataset import DetectionDataset, EvaluationDataset, read_image, read_target
 from fdconv_zoo.dense.detection.loading import load_detection_data
-from fdconv_zoo.dense.detection.pictures import class_colour, draw_detections, draw_grid
+from fdconv_zoo.dense.detection.pictures import draw_detections, draw_grid
 from fdconv_zoo.dense.detection.rle import decode_masks, encode_mask, run_lengths, usable_segmentation
 
 PLAIN = coco([image(7), image(5)], [annotation(1, 5, 17, [4, 6, 10, 8]), annotation(2, 7, 90, [0, 0, 5, 5])])

@@ -89,8 +89,8 @@ class ByHand(nn.Module):
     def __init__(self):
         super().__init__()
         self.body = timm.create_model(NAME, features_only=True, out_indices=(1, 2, 3, 4), **NARROW)
-        self.fpn = FeaturePyramidNetwork([24, 24, 32, 32], 16, LastLevelMaxPool())
-        self.out_channels = 16
+        self.fpn = FeaturePyramidNetwork([24, 24, 32, 32], 256, LastLevelMaxPool())
+        self.out_channels = 256
 
     def forward(self, x):
         return self.fpn({str(i): feature for i, feature in enumerate(self.body(x))})
@@ -99,7 +99,7 @@ class ByHand(nn.Module):
 @both_heads
 def test_as_written_by_hand(head):
     """The strides of this backbone are 2, 4, 8 and 16, and of what is pooled from the last 32."""
-    model = make_random(head)
+    model = make_random(head, fpn_channels=256)
     anchors = AnchorGenerator(((16,), (32,), (64,), (128,), (256,)), ((0.5, 1.0, 2.0),) * 5)
     network = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}[head]
     by_hand = network(ByHand(), num_classes=3, rpn_anchor_generator=anchors, **SIZES, **HEAD)
@@ -112,6 +112,15 @@ def test_as_written_by_hand(head):
         losses.append(trained.train()(*data()))
     assert losses[0] == losses[1]
     assert ("loss_mask" in losses[0]) == (head == "mask_rcnn")
+
+
+@pytest.mark.parametrize("channels", [16, 32])
+def test_the_heads_are_as_wide_as_the_pyramid(channels):
+    heads = make("mask_rcnn", fpn_channels=channels).network.roi_heads
+    layers = [layer for layer in heads.mask_head.modules() if isinstance(layer, nn.Conv2d)]
+    assert [layer.weight.shape for layer in layers] == [(channels, channels, 3, 3)] * 4
+    assert heads.mask_predictor.conv5_mask.weight.shape == (channels, channels, 2, 2)
+    assert heads.box_head.fc7.weight.shape == (4 * channels, 4 * channels)
 
 
 @both_heads

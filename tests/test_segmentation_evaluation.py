@@ -1,5 +1,6 @@
 """Prediction in windows and views, the figures over a validation set, and pictures."""
 
+import itertools
 import math
 import os
 
@@ -19,13 +20,14 @@ pytest.importorskip("segmentation_models_pytorch", reason="the segmentation libr
 pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
 
 from fdconv_zoo.data import DataError
+from fdconv_zoo.dense.colours import class_colour
 from fdconv_zoo.dense.segmentation.classes import IGNORE
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset
 from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter, evaluation_loader
 from fdconv_zoo.dense.segmentation.inference import predict, slide
 from fdconv_zoo.dense.segmentation.metrics import SegmentationMetrics
 from fdconv_zoo.dense.segmentation.model import Segmenter
-from fdconv_zoo.dense.segmentation.pictures import colour_map, draw_grid, draw_mask, overlay
+from fdconv_zoo.dense.segmentation.pictures import draw_grid, draw_mask, overlay
 from fdconv_zoo.training.errors import ConfigError
 
 CLASSES = ["background", "cat", "dog", "horse"]
@@ -307,24 +309,21 @@ def test_two_processes_count_every_image_once(tmp_path):
 
 
 def test_colours_can_be_told_apart():
-    colours = colour_map().astype(int)
-    assert colours.shape == (256, 3)
-    assert colours[0].tolist() == [0, 0, 0]
-    assert np.array_equal(colours, colour_map())
-    distances = [math.dist(colours[i], colours[j]) for i in range(20) for j in range(i)]
-    assert min(distances) > 40
+    colours = [class_colour(number) for number in range(20)]
+    assert colours[0] == (0, 0, 0)
+    assert min(math.dist(one, other) for one, other in itertools.combinations(colours, 2)) > 40
 
 
 def test_masks_as_pictures():
     mask = np.array([[0, 1, 2], [3, 1, IGNORE]])
     picture = np.asarray(draw_mask(mask))
-    assert np.array_equal(picture[mask != IGNORE], colour_map()[mask[mask != IGNORE]])
+    assert picture.reshape(-1, 3)[:-1].tolist() == [list(class_colour(number)) for number in (0, 1, 2, 3, 1)]
     hatched = np.asarray(draw_mask(np.full((20, 20), IGNORE)))
     assert len(np.unique(hatched.reshape(-1, 3), axis=0)) == 2
     assert (hatched.min(2) == hatched.max(2)).all()
     image = Image.fromarray(np.full((2, 3, 3), 200, np.uint8))
     assert np.array_equal(np.asarray(overlay(image, mask, 0.0)), np.asarray(image))
-    assert np.array_equal(np.asarray(overlay(image, mask, 1.0))[0], colour_map()[mask[0]])
+    assert np.array_equal(np.asarray(overlay(image, mask, 1.0))[0], picture[0])
 
 
 @pytest.mark.parametrize("has_truth", [True, False])
@@ -340,6 +339,6 @@ def test_grid(has_truth):
     panel = 192 * 288
     assert 2 * panel <= area([255, 0, 0]) <= 2 * panel + 10
     for number, expected in ((1, 2 * has_truth), (3, 2)):
-        spare = area(colour_map()[number]) - expected * panel
+        spare = area(class_colour(number)) - expected * panel
         assert 100 < spare < 300 if expected else spare == 0  # the legend's square
-    assert not area(colour_map()[2])
+    assert not area(class_colour(2))

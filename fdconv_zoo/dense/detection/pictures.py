@@ -1,6 +1,5 @@
 """Pictures of what a detector found."""
 
-import colorsys
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -10,17 +9,13 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_segmentation_masks
 
+from fdconv_zoo.dense.colours import Colour, class_colour
 from fdconv_zoo.dense.detection.coco import CocoImages
 from fdconv_zoo.dense.detection.dataset import read_image, read_target
 from fdconv_zoo.dense.detection.model import Detector
 
 _SIDE = 480  # pixels: pictures whose shorter side is smaller are enlarged, so that labels can be read
 _GAP = 8  # white pixels between pictures
-
-
-def class_colour(label: int) -> tuple[int, int, int]:
-    """The colour of a class, always the same; the hues of near labels lie far apart."""
-    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(label * 0.618 % 1, 0.85, (1.0, 0.75)[label % 2]))
 
 
 def draw_detections(
@@ -95,7 +90,7 @@ def draw_predictions(
     return draw_grid(pictures, columns=1)
 
 
-def _overlay(picture: Tensor, masks: Tensor, colours: list[tuple[int, int, int]]) -> Tensor:
+def _overlay(picture: Tensor, masks: Tensor, colours: list[Colour]) -> Tensor:
     for mask, colour in zip(masks, colours, strict=True):  # one by one: together, torchvision blackens what two share
         picture = draw_segmentation_masks(picture, mask, alpha=0.45, colors=[colour])
     return picture
@@ -106,7 +101,7 @@ def _write(
     font: ImageFont.FreeTypeFont,
     caption: str,
     box: list[float],
-    colour: tuple[int, int, int],
+    colour: Colour,
     size: tuple[int, int],
 ) -> None:
     """Writes above the box, or within where there is no room above; always inside the picture."""

@@ -1,6 +1,5 @@
 """Pictures of masks: over an image, and in a grid of image, truth and prediction."""
 
-import colorsys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from fdconv_zoo.dense.colours import class_colour
 from fdconv_zoo.dense.segmentation.classes import IGNORE
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset
 from fdconv_zoo.dense.segmentation.inference import predict
@@ -19,20 +19,12 @@ Mask = NDArray[np.integer]  # class numbers (H, W), or 255 where a pixel is igno
 _SIDE = 192  # pixels of a panel's shorter side
 _GAP, _FONT_SIZE, _LINE = 8, 14, 22
 _HATCH = ((70, 70, 70), (150, 150, 150))
-
-
-def colour_map() -> NDArray[np.uint8]:
-    """The colours (256, 3) of the class numbers, always the same: the first black, and near numbers of distant hues."""
-    colours = [(0.0, 0.0, 0.0)]
-    for number in range(1, 256):
-        saturation, value = ((0.9, 0.95), (0.55, 0.95), (0.9, 0.6))[number % 3]
-        colours.append(colorsys.hsv_to_rgb(number * 0.618 % 1, saturation, value))
-    return np.round(255 * np.array(colours)).astype(np.uint8)
+_COLOURS = np.array([class_colour(number) for number in range(256)], np.uint8)
 
 
 def draw_mask(mask: Mask) -> Image.Image:
     """A mask in the colours of its classes; ignored pixels are hatched in grey."""
-    picture = colour_map()[mask]
+    picture = _COLOURS[mask]
     rows, columns = np.nonzero(mask == IGNORE)
     picture[rows, columns] = np.array(_HATCH, np.uint8)[(rows + columns) // 4 % 2]
     return Image.fromarray(picture)
