@@ -6,7 +6,7 @@ import torch
 
 from fdconv_zoo import FDConv2d
 from fdconv_zoo.training.flags import add_optimization_flags, build_scheduler
-from fdconv_zoo.training.optimizer import build_optimizer
+from fdconv_zoo.training.optimizer import build_optimizer, learning_rate
 
 
 def parse(*flags: str) -> argparse.Namespace:
@@ -23,15 +23,17 @@ def rate_of(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("layer_decay", [None, "0.5"])
-def test_spectra_have_a_learning_rate_of_their_own(layer_decay):
+def test_spectra_and_modulators_have_learning_rates_of_their_own(layer_decay):
     model = timm.create_model("resnet10s_fdconv")
     flags = ["--lr", "0.1", *(["--layer-decay", layer_decay] if layer_decay else [])]
-    plain, scaled = (build_optimizer(parse(*flags, "--spectrum-lr", factor), model) for factor in ("1", "4"))
+    plain = build_optimizer(parse(*flags), model)
+    scaled = build_optimizer(parse(*flags, "--spectrum-lr", "4", "--modulator-lr", "0.1"), model)
     for update in (0, 3, 150):
         for optimizer in (plain, scaled):
             build_scheduler(parse(*flags), optimizer, updates_per_epoch=10).step_update(update)
+        assert learning_rate(scaled) == pytest.approx(rate_of(plain, model.fc.bias))
         for name, parameter in model.named_parameters():
-            factor = 4 if name.endswith("spectrum") else 1
+            factor = 4 if name.endswith("spectrum") else 0.1 if ".ksm." in name or ".fbm." in name else 1
             assert rate_of(scaled, parameter) == pytest.approx(factor * rate_of(plain, parameter)), name
     decays = [
         {id(p): group["weight_decay"] for group in o.param_groups for p in group["params"]} for o in (plain, scaled)

@@ -20,6 +20,7 @@ def add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     optim.add_argument("--opt", default="adamw", help="any optimizer of timm")
     optim.add_argument("--lr", type=float, default=3e-4, help="at the end of the warm-up")
     optim.add_argument("--spectrum-lr", type=float, default=1.0, metavar="FACTOR", help="--lr of Fourier coefficients")
+    optim.add_argument("--modulator-lr", type=float, default=1.0, metavar="FACTOR", help="--lr of KSM and FBM")
     optim.add_argument("--weight-decay", type=float, default=0.05, help="not for norms and biases")
     optim.add_argument("--layer-decay", type=float, help="learning rate factor from each layer to the one before it")
     optim.add_argument("--sched", choices=("cosine", "tanh", "poly", "multistep"), default="cosine")

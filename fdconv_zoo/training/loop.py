@@ -23,7 +23,7 @@ from fdconv_zoo.training.errors import ConfigError
 from fdconv_zoo.training.finite import check_finite
 from fdconv_zoo.training.flags import build_scheduler
 from fdconv_zoo.training.meter import Meter
-from fdconv_zoo.training.optimizer import build_optimizer
+from fdconv_zoo.training.optimizer import build_optimizer, learning_rate
 from fdconv_zoo.training.randomness import seed_step
 from fdconv_zoo.training.run_folder import RunFolder
 from fdconv_zoo.training.tuning import train_mode
@@ -163,7 +163,7 @@ def fit(
             if progress.update % args.log_every == 0:
                 loss, speed = meter.recent()
                 check_finite(loss, update=progress.update, checkpoint=run.newest_checkpoint)
-                lr = max(group["lr"] for group in optimizer.param_groups)
+                lr = learning_rate(optimizer)
                 bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.2e}, {speed:.0f} images/s")
                 with run.writing():
                     accelerator.log({"train/loss": loss, "train/lr": lr}, step=progress.update)
@@ -179,7 +179,7 @@ def fit(
         row = {
             "epoch": epoch + 1,
             "update": progress.update,
-            "lr": max(group["lr"] for group in optimizer.param_groups),
+            "lr": learning_rate(optimizer),
             "train_loss": train_loss,
             "train_images_per_second": train_speed,
             **task.evaluate(evaluated_model),

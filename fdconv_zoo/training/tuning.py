@@ -24,7 +24,7 @@ def freeze(model: nn.Module, tune: str) -> None:
     classifier = model.get_classifier()
     trained = list(classifier) if isinstance(classifier, tuple) else [classifier]
     if tune == "modulators":
-        modulators = [m for m in model.modules() if isinstance(m, KernelSpatialModulation | FrequencyBandModulation)]
+        modulators = find_modulators(model)
         if not modulators:
             raise ConfigError(
                 "--tune modulators needs a model with FDConv layers (such as resnet50_fdconv), and this one has none; "
@@ -36,6 +36,11 @@ def freeze(model: nn.Module, tune: str) -> None:
         module.requires_grad_(True)
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(f"--tune {tune}: the model's classifier has no parameters to train; use --tune all")
+
+
+def find_modulators(model: nn.Module) -> list[nn.Module]:
+    """Every KSM and FBM in the model."""
+    return [m for m in model.modules() if isinstance(m, KernelSpatialModulation | FrequencyBandModulation)]
 
 
 def train_mode(model: nn.Module) -> None:
