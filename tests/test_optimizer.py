@@ -5,6 +5,7 @@ import timm
 import torch
 
 from fdconv_zoo import FDConv2d
+from fdconv_zoo.layers import FrequencyBandModulation
 from fdconv_zoo.training.flags import add_optimization_flags, build_scheduler
 from fdconv_zoo.training.optimizer import build_optimizer, learning_rate
 
@@ -55,3 +56,16 @@ def test_how_much_less_a_spectrum_moves_a_kernel(kernel, factor):
             (module(x) - start).square().mean().sqrt() for module, start in zip((layer, conv), before, strict=True)
         ]
     assert (moved[1] / moved[0]).item() == pytest.approx(factor, rel=0.05)
+
+
+@pytest.mark.parametrize(("factor", "low", "high"), [("1", 1.4, 1.7), ("0.1", 1.03, 1.1)])
+def test_how_far_a_step_carries_a_band_weight(factor, low, high):
+    """One step of AdamW at 0.006, on what 64 rectified channels hold, towards weights of 1.2."""
+    torch.manual_seed(0)
+    fbm = FrequencyBandModulation(64)
+    x = torch.randn(4, 64, 16, 16).relu()
+    optimizer = build_optimizer(parse("--lr", "0.006", "--modulator-lr", factor), fbm)
+    (fbm(x) - 1.2 * x).square().mean().backward()
+    optimizer.step()
+    weights = 2 * torch.sigmoid(fbm.attention(x))
+    assert low < weights.mean() < high
