@@ -22,10 +22,11 @@ from timm.utils import ParseKwargs
 from torch import Tensor, nn
 
 import fdconv_zoo  # noqa: F401 - registers the models
+from fdconv_zoo.dense.canvases import FASHION_CANVASES
 from fdconv_zoo.dense.detection.augment import training_transform
 from fdconv_zoo.dense.detection.dataset import DetectionDataset
 from fdconv_zoo.dense.detection.evaluate import evaluate_detector, evaluation_loader
-from fdconv_zoo.dense.detection.loading import CANVASES, DetectionData, load_detection_data
+from fdconv_zoo.dense.detection.loading import DetectionData, load_detection_data
 from fdconv_zoo.dense.detection.metrics import coco_truth
 from fdconv_zoo.dense.detection.model import HEADS, Detector
 from fdconv_zoo.dense.detection.pictures import draw_predictions
@@ -69,7 +70,9 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--evaluate", metavar="MODEL", help="instead of training: the folder of a run, or hf-hub:NAME")
 
     data = parser.add_argument_group("data, in COCO's format")
-    data.add_argument("--dataset", help=f"folder with images and annotations/, or {CANVASES} (made at first use)")
+    data.add_argument(
+        "--dataset", help=f"folder with images and annotations/, or {FASHION_CANVASES} (made at first use)"
+    )
     data.add_argument("--train-annotations", metavar="FILE", help="instead of the dataset's own")
     data.add_argument("--validation-annotations", metavar="FILE")
     data.add_argument("--train-images", metavar="DIR")
@@ -230,7 +233,7 @@ def save_pictures(args: argparse.Namespace, model: Detector, data: DetectionData
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise `ConfigError` for what can be known to be wrong from the command line alone."""
     if not (args.dataset or args.validation_annotations):
-        raise ConfigError(f"--dataset is needed: a folder in COCO's format, or {CANVASES}")
+        raise ConfigError(f"--dataset is needed: a folder in COCO's format, or {FASHION_CANVASES}")
     if not (args.model or args.evaluate):
         raise ConfigError("--model is needed, a backbone, or an entry of models/ with --config")
     if args.norm == "frozen" and not (args.pretrained or args.checkpoint or args.smoke or args.evaluate):

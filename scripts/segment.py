@@ -23,6 +23,7 @@ from timm.utils import ParseKwargs
 from torch import Tensor, nn
 
 import fdconv_zoo  # noqa: F401 - registers the models
+from fdconv_zoo.dense.canvases import FASHION_CANVASES
 from fdconv_zoo.dense.norms import NORMS, set_norm
 from fdconv_zoo.dense.saved_model import export
 from fdconv_zoo.dense.segmentation.augment import training_transform
@@ -31,7 +32,6 @@ from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter, evaluatio
 from fdconv_zoo.dense.segmentation.loading import SegmentationData, load_segmentation_data
 from fdconv_zoo.dense.segmentation.model import DECODERS, Segmenter
 from fdconv_zoo.dense.segmentation.pictures import draw_predictions
-from fdconv_zoo.dense.segmentation.sources import FASHION_CANVASES
 from fdconv_zoo.dense.stand_ins import stand_in
 from fdconv_zoo.training.batches import TrainingBatches, own_batches
 from fdconv_zoo.training.cli import DEFAULT_WORKERS, ArgumentParser, run_script

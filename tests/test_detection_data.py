@@ -15,9 +15,9 @@ from pycocotools import mask as coco_mask
 from torchvision import tv_tensors
 
 from fdconv_zoo.data import DataError
-from fdconv_zoo.dense import canvases
+from fdconv_zoo.dense.canvases import write_canvases
 from fdconv_zoo.dense.colours import class_colour
-from fdconv_zoo.dense.detection import checks
+from fdconv_zoo.dense.detection import checks, loading
 from fdconv_zoo.dense.detection.augment import enclosing_boxes, training_transform
 from fdconv_zoo.dense.detection.dataset import DetectionDataset, EvaluationDataset, read_image, read_target
 from fdconv_zoo.dense.detection.loading import load_detection_data
@@ -61,8 +61,8 @@ def test_the_layout_of_coco_and_explicit_places(tmp_path):
 
 
 def test_the_demo_data_is_made_when_it_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(canvases, "canvases_folder", lambda: tmp_path / "made")
-    canvases.write_canvases(tmp_path / "made", train=3, validation=2, size=32)
+    monkeypatch.setattr(loading, "canvases_folder", lambda: tmp_path / "made")
+    write_canvases(tmp_path / "made", train=3, validation=2, size=32)
     data = load_detection_data("fashion_canvases", masks=True)
     assert (len(data.train), len(data.validation)) == (3, 2)
     assert data.category_ids == list(range(1, 11))

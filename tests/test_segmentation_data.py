@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
 from fdconv_zoo.data import DataError
-from fdconv_zoo.dense import canvases
+from fdconv_zoo.dense.segmentation import sources
 from fdconv_zoo.dense.segmentation.augment import RandomScale, VariedCrop, training_transform
 from fdconv_zoo.dense.segmentation.classes import IGNORE, cityscapes_classes
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset, SegmentationDataset
@@ -740,7 +740,7 @@ def test_the_demo_data(tmp_path, monkeypatch, caplog):
     (folder / "classes.txt").write_text("background\nbag\nshirt\n")
     (folder / "annotations").mkdir()
     (folder / "annotations/instances_train.json").write_text("{}")  # for detection
-    monkeypatch.setattr(canvases, "canvases_folder", lambda: folder)
+    monkeypatch.setattr(sources, "canvases_folder", lambda: folder)
     data = load_segmentation_data("fashion_canvases")
     assert data.class_names == ["background", "bag", "shirt"]
     assert len(data.train) == 2

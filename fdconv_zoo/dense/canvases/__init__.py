@@ -15,7 +15,7 @@ depends on the seed, its split and its number only, and is the same on every mac
 README.txt says what lies where. The modules: `garments` cuts out, `textures` and `compose` draw, `write` stores.
 """
 
-from fdconv_zoo.dense.canvases.cache import canvases_folder
+from fdconv_zoo.dense.canvases.cache import FASHION_CANVASES, canvases_folder
 from fdconv_zoo.dense.canvases.write import write_canvases
 
-__all__ = ["canvases_folder", "write_canvases"]
+__all__ = ["FASHION_CANVASES", "canvases_folder", "write_canvases"]

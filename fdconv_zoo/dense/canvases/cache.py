@@ -13,6 +13,7 @@ from fdconv_zoo.training.files import explaining_write_errors
 
 _logger = logging.getLogger(__name__)
 
+FASHION_CANVASES = "fashion_canvases"  # what a user calls this dataset
 VERSION = "canvases-v1"  # raised whenever a pixel changes, so that no cache mixes two sets
 
 

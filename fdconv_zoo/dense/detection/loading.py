@@ -8,10 +8,9 @@ import numpy as np
 
 from fdconv_zoo.data.error import DataError
 from fdconv_zoo.data.splits import limited
+from fdconv_zoo.dense.canvases import FASHION_CANVASES, canvases_folder
 from fdconv_zoo.dense.detection.checks import check_categories, check_image_files, check_not_empty, usable_annotations
 from fdconv_zoo.dense.detection.coco import CocoImages, read_coco
-
-CANVASES = "fashion_canvases"
 
 _ANNOTATIONS = "annotations/instances_{}.json"
 _LAYOUTS = {  # annotation file and image folder: as COCO is published, and as in ours
@@ -61,7 +60,7 @@ def load_detection_data(
     Args:
         dataset: a folder: COCO's own (`train2017/`, `val2017/`, `annotations/instances_train2017.json`,
             `instances_val2017.json`), or `images/train/`, `images/validation/`, `annotations/instances_train.json`,
-            `instances_validation.json`; or `CANVASES`, made at first use. None where the next four say it all.
+            `instances_validation.json`; or `FASHION_CANVASES`, made at first use. None where the next four say it all.
         train_annotations: file, instead of the dataset's own.
         validation_annotations: file, instead of the dataset's own.
         train_images: folder, instead of the dataset's own.
@@ -102,13 +101,11 @@ def load_detection_data(
 def _folder(dataset: str | None) -> Path | None:
     if dataset is None:
         return None
-    if dataset == CANVASES:
-        from fdconv_zoo.dense.canvases import canvases_folder  # makes them: only for who asks
-
+    if dataset == FASHION_CANVASES:
         return canvases_folder()
     folder = Path(dataset).expanduser()
     if not folder.is_dir():
-        raise DataError(f"{dataset}: no such folder. Name one with images and annotations, or {CANVASES}.")
+        raise DataError(f"{dataset}: no such folder. Name one with images and annotations, or {FASHION_CANVASES}.")
     return folder
 
 

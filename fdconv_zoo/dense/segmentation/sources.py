@@ -10,10 +10,9 @@ from datasets import Dataset, Features, Image
 
 from fdconv_zoo.data.error import DataError
 from fdconv_zoo.data.sources import load_splits
+from fdconv_zoo.dense.canvases import FASHION_CANVASES, canvases_folder
 from fdconv_zoo.dense.segmentation.columns import find_columns, undecoded_pairs
 from fdconv_zoo.dense.segmentation.layouts import Layout, find_layout
-
-FASHION_CANVASES = "fashion_canvases"
 
 
 def find_splits(
@@ -27,8 +26,6 @@ def find_splits(
     """
     folder = Path(dataset).expanduser()
     if dataset == FASHION_CANVASES:
-        from fdconv_zoo.dense.canvases import canvases_folder
-
         folder = canvases_folder()
     layout = find_layout(folder) if folder.is_dir() else None
     if layout is None:
