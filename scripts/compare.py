@@ -35,6 +35,7 @@ from fdconv_zoo.costs import count_parameters
 from fdconv_zoo.index import read_entry
 from fdconv_zoo.profiling.timing import time_by_turns, training_step
 from fdconv_zoo.training.cli import run_script
+from fdconv_zoo.training.errors import ConfigError
 from fdconv_zoo.training.files import write_text
 
 SCRIPTS = {"classification": train, "segmentation": segment, "detection": detect}
@@ -64,15 +65,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, recipe = build_parser().parse_known_args(argv)
     script = SCRIPTS[read_entry(args.config).task]
     flags = ["--config", args.config, *recipe]
+    runs = [
+        (model, seed, starting_weights(args.start_from, model, seed)) for seed in args.seeds for model in args.models
+    ]
     rows = []
-    for seed in args.seeds:
-        for model in args.models:
-            run = args.output / f"{model}-seed{seed}"
-            own = [*flags, "--model", model, "--seed", str(seed), "--output", str(run)]
-            if args.start_from:
-                weights = args.start_from / f"{trained_twin(model)}-seed{seed}" / "last" / "model.safetensors"
-                own += ["--checkpoint", str(weights)]
-            rows.append({"model": model, "seed": seed, **train_and_test(script, own, run, args.test_split)})
+    for model, seed, weights in runs:
+        run = args.output / f"{model}-seed{seed}"
+        own = [*flags, "--model", model, "--seed", str(seed), "--output", str(run), *weights]
+        rows.append({"model": model, "seed": seed, **train_and_test(script, own, run, args.test_split)})
     steps = [network_and_step(script, [*flags, "--output", str(args.output)], model) for model in args.models]
     medians = [median for median, _ in time_by_turns([step for _, step in steps], 10, torch.device("cpu"))]
     table = []
@@ -82,6 +82,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         table.append({"model": model, **costs, **summarize(own, METRICS[script])})
     write_text(args.output / "comparison.json", json.dumps({"models": table, "runs": rows}, indent=2) + "\n")
     print(as_table(table, METRICS[script]))
+
+
+def starting_weights(comparison: Path | None, model: str, seed: int) -> list[str]:
+    """The flags that make a run start from weights of an earlier comparison. Raises ConfigError for missing ones."""
+    if comparison is None:
+        return []
+    weights = comparison / f"{trained_twin(model)}-seed{seed}" / "last" / "model.safetensors"
+    if not weights.is_file():
+        raise ConfigError(
+            f"--start-from {comparison}: there is no {weights.relative_to(comparison)}, from which {model} would start; "
+            f"compare {trained_twin(model)} with seed {seed} there first"
+        )
+    return ["--checkpoint", str(weights)]
 
 
 def train_and_test(script: ModuleType, flags: list[str], run: Path, test_split: str) -> dict[str, Any]:

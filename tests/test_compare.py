@@ -16,6 +16,7 @@ from fdconv_zoo.dense.canvases import write_canvases
 from fdconv_zoo.dense.detection.model import Detector
 from fdconv_zoo.dense.segmentation.model import Segmenter
 from fdconv_zoo.index import MODELS
+from fdconv_zoo.training.errors import ConfigError
 
 MODELS_COMPARED = ["resnet10s_fdconv", "resnet10s_plain", "resnet10s_condconv", "resnet10s_odconv"]
 
@@ -110,6 +111,14 @@ def test_parts_of_fdconv_in_dense_prediction(task, small, metrics, compare, canv
     plain, *dynamic = [backbone_kernel(output / f"{name}-seed5" / "last") for name in PARTS[:4]]
     for kernel in dynamic:
         torch.testing.assert_close(kernel, plain, rtol=0, atol=1e-6)
+
+
+def test_missing_weights_are_named_before_work_starts(compare, trained_twins, tmp_path):
+    flags = ["--config", MODELS / "resnet10s_fdconv.fashion_mnist.segment_canvases.yaml", "--models", "resnet10s_fdw"]
+    flags += ["--seeds", 5, 6, "--start-from", trained_twins, "--output", tmp_path / "runs"]
+    with pytest.raises(ConfigError, match="no resnet10s_plain-seed6/last/model.safetensors, from which resnet10s_fdw"):
+        compare.main([str(flag) for flag in flags])
+    assert not (tmp_path / "runs").exists()
 
 
 def backbone_kernel(folder):
