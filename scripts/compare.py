@@ -91,8 +91,8 @@ def starting_weights(comparison: Path | None, model: str, seed: int) -> list[str
     weights = comparison / f"{trained_twin(model)}-seed{seed}" / "last" / "model.safetensors"
     if not weights.is_file():
         raise ConfigError(
-            f"--start-from {comparison}: there is no {weights.relative_to(comparison)}, from which {model} would start; "
-            f"compare {trained_twin(model)} with seed {seed} there first"
+            f"--start-from {comparison}: no {weights.relative_to(comparison)}, from which {model} would start; train "
+            f"{trained_twin(model)} with seed {seed} there first"
         )
     return ["--checkpoint", str(weights)]
 

@@ -116,7 +116,7 @@ def test_parts_of_fdconv_in_dense_prediction(task, small, metrics, compare, canv
 def test_missing_weights_are_named_before_work_starts(compare, trained_twins, tmp_path):
     flags = ["--config", MODELS / "resnet10s_fdconv.fashion_mnist.segment_canvases.yaml", "--models", "resnet10s_fdw"]
     flags += ["--seeds", 5, 6, "--start-from", trained_twins, "--output", tmp_path / "runs"]
-    with pytest.raises(ConfigError, match="no resnet10s_plain-seed6/last/model.safetensors, from which resnet10s_fdw"):
+    with pytest.raises(ConfigError, match=r"no resnet10s_plain-seed6/last/model.safetensors, from which resnet10s_fdw"):
         compare.main([str(flag) for flag in flags])
     assert not (tmp_path / "runs").exists()
 
