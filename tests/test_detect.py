@@ -84,7 +84,11 @@ def test_evaluation_gives_the_runs_figures(finished, data, tmp_path, capsys):
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["box_ap50"] == pytest.approx(read_figures(finished)[-1]["box_ap50"])
     assert "| T-shirt/top |" in capsys.readouterr().out
-    assert (tmp_path / "out" / "predictions.json").read_bytes() == (finished / "predictions.json").read_bytes()
+    again, before = (json.loads((folder / "predictions.json").read_text()) for folder in (tmp_path / "out", finished))
+    for one, other in zip(again, before, strict=True):  # loaded weights lie elsewhere in memory: rounding may differ
+        assert one.pop("score") == pytest.approx(other.pop("score"), abs=1e-6)
+        assert one.pop("bbox") == pytest.approx(other.pop("bbox"), abs=1e-4)
+        assert one == other
     with pytest.raises(ConfigError, match=r"results.json exists"):
         detect.main(list(map(str, flags)))
 

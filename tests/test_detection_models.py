@@ -141,7 +141,7 @@ def test_trains(head, first):
 def test_learns():
     """Two squares at fixed places: the losses fall, and the boxes end up there."""
     torch.manual_seed(0)
-    model = make(head_args=HEAD | dict(box_score_thresh=0.5))
+    model = make(head_args=HEAD | dict(box_score_thresh=0.5), fpn_channels=64)
     image, target = torch.zeros(3, 64, 64), dict(labels=torch.tensor([1, 2]))
     image[0, 8:28, 8:28] = image[1, 30:60, 24:54] = 1
     target["boxes"] = torch.tensor([[8.0, 8.0, 28.0, 28.0], [24.0, 30.0, 54.0, 60.0]])
