@@ -38,7 +38,14 @@ def test_warm_up_counts_updates():
     assert rates(args, 0, 4, 5) == pytest.approx([0.001, 0.001 + 0.999 * 4 / 5, 1])
 
 
-@pytest.mark.parametrize(("flags", "message"), [(["--epochs", "0"], "--epochs 0"), (["--opt", "sdg"], "--opt sdg")])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epochs", "0"], "--epochs 0"),
+        (["--opt", "sdg"], "--opt sdg"),
+        (["--modulator-lr=-0.1"], "--modulator-lr -0.1: must be at least 0"),
+    ],
+)
 def test_wrong_flags_are_named(flags, message):
     with pytest.raises(ConfigError, match=message):
         check_optimization(parse(*flags))
