@@ -117,7 +117,7 @@ def check_computation(
 def _outcomes(model: nn.Module, batches: Sequence[Tensor], dtype: torch.dtype, training: bool) -> dict[str, Tensor]:
     """The logits of all batches, and the gradients of their sum: those of each part of FDConv as one vector."""
     model.eval()
-    with torch.inference_mode(), autocast(batches[0], dtype):
+    with torch.inference_mode(), autocast(batches[0].device, dtype):
         outcomes = {"logits": torch.cat([model(x).float() for x in batches])}
     if not training:
         return outcomes
