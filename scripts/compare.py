@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run = args.output / f"{model}-seed{seed}"
         own = [*flags, "--model", model, "--seed", str(seed), "--output", str(run), *weights]
         rows.append({"model": model, "seed": seed, **train_and_test(script, own, run, args.test_split)})
-    steps = [network_and_step(script, [*flags, "--output", str(args.output)], model) for model in args.models]
+    steps = networks_and_steps(script, [*flags, "--output", str(args.output)], args.models)
     medians = [median for median, _ in time_by_turns([step for _, step in steps], 10, torch.device("cpu"))]
     table = []
     for model, (network, _), median in zip(args.models, steps, medians, strict=True):
@@ -113,18 +113,28 @@ def train_and_test(script: ModuleType, flags: list[str], run: Path, test_split: 
     return {key: result[key] for key in (*METRICS[script], "images") if result[key] is not None}
 
 
-def network_and_step(script: ModuleType, flags: list[str], model: str) -> tuple[nn.Module, Callable[[], None]]:
-    """What a run trains, with random weights, and its training step: of a classifier, for random images."""
-    args = script.build_parser().parse([*flags, "--model", model, "--no-pretrained"], smoke={})
+def networks_and_steps(
+    script: ModuleType, flags: list[str], models: Sequence[str]
+) -> list[tuple[nn.Module, Callable[[], None]]]:
+    """What each run trains, with random weights, and its training step: of classifiers, for random images."""
+    parser = script.build_parser()
+    settings = [parser.parse([*flags, "--model", model, "--no-pretrained"], smoke={}) for model in models]
     if script is train:
-        network = timm.create_model(model).train()
-        size = args.img_size or network.pretrained_cfg["input_size"][-1]
-        return network, training_step(network, torch.randn(args.batch_size, 3, size, size), torch.float32)
-    accelerator = Accelerator(cpu=True)
-    data = script.load_data(args, args.dataset)
-    network = script.build_model(args, data).train()
-    batch = next(script.training_batches(args, data, network, accelerator).epoch(0))
-    return network, training_step(network, batch, torch.float32, script.loss)
+        return [classifier_and_step(args) for args in settings]
+    data, accelerator = script.load_data(settings[0], settings[0].dataset), Accelerator(cpu=True)
+    pairs = []
+    for args in settings:
+        network = script.build_model(args, data).train()
+        batch = next(script.training_batches(args, data, network, accelerator).epoch(0))
+        pairs.append((network, training_step(network, batch, torch.float32, script.loss)))
+    return pairs
+
+
+def classifier_and_step(args: argparse.Namespace) -> tuple[nn.Module, Callable[[], None]]:
+    """A classifier and its training step."""
+    network = timm.create_model(args.model).train()
+    size = args.img_size or network.pretrained_cfg["input_size"][-1]
+    return network, training_step(network, torch.randn(args.batch_size, 3, size, size), torch.float32)
 
 
 def summarize(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> dict[str, Any]:

@@ -118,7 +118,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(args: argparse.Namespace, dataset: str) -> None:
     """Train, from the beginning or from where the run was stopped."""
-    masks = args.head == "mask_rcnn"
     accelerator, run = start(args)
     with accelerator.local_main_process_first():  # it checks the data and downloads the weights
         data = load_data(args, dataset)
@@ -132,7 +131,7 @@ def train(args: argparse.Namespace, dataset: str) -> None:
     def evaluate(model: Detector) -> dict[str, Any]:
         file = run.path / "predictions.json"
         result = evaluate_detector(
-            accelerator, model, loader, truth, data.category_ids, masks=masks, predictions_file=file
+            accelerator, model, loader, truth, data.category_ids, masks=model.has_masks, predictions_file=file
         )
         if accelerator.is_main_process:
             save_pictures(args, model, data, run.path / "pictures.png")
@@ -158,8 +157,7 @@ def evaluate_only(args: argparse.Namespace, dataset: str) -> None:
     output.mkdir(parents=True, exist_ok=True)
     with accelerator.local_main_process_first():
         model = Detector.from_pretrained(args.evaluate.removeprefix("hf-hub:")).to(accelerator.device)
-        masks = model.config["head"] == "mask_rcnn"
-        data = load_data(args, dataset, masks=masks, split="validation")
+        data = load_data(args, dataset, masks=model.has_masks, split="validation")
     if data.class_names != model.class_names:
         raise ConfigError(
             f"{args.evaluate} finds {', '.join(model.class_names)}, but the dataset has {', '.join(data.class_names)}: "
@@ -168,7 +166,9 @@ def evaluate_only(args: argparse.Namespace, dataset: str) -> None:
     loader = accelerator.prepare(evaluation_loader(data.validation, args.batch_size, args.workers))
     truth = coco_truth(data.validation)
     file = output / "predictions.json"
-    result = evaluate_detector(accelerator, model, loader, truth, data.category_ids, masks=masks, predictions_file=file)
+    result = evaluate_detector(
+        accelerator, model, loader, truth, data.category_ids, masks=model.has_masks, predictions_file=file
+    )
     accelerator.print(result.as_table())
     if accelerator.is_main_process:
         save_pictures(args, model, data, output / "pictures.png")
@@ -211,14 +211,13 @@ def training_batches(
     args: argparse.Namespace, data: DetectionData, model: Detector, accelerator: Accelerator
 ) -> TrainingBatches:
     """This process's batches of images and objects."""
-    masks = model.config["head"] == "mask_rcnn"
     transform = training_transform(
         hflip=args.hflip,
         scale_jitter=args.scale_jitter and tuple(args.scale_jitter),
         crop_size=args.crop_size,
         photometric=args.photometric,
     )
-    dataset = DetectionDataset(data.train, transform, masks=masks, seed=args.seed)
+    dataset = DetectionDataset(data.train, transform, masks=model.has_masks, seed=args.seed)
     return own_batches(args, dataset, accelerator, DetectionDataset.collate)
 
 

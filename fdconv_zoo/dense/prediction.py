@@ -101,13 +101,12 @@ def _segmenter_view(model: Segmenter, short_side: int | None) -> View:
 
 def _detector_view(model: Detector, least_score: float) -> View:
     device = next(model.parameters()).device
-    masks = model.config["head"] == "mask_rcnn"
     labels = list(range(1, len(model.class_names) + 1))
 
     @torch.inference_mode()
     def view(image: Image.Image) -> tuple[Image.Image, str, Any]:
         (found,) = model([F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True).to(device)])
-        content = to_coco_results(0, found, labels, masks=masks)
+        content = to_coco_results(0, found, labels, masks=model.has_masks)
         for item in content:
             del item["image_id"]
             item["class"] = model.class_names[item.pop("category_id") - 1]

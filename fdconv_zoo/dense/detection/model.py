@@ -153,6 +153,11 @@ class Detector(
         """What was made before: timm's model, without the pyramid."""
         return self.network.backbone.body
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether it finds masks, beside boxes."""
+        return self.config["head"] == "mask_rcnn"
+
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:

@@ -77,10 +77,9 @@ def draw_predictions(
     """
     model.eval()
     device = next(model.parameters()).device
-    masks = model.config["head"] == "mask_rcnn"
     pictures = []
     for index in indices:
-        image, truth = read_image(references, index), read_target(references, index, masks=masks)
+        image, truth = read_image(references, index), read_target(references, index, masks=model.has_masks)
         (found,) = model([F.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True).to(device)])
         sure = found["scores"] >= least_score
         boxes, labels, scores, pixels = (
