@@ -14,6 +14,7 @@ from fdconv_zoo.layers import (
     set_path,
 )
 from fdconv_zoo.layers.reference import from_reference
+from fdconv_zoo.version import __version__
 
 __all__ = [
     "FDConv2d",
@@ -21,6 +22,7 @@ __all__ = [
     "FourierDisjointWeight",
     "FrequencyBandModulation",
     "KernelSpatialModulation",
+    "__version__",
     "approximate_plain",
     "convert_model",
     "from_reference",
@@ -28,4 +30,3 @@ __all__ = [
     "set_path",
     "to_plain",
 ]
-__version__ = "0.1.0"

@@ -36,6 +36,7 @@ from timm.utils import ParseKwargs
 from torch import nn
 
 from fdconv_zoo import FDConv2d, ops, set_path
+from fdconv_zoo.errors import ConfigError, TrainingError
 from fdconv_zoo.profiling import (
     MismatchError,
     check_same_function,
@@ -44,9 +45,8 @@ from fdconv_zoo.profiling import (
     randomize_constants,
     randomize_modulators,
 )
-from fdconv_zoo.training.errors import ConfigError, TrainingError
-from fdconv_zoo.training.files import write_text
-from fdconv_zoo.training.names import suggest_models
+from fdconv_zoo.store.files import write_text
+from fdconv_zoo.store.names import suggest_models
 
 
 class Column(NamedTuple):

@@ -31,12 +31,12 @@ from accelerate import Accelerator
 from torch import nn
 from twins import trained_twin
 
-from fdconv_zoo.costs import count_parameters
+from fdconv_zoo.cli.recipes import run_script
+from fdconv_zoo.conversion.costs import count_parameters
+from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import read_entry
 from fdconv_zoo.profiling.timing import time_by_turns, training_step
-from fdconv_zoo.training.cli import run_script
-from fdconv_zoo.training.errors import ConfigError
-from fdconv_zoo.training.files import write_text
+from fdconv_zoo.store.files import write_text
 
 SCRIPTS = {"classification": train, "segmentation": segment, "detection": detect}
 METRICS = {train: {"top1": "top-1"}, segment: {"miou": "mIoU"}, detect: {"box_ap": "box AP", "mask_ap": "mask AP"}}

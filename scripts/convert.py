@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from timm.utils import ParseKwargs
 
-from fdconv_zoo.checkpoints import convert_checkpoint
-from fdconv_zoo.training.cli import run_script
+from fdconv_zoo.cli.recipes import run_script
+from fdconv_zoo.porting import convert_checkpoint
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -22,6 +22,7 @@ from timm.utils import ParseKwargs
 from torch import Tensor, nn
 
 import fdconv_zoo  # noqa: F401 - registers the models
+from fdconv_zoo.cli.recipes import DEFAULT_WORKERS, ArgumentParser, run_script
 from fdconv_zoo.dense.canvases import FASHION_CANVASES
 from fdconv_zoo.dense.detection.augment import training_transform
 from fdconv_zoo.dense.detection.dataset import DetectionDataset
@@ -30,15 +31,14 @@ from fdconv_zoo.dense.detection.loading import DetectionData, load_detection_dat
 from fdconv_zoo.dense.detection.metrics import coco_truth
 from fdconv_zoo.dense.detection.model import HEADS, Detector
 from fdconv_zoo.dense.detection.pictures import draw_predictions
-from fdconv_zoo.dense.norms import NORMS, set_norm
 from fdconv_zoo.dense.saved_model import export
 from fdconv_zoo.dense.stand_ins import stand_in
+from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.store.files import replacing, write_text
 from fdconv_zoo.training.batches import TrainingBatches, own_batches
-from fdconv_zoo.training.cli import DEFAULT_WORKERS, ArgumentParser, run_script
-from fdconv_zoo.training.errors import ConfigError
-from fdconv_zoo.training.files import replacing, write_text
 from fdconv_zoo.training.flags import add_optimization_flags, check_optimization
 from fdconv_zoo.training.loop import Task, fit, start
+from fdconv_zoo.training.norms import NORMS, set_norm
 
 SMOKE = {
     "limit": 4,

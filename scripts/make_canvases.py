@@ -10,8 +10,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from fdconv_zoo.cli.recipes import run_script
 from fdconv_zoo.dense.canvases import write_canvases
-from fdconv_zoo.training.cli import run_script
 
 
 def build_parser() -> argparse.ArgumentParser:

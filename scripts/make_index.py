@@ -15,10 +15,11 @@ import timm
 import yaml
 
 import fdconv_zoo  # noqa: F401  registers the models
-from fdconv_zoo.hub.cards import render_card, with_card
-from fdconv_zoo.index import MODELS, Entry, EntryError, Results, read_index
-from fdconv_zoo.index.expected import expected_facts
+from fdconv_zoo.errors import EntryError
+from fdconv_zoo.index import MODELS, Entry, Results, read_index
+from fdconv_zoo.index.cards import render_card, with_card
 from fdconv_zoo.index.table import render_table
+from fdconv_zoo.profiling.expected import expected_facts
 
 CARDS = Path(__file__).resolve().parents[1] / "model_cards"
 

@@ -9,8 +9,8 @@ import argparse
 from collections.abc import Sequence
 
 import fdconv_zoo  # noqa: F401 - registers the models
-from fdconv_zoo.prediction import add_arguments, predict
-from fdconv_zoo.training.cli import run_script
+from fdconv_zoo.cli.predict import add_arguments, predict
+from fdconv_zoo.cli.recipes import run_script
 
 
 def main(argv: Sequence[str] | None = None) -> None:

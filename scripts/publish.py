@@ -14,11 +14,11 @@ from pathlib import Path
 import timm
 
 import fdconv_zoo  # noqa: F401 - registers the models
-from fdconv_zoo.hub.publish import Target, describe, make_repository, metadata, publish
+from fdconv_zoo.cli.recipes import run_script
+from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import read_entry
-from fdconv_zoo.training.build import build_model
-from fdconv_zoo.training.cli import run_script
-from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.publish import Target, describe, make_repository, metadata, publish
+from fdconv_zoo.store.build import build_model
 
 
 def build_parser() -> argparse.ArgumentParser:

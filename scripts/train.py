@@ -22,13 +22,13 @@ from timm.utils import ParseKwargs
 from torch import Tensor, nn
 
 import fdconv_zoo  # noqa: F401 - registers the models
+from fdconv_zoo.cli.recipes import DEFAULT_WORKERS, ArgumentParser, run_script
 from fdconv_zoo.data import SAMPLE, load_image_data
+from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.store.build import build_model, check_forward, check_model_name, resolve_preprocessing
+from fdconv_zoo.store.export import export_model
 from fdconv_zoo.training.batches import own_batches, training_images
-from fdconv_zoo.training.build import build_model, check_forward, check_model_name, resolve_preprocessing
-from fdconv_zoo.training.cli import DEFAULT_WORKERS, ArgumentParser, run_script
-from fdconv_zoo.training.errors import ConfigError
 from fdconv_zoo.training.evaluate import evaluate, evaluation_loader
-from fdconv_zoo.training.export import export_model
 from fdconv_zoo.training.flags import add_optimization_flags, check_optimization
 from fdconv_zoo.training.loop import Task, fit, start
 from fdconv_zoo.training.tuning import CHOICES, freeze

@@ -16,11 +16,11 @@ from pathlib import Path
 from accelerate import Accelerator
 
 import fdconv_zoo  # noqa: F401 - registers the models
+from fdconv_zoo.cli.recipes import DEFAULT_WORKERS, run_script
 from fdconv_zoo.data import SAMPLE, load_image_data
-from fdconv_zoo.training.build import build_model, check_classes, check_forward, check_model_name, resolve_preprocessing
-from fdconv_zoo.training.cli import DEFAULT_WORKERS, run_script
+from fdconv_zoo.store.build import build_model, check_classes, check_forward, check_model_name, resolve_preprocessing
+from fdconv_zoo.store.files import write_text
 from fdconv_zoo.training.evaluate import evaluate, evaluation_loader
-from fdconv_zoo.training.files import write_text
 
 
 def build_parser() -> argparse.ArgumentParser:

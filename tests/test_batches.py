@@ -5,8 +5,8 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pillow
 
+from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.batches import EpochSampler, TrainingBatches, training_images
-from fdconv_zoo.training.errors import ConfigError
 
 
 def numbered_images(count: int) -> Dataset:

@@ -6,15 +6,15 @@ import timm
 import torch
 
 import fdconv_zoo  # noqa: F401
-from fdconv_zoo.training.build import (
+from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.store.build import (
     build_model,
     check_classes,
     check_forward,
     check_model_name,
     resolve_preprocessing,
 )
-from fdconv_zoo.training.errors import ConfigError
-from fdconv_zoo.training.export import export_model
+from fdconv_zoo.store.export import export_model
 
 
 def export(model, folder, arguments, **preprocessing):

@@ -14,12 +14,11 @@ from PIL import Image
 from pycocotools.coco import COCO
 from run_scripts import load_script
 
-from fdconv_zoo.data import DataError
 from fdconv_zoo.dense.canvases import cache, canvases_folder, write, write_canvases
 from fdconv_zoo.dense.canvases.compose import MIN_VISIBLE, Pose, bilinear, compose, cut_out
 from fdconv_zoo.dense.canvases.garments import Garments, garment_mask, load_garments
 from fdconv_zoo.dense.canvases.textures import band_noise, grating, plaid
-from fdconv_zoo.training.errors import WriteError
+from fdconv_zoo.errors import DataError, WriteError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 

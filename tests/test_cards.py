@@ -9,9 +9,9 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from run_scripts import ROOT, load_script
 
 import fdconv_zoo  # noqa: F401
-from fdconv_zoo.hub.cards import render_card, with_card
-from fdconv_zoo.hub.facts import find_measured_data, find_training_data
 from fdconv_zoo.index import Compared, Comparison, Result, Results, read_index
+from fdconv_zoo.index.cards import render_card, with_card
+from fdconv_zoo.index.facts import find_measured_data, find_training_data
 
 INDEX = read_index()
 CARDS = with_card(INDEX)

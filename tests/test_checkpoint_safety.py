@@ -15,11 +15,12 @@ from run_scripts import load_script
 from safetensors.torch import save_file
 from timm.models._hub import save_for_hf
 
-from fdconv_zoo.weights import WeightsError, check_model_folder, check_weights_file, read_checkpoint
+from fdconv_zoo.errors import WeightsError
+from fdconv_zoo.store import check_model_folder, check_weights_file, read_checkpoint
 
 try:
-    from fdconv_zoo.training.build import build_model, check_model_name
-    from fdconv_zoo.training.errors import ConfigError
+    from fdconv_zoo.errors import ConfigError
+    from fdconv_zoo.store.build import build_model, check_model_name
 except ImportError:  # before timm 1.0.26 there are models, but no scripts
     build_model = None
 

@@ -4,12 +4,9 @@ import re
 import pytest
 import yaml
 
-from fdconv_zoo.data import DataError
-from fdconv_zoo.index import MODELS, EntryError
-from fdconv_zoo.training.cli import ArgumentParser, run_script
-from fdconv_zoo.training.errors import ConfigError
-from fdconv_zoo.weights import WeightsError
-from fdconv_zoo.weights.hub_errors import HubError
+from fdconv_zoo.cli.recipes import ArgumentParser, run_script
+from fdconv_zoo.errors import ConfigError, DataError, EntryError, HubError, WeightsError
+from fdconv_zoo.index import MODELS
 
 
 @pytest.fixture

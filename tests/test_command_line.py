@@ -14,11 +14,11 @@ from loopback_hub import Fault
 from PIL import Image
 
 from fdconv_zoo.__main__ import main
-from fdconv_zoo.hub.names import find_weights, timm_name
-from fdconv_zoo.index import read_index
-from fdconv_zoo.training.build import build_model, resolve_preprocessing
-from fdconv_zoo.training.export import export_model
-from fdconv_zoo.weights.hub_errors import explain
+from fdconv_zoo.index import read_index, timm_name
+from fdconv_zoo.store.build import build_model, resolve_preprocessing
+from fdconv_zoo.store.export import export_model
+from fdconv_zoo.store.find import find_weights
+from fdconv_zoo.store.hub_errors import explain
 
 ENTRY, REPO = "resnet18_fdconv.tv_in1k", "timm/resnet18.tv_in1k"
 WEIGHTS = bytes(range(256)) * 20
@@ -210,7 +210,7 @@ def test_a_full_disk_is_named(weights, fails, monkeypatch):
     def no_space(*_, **__):
         raise OSError(28, "No space left on device", "/cache")
 
-    monkeypatch.setattr("fdconv_zoo.hub.download.hf_hub_download", no_space)
+    monkeypatch.setattr("fdconv_zoo.store.fetch.hf_hub_download", no_space)
     assert "No space left on device: /cache" in fails("download", ENTRY)
 
 

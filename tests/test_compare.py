@@ -15,8 +15,8 @@ from fdconv_zoo.data.sources import SAMPLE_FOLDER
 from fdconv_zoo.dense.canvases import write_canvases
 from fdconv_zoo.dense.detection.model import Detector
 from fdconv_zoo.dense.segmentation.model import Segmenter
+from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import MODELS
-from fdconv_zoo.training.errors import ConfigError
 
 MODELS_COMPARED = ["resnet10s_fdconv", "resnet10s_plain", "resnet10s_condconv", "resnet10s_odconv"]
 

@@ -12,8 +12,8 @@ from conftest import randomize, relative_error
 from torch import nn
 
 from fdconv_zoo import FDConv2d, FDLinear, convert_model, plan_conversion, to_plain
-from fdconv_zoo.conversion import replace_layers
 from fdconv_zoo.conversion.run import find_floating, run
+from fdconv_zoo.layers.replace import replace_layers
 
 OPTIONS = dict(num_kernels=8)
 

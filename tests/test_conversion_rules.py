@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
 from fdconv_zoo import FDConv2d, FDLinear, convert_model, plan_conversion, set_path
-from fdconv_zoo.costs import count_multiply_adds
+from fdconv_zoo.conversion.costs import count_multiply_adds
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""scripts/convert.py and fdconv_zoo.checkpoints: checkpoints of other projects, in their own names and formats.
+"""scripts/convert.py and fdconv_zoo.porting: checkpoints of other projects, in their own names and formats.
 
 No checkpoint of the paper's authors can be had here. Theirs are imitated: names from their code and OpenMMLab's (the
-files are listed in fdconv_zoo/checkpoints/naming.py), parameters of single layers from recordings of their own code.
+files are listed in fdconv_zoo/porting/naming.py), parameters of single layers from recordings of their own code.
 """
 
 import json
@@ -28,14 +28,15 @@ from timm.models.swin_transformer import checkpoint_filter_fn as filter_of_swin
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig
 
-from fdconv_zoo.weights import WeightsError, read_checkpoint
+from fdconv_zoo.errors import WeightsError
+from fdconv_zoo.store import read_checkpoint
 
 try:
-    import fdconv_zoo.checkpoints.convert as convert_module
-    from fdconv_zoo.checkpoints import convert_checkpoint
-    from fdconv_zoo.checkpoints.naming import order_merged_patch
-    from fdconv_zoo.checkpoints.openmmlab import backbone_config
-    from fdconv_zoo.training.errors import ConfigError, RunFolderError
+    import fdconv_zoo.porting.convert as convert_module
+    from fdconv_zoo.errors import ConfigError, RunFolderError
+    from fdconv_zoo.porting import convert_checkpoint
+    from fdconv_zoo.porting.naming import order_merged_patch
+    from fdconv_zoo.porting.openmmlab import backbone_config
 except ImportError:
     pytest.skip("before timm 1.0.26 there are models, but no scripts", allow_module_level=True)
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fdconv_zoo.data import SAMPLE, DataError, StreamedImageDataset, load_image_data, open_image
+from fdconv_zoo.data import SAMPLE, StreamedImageDataset, load_image_data, open_image
+from fdconv_zoo.errors import DataError
 
 
 @pytest.fixture(autouse=True)

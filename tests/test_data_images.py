@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from fdconv_zoo.data import DataError, ImageDataset, StreamedImageDataset, open_image
+from fdconv_zoo.data import ImageDataset, StreamedImageDataset, open_image
+from fdconv_zoo.errors import DataError
 
 RNG = np.random.default_rng(0)
 

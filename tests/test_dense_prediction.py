@@ -11,10 +11,9 @@ from PIL import Image
 from pycocotools import mask as rle
 from run_scripts import load_script
 
-from fdconv_zoo.data import DataError
 from fdconv_zoo.dense.detection.model import Detector
 from fdconv_zoo.dense.segmentation.model import Segmenter
-from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.errors import ConfigError, DataError
 
 CLASSES = ["background", "cat", "dog"]
 

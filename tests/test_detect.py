@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from fdconv_zoo.dense.canvases import write_canvases
 from fdconv_zoo.dense.detection.model import Detector
+from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import MODELS, read_index
 from fdconv_zoo.training import checkpoint
-from fdconv_zoo.training.errors import ConfigError
 
 detect = load_script("detect")
 pytestmark = pytest.mark.usefixtures("on_one_cpu_thread")

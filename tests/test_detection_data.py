@@ -14,7 +14,6 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torchvision import tv_tensors
 
-from fdconv_zoo.data import DataError
 from fdconv_zoo.dense.canvases import write_canvases
 from fdconv_zoo.dense.colours import class_colour
 from fdconv_zoo.dense.detection import checks, loading
@@ -23,6 +22,7 @@ from fdconv_zoo.dense.detection.dataset import DetectionDataset, EvaluationDatas
 from fdconv_zoo.dense.detection.loading import load_detection_data
 from fdconv_zoo.dense.detection.pictures import draw_detections, draw_grid
 from fdconv_zoo.dense.detection.rle import decode_masks, encode_mask, run_lengths, usable_segmentation
+from fdconv_zoo.errors import DataError
 
 PLAIN = coco([image(7), image(5)], [annotation(1, 5, 17, [4, 6, 10, 8]), annotation(2, 7, 90, [0, 0, 5, 5])])
 

@@ -23,12 +23,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from fdconv_zoo.dense.detection.model import Detector
 from fdconv_zoo.dense.detection.onnx import export_onnx
-from fdconv_zoo.dense.norms import RunningNorm, set_norm
-from fdconv_zoo.layers.kernel_modulation import GlobalBranch
-from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.errors import ConfigError, HubError, WeightsError
+from fdconv_zoo.layers.ksm import GlobalBranch
+from fdconv_zoo.training.norms import RunningNorm, set_norm
 from fdconv_zoo.training.tuning import train_mode
-from fdconv_zoo.weights import WeightsError
-from fdconv_zoo.weights.hub_errors import HubError
 
 CLASSES = ["cat", "dog"]
 NAME = "resnet10s_fdconv"

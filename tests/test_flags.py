@@ -3,7 +3,7 @@ import argparse
 import pytest
 import torch
 
-from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.flags import add_optimization_flags, build_scheduler, check_optimization
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.export import Dim, export
 
-from fdconv_zoo.layers.band_modulation import BAND_EDGES
+from fdconv_zoo.layers.fbm import BAND_EDGES
 from fdconv_zoo.ops import Geometry, convolve, low_pass_basis
-from fdconv_zoo.ops.band_split import low_pass_projectors
+from fdconv_zoo.ops.bands_plain import low_pass_projectors
 
 DOUBLE = dict(device=torch.device("cpu"), dtype=torch.float64)
 

@@ -15,7 +15,7 @@ from run_scripts import ROOT
 from safetensors.torch import save
 
 try:
-    from fdconv_zoo.training.export import export_model
+    from fdconv_zoo.store.export import export_model
 except ImportError:  # before timm 1.0.26 there are models, but no scripts that leave a folder
     from timm.models._hub import save_for_hf
 

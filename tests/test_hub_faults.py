@@ -124,7 +124,7 @@ def test_wrong_content(hub, weights, offset):
 
 
 def test_the_client_does_not_see_wrong_content_itself(hub, weights):
-    """If this fails, the client has learnt it, and fdconv_zoo.weights.cache need not hash any more."""
+    """If this fails, the client has learnt it, and fdconv_zoo.store.cache need not hash any more."""
     hub.fail(Fault.wrong_content())
     path = hf_hub_download(REPO, "model.safetensors")
     with open(path, "rb") as file:
@@ -135,7 +135,7 @@ def test_the_client_does_not_see_wrong_content_itself(hub, weights):
 
 def test_a_cached_file_is_hashed_no_second_time(hub, weights, monkeypatch):
     assert_loads()
-    monkeypatch.setattr("fdconv_zoo.weights.cache.CachedFile.has_hash", lambda *_: pytest.fail("hashed again"))
+    monkeypatch.setattr("fdconv_zoo.store.cache.CachedFile.has_hash", lambda *_: pytest.fail("hashed again"))
     assert_loads()
     with hub.offline():
         assert_loads()

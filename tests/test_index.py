@@ -7,10 +7,11 @@ import yaml
 from run_scripts import load_script
 
 import fdconv_zoo  # noqa: F401
-from fdconv_zoo.index import MODELS, TASKS, EntryError, read_entry, read_index
-from fdconv_zoo.index.expected import expected_facts
+from fdconv_zoo.errors import EntryError
+from fdconv_zoo.index import MODELS, TASKS, read_entry, read_index
 from fdconv_zoo.index.table import render_table
-from fdconv_zoo.training.build import check_model_name
+from fdconv_zoo.profiling.expected import expected_facts
+from fdconv_zoo.store.build import check_model_name
 
 ENTRIES = sorted(MODELS.glob("*.yaml"))
 SHORT_NAMES = ("convnext_fdconv", "swin_fdconv")

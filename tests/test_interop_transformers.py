@@ -8,7 +8,7 @@ from examples import modulators, open_residual_branches, run_examples
 from PIL import Image
 
 from fdconv_zoo import FDConv2d
-from fdconv_zoo.training.export import export_model
+from fdconv_zoo.store.export import export_model
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fdconv_zoo.ops.inverse_transform import inverse_transform_by_products
+from fdconv_zoo.ops.dft_by_products import inverse_transform_by_products
 
 # One reduced model of each family, with layers of every kind that the family has. Stages of 16 or fewer channels are
 # plain: torch's exporter needs seconds for each FDConv layer.

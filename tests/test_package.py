@@ -42,7 +42,7 @@ def test_wheel_works_alone(built, tmp_path):
         archive.extractall(tmp_path / "site")
     assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"fdconv_zoo"}
     assert {"fdconv_zoo/sample/train.parquet", "fdconv_zoo/sample/LICENSE"} <= set(names)
-    assert {"fdconv_zoo/hub/card_template.md", "fdconv_zoo/hub/citations.bib"} <= set(names)
+    assert {"fdconv_zoo/index/card_template.md", "fdconv_zoo/index/citations.bib"} <= set(names)
     assert "fdconv_zoo/pretrained/resnet10s_fdconv.fashion_mnist.safetensors" in names
     entries = {path.name for path in (ROOT / "models").glob("*.yaml")}
     assert {f"fdconv_zoo/models/{name}" for name in entries} <= set(names)

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from fdconv_zoo import FDConv2d, FDLinear, FrequencyBandModulation, ops, set_path
-from fdconv_zoo.ops import bands_image_by_image, image_by_image, scratch
+from fdconv_zoo.ops import bands_rebuild, kernels_rebuild, scratch
 from fdconv_zoo.profiling import bytes_saved_for_backward
 
 PATHS = get_args(ops.Path)
@@ -39,8 +39,8 @@ def one_by_one():
 
 def forget_sizes():
     """Forget what is kept for each size of feature map."""
-    image_by_image._make_plan.cache_clear()
-    bands_image_by_image._low_passes.cache_clear()
+    kernels_rebuild._make_plan.cache_clear()
+    bands_rebuild._low_passes.cache_clear()
 
 
 TOGETHER_AND_ONE_BY_ONE = pytest.mark.parametrize("chunks", [nullcontext, one_by_one])

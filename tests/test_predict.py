@@ -4,9 +4,9 @@ import torch
 from run_scripts import load_script
 
 from fdconv_zoo.data import SAMPLE, load_image_data, open_image
-from fdconv_zoo.training.build import build_model, resolve_preprocessing
-from fdconv_zoo.training.errors import ConfigError
-from fdconv_zoo.training.export import export_model
+from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.store.build import build_model, resolve_preprocessing
+from fdconv_zoo.store.export import export_model
 
 predict = load_script("predict")
 

@@ -14,10 +14,11 @@ from loopback_hub import Fault
 from run_scripts import load_script
 from safetensors import safe_open
 
-from fdconv_zoo.hub.publish import PublishError, Target, make_repository, publish
+from fdconv_zoo.errors import PublishError
 from fdconv_zoo.index import MODELS, read_entry
-from fdconv_zoo.training.build import resolve_preprocessing
-from fdconv_zoo.training.export import export_model
+from fdconv_zoo.publish import Target, make_repository, publish
+from fdconv_zoo.store.build import resolve_preprocessing
+from fdconv_zoo.store.export import export_model
 
 NAME = "resnet10s_fdconv.fashion_mnist"
 ENTRY = MODELS / f"{NAME}.yaml"

@@ -5,8 +5,8 @@ import pytest
 import yaml
 from safetensors import SafetensorError
 
-from fdconv_zoo.training.errors import ConfigError, RunFolderError, WriteError
-from fdconv_zoo.training.files import replacing, write_text
+from fdconv_zoo.errors import ConfigError, RunFolderError, WriteError
+from fdconv_zoo.store.files import replacing, write_text
 from fdconv_zoo.training.run_folder import RunFolder
 
 CONFIG = {"model": "resnet18", "lr": 0.1, "scale": (0.5, 1.0), "workers": 2}

@@ -12,9 +12,9 @@ from sklearn.metrics import jaccard_score
 
 from fdconv_zoo.dense.canvases import write_canvases
 from fdconv_zoo.dense.segmentation.model import Segmenter
+from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import MODELS, read_index
 from fdconv_zoo.training import checkpoint
-from fdconv_zoo.training.errors import ConfigError
 
 segment = load_script("segment")
 pytestmark = pytest.mark.usefixtures("on_one_cpu_thread")

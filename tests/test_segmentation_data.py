@@ -11,12 +11,12 @@ from PIL import Image, PngImagePlugin
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
-from fdconv_zoo.data import DataError
 from fdconv_zoo.dense.segmentation import sources
 from fdconv_zoo.dense.segmentation.augment import RandomScale, VariedCrop, training_transform
 from fdconv_zoo.dense.segmentation.classes import IGNORE, cityscapes_classes
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset, SegmentationDataset
 from fdconv_zoo.dense.segmentation.loading import load_segmentation_data
+from fdconv_zoo.errors import DataError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 

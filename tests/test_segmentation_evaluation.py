@@ -19,7 +19,6 @@ from torch import nn
 pytest.importorskip("segmentation_models_pytorch", reason="the segmentation library is not installed")
 pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
 
-from fdconv_zoo.data import DataError
 from fdconv_zoo.dense.colours import class_colour
 from fdconv_zoo.dense.segmentation.classes import IGNORE
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset
@@ -28,7 +27,7 @@ from fdconv_zoo.dense.segmentation.inference import predict, slide
 from fdconv_zoo.dense.segmentation.metrics import SegmentationMetrics
 from fdconv_zoo.dense.segmentation.model import Segmenter
 from fdconv_zoo.dense.segmentation.pictures import draw_grid, draw_mask, overlay
-from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.errors import ConfigError, DataError
 
 CLASSES = ["background", "cat", "dog", "horse"]
 

@@ -25,9 +25,7 @@ pytest.importorskip("segmentation_models_pytorch", reason="the segmentation libr
 from fdconv_zoo import FDConv2d
 from fdconv_zoo.dense.segmentation.losses import IGNORE, cross_entropy, dice
 from fdconv_zoo.dense.segmentation.model import DECODERS, Segmenter
-from fdconv_zoo.training.errors import ConfigError
-from fdconv_zoo.weights import WeightsError
-from fdconv_zoo.weights.hub_errors import HubError
+from fdconv_zoo.errors import ConfigError, HubError, WeightsError
 
 CLASSES = ["background", "cat", "dog"]
 BACKBONE = dict(stem_pool=True, channels=(24, 24, 32, 32), num_kernels=4)

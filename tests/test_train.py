@@ -11,8 +11,9 @@ from PIL import Image
 from run_scripts import TINY, kill_when_there, load_script, read_figures, read_metrics, start_script
 from safetensors.torch import load_file
 
-from fdconv_zoo.training import checkpoint, files, loop
-from fdconv_zoo.training.errors import ConfigError, NonFiniteError, RunFolderError, WriteError
+from fdconv_zoo.errors import ConfigError, NonFiniteError, RunFolderError, WriteError
+from fdconv_zoo.store import files
+from fdconv_zoo.training import checkpoint, loop
 
 train = load_script("train")
 validate = load_script("validate")

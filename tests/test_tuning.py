@@ -3,7 +3,7 @@ import timm
 import torch
 
 import fdconv_zoo  # noqa: F401
-from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.tuning import freeze, train_mode
 
 

@@ -10,9 +10,9 @@ from run_scripts import load_script
 from timm.data import create_transform
 
 from fdconv_zoo.data import ImageDataset, load_image_data
-from fdconv_zoo.training.build import build_model, resolve_preprocessing
-from fdconv_zoo.training.errors import ConfigError
-from fdconv_zoo.training.export import export_model
+from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.store.build import build_model, resolve_preprocessing
+from fdconv_zoo.store.export import export_model
 
 validate = load_script("validate")
 SAMPLE = ["--dataset", "fashion_mnist_sample", "--limit", "90", "--workers", "0", "--batch-size", "32"]

@@ -9,9 +9,9 @@ import timm
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from fdconv_zoo.backbones.download import checked_download
-from fdconv_zoo.conversion import LAYER_OPTIONS, replace_layers
-from fdconv_zoo.weights import guarded_file
+from fdconv_zoo.layers.replace import LAYER_OPTIONS, replace_layers
+from fdconv_zoo.store import guarded_file
+from fdconv_zoo.store.download import checked_download
 
 StateDict = dict[str, Tensor]
 

@@ -4,11 +4,9 @@ from fdconv_zoo.conversion.approximate import Deviation, approximate_plain
 from fdconv_zoo.conversion.convert import convert_model
 from fdconv_zoo.conversion.plain import to_plain
 from fdconv_zoo.conversion.plan import ConversionPlan, PlannedLayer, plan_conversion
-from fdconv_zoo.conversion.replace import LAYER_OPTIONS, replace_layers
 from fdconv_zoo.conversion.select import SkippedLayer
 
 __all__ = [
-    "LAYER_OPTIONS",
     "ConversionPlan",
     "Deviation",
     "PlannedLayer",
@@ -16,6 +14,5 @@ __all__ = [
     "approximate_plain",
     "convert_model",
     "plan_conversion",
-    "replace_layers",
     "to_plain",
 ]

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fdconv_zoo.conversion.plain import is_neutral, make_plain, make_weight, neutral_kernel
-from fdconv_zoo.conversion.replace import DYNAMIC_KINDS, find_layers, swap_layers
 from fdconv_zoo.conversion.run import find_floating, run
 from fdconv_zoo.conversion.table import align
 from fdconv_zoo.layers import BandModulatedConv2d, FDLinear
+from fdconv_zoo.layers.replace import DYNAMIC_KINDS, find_layers, swap_layers
 
 # So many numbers of kernels are assembled at a time; at least one kernel.
 _CHUNK = 2**22

@@ -7,9 +7,9 @@ from torch import nn
 
 from fdconv_zoo.conversion.check import check_rounding, deviation_on_example, tolerance_of
 from fdconv_zoo.conversion.plan import make_plan
-from fdconv_zoo.conversion.replace import find_plain_layers, make_dynamic, swap_layers
 from fdconv_zoo.conversion.run import Example, find_floating, observe
 from fdconv_zoo.conversion.select import Rules, select_layers
+from fdconv_zoo.layers.replace import find_plain_layers, make_dynamic, swap_layers
 
 
 def convert_model(

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from fdconv_zoo.conversion.replace import DYNAMIC_KINDS, bare_twin, find_layers, swap_layers
 from fdconv_zoo.layers import BandModulatedConv2d, FDLinear, FrequencyBandModulation, KernelSpatialModulation
+from fdconv_zoo.layers.replace import DYNAMIC_KINDS, bare_twin, find_layers, swap_layers
 
 
 def to_plain(model: nn.Module) -> nn.Module:

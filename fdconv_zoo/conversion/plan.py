@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from fdconv_zoo.conversion.replace import bare_twin, find_plain_layers, make_dynamic
+from fdconv_zoo.conversion.costs import count_multiply_adds, count_parameters
 from fdconv_zoo.conversion.run import Calls, Example, observe
 from fdconv_zoo.conversion.select import Rules, SkippedLayer, group_by_reason, select_layers
 from fdconv_zoo.conversion.table import align
-from fdconv_zoo.costs import count_multiply_adds, count_parameters
 from fdconv_zoo.layers import set_path
+from fdconv_zoo.layers.replace import bare_twin, find_plain_layers, make_dynamic
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class PlannedLayer:
         kernel_shape: (O, I/groups, a, b).
         parameters: Before and after; what is shared with a layer higher up in the plan is counted there.
         multiply_adds: Before and after, for one image, computed with torch's ordinary operations (see
-            :func:`fdconv_zoo.costs.count_multiply_adds`); None: there was no example.
+            :func:`fdconv_zoo.conversion.costs.count_multiply_adds`); None: there was no example.
     """
 
     names: tuple[str, ...]

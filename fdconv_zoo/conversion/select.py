@@ -15,9 +15,9 @@ from fdconv_zoo.conversion.obstacles import (
     obstacles_in_parents,
     obstacles_in_ties,
 )
-from fdconv_zoo.conversion.replace import DYNAMIC_KINDS, LAYER_OPTIONS, PLAIN_KINDS, find_layers, find_plain_layers
 from fdconv_zoo.conversion.run import Calls
 from fdconv_zoo.layers import FDConv2d
+from fdconv_zoo.layers.replace import DYNAMIC_KINDS, LAYER_OPTIONS, PLAIN_KINDS, find_layers, find_plain_layers
 
 
 @dataclass(frozen=True)

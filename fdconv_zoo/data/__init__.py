@@ -8,7 +8,6 @@ first asked for.
 from importlib import import_module
 from typing import Any
 
-from fdconv_zoo.data.error import DataError
 from fdconv_zoo.data.image import open_image
 
 _LATER = {
@@ -19,7 +18,7 @@ _LATER = {
     "load_image_data": "loading",
 }
 
-__all__ = ["SAMPLE", "DataError", "ImageData", "ImageDataset", "StreamedImageDataset", "load_image_data", "open_image"]
+__all__ = ["SAMPLE", "ImageData", "ImageDataset", "StreamedImageDataset", "load_image_data", "open_image"]
 
 
 def __getattr__(name: str) -> Any:

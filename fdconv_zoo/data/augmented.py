@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils import data
 
-from fdconv_zoo.data.error import DataError
 from fdconv_zoo.data.image import Mode, open_image
+from fdconv_zoo.errors import DataError
 
 _logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ import logging
 import numpy as np
 from datasets import Dataset
 
-from fdconv_zoo.data.error import DataError, listed
 from fdconv_zoo.data.image import open_image, reason
+from fdconv_zoo.errors import DataError, listed
 
 _logger = logging.getLogger(__name__)
 

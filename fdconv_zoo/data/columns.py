@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
 
-from fdconv_zoo.data.error import DataError
+from fdconv_zoo.errors import DataError
 
 _LABEL_TYPES = ("string", "large_string", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
 

@@ -8,7 +8,7 @@ import fsspec
 import numpy as np
 from PIL import Image, ImageOps
 
-from fdconv_zoo.data.error import DataError
+from fdconv_zoo.errors import DataError
 
 Mode = Literal["RGB", "L"]
 

@@ -8,9 +8,9 @@ from datasets import ClassLabel, Dataset, IterableDataset
 
 from fdconv_zoo.data.checks import check_classes, readable_rows, report_bad_images
 from fdconv_zoo.data.columns import encode_labels, find_image_column, find_label_column, label_numbers, undecoded
-from fdconv_zoo.data.error import DataError
 from fdconv_zoo.data.sources import load_splits
 from fdconv_zoo.data.splits import limited, stratified, used_splits
+from fdconv_zoo.errors import DataError
 
 _SHUFFLE_BUFFER = 1000  # undecoded images of a stream that every worker holds in memory
 

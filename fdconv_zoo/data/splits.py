@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from fdconv_zoo.data.error import DataError
+from fdconv_zoo.errors import DataError
 
 TRAIN_NAMES = ("train", "training")
 VALIDATION_NAMES = ("validation", "val", "valid", "dev", "test")

@@ -9,9 +9,9 @@ import timm
 from timm.models import group_parameters, split_model_name_tag
 from torch import Tensor, nn
 
-from fdconv_zoo.training.errors import ConfigError
-from fdconv_zoo.training.names import suggest_models
-from fdconv_zoo.weights import check_finite, load_strictly, read_checkpoint
+from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.store import check_finite, load_strictly, read_checkpoint
+from fdconv_zoo.store.names import suggest_models
 
 # What a decoder decides, and what would load weights behind the caller's back.
 _NOT_ARGUMENTS = {

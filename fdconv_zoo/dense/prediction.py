@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from fdconv_zoo.data import DataError, open_image
+from fdconv_zoo.data import open_image
 from fdconv_zoo.dense.detection.evaluate import to_coco_results
 from fdconv_zoo.dense.detection.model import Detector
 from fdconv_zoo.dense.detection.pictures import draw_detections
@@ -20,8 +20,8 @@ from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset
 from fdconv_zoo.dense.segmentation.inference import predict
 from fdconv_zoo.dense.segmentation.model import Segmenter
 from fdconv_zoo.dense.segmentation.pictures import overlay
-from fdconv_zoo.training.errors import ConfigError
-from fdconv_zoo.training.files import replacing, write_text
+from fdconv_zoo.errors import ConfigError, DataError
+from fdconv_zoo.store.files import replacing, write_text
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 DETECTIONS = "detections.json"

@@ -6,11 +6,11 @@ from typing import Any, TypeVar
 
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
 
-from fdconv_zoo.training.errors import ConfigError
-from fdconv_zoo.training.export import replacing_model
-from fdconv_zoo.weights import WeightsError, check_finite, load_strictly, read_checkpoint
-from fdconv_zoo.weights.cache import cached_files, remove_damaged
-from fdconv_zoo.weights.hub_errors import HubError, explained
+from fdconv_zoo.errors import ConfigError, HubError, WeightsError
+from fdconv_zoo.store import check_finite, load_strictly, read_checkpoint
+from fdconv_zoo.store.cache import cached_files, remove_damaged
+from fdconv_zoo.store.export import replacing_model
+from fdconv_zoo.store.hub_errors import explained
 
 Model = TypeVar("Model", bound="SavedModel")
 

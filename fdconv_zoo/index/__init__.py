@@ -8,12 +8,12 @@ from fdconv_zoo.index.entry import (
     Comparison,
     Costs,
     Entry,
-    EntryError,
     Preprocessing,
     Result,
     Results,
     read_entry,
     read_index,
+    timm_name,
 )
 
 __all__ = [
@@ -24,10 +24,10 @@ __all__ = [
     "Comparison",
     "Costs",
     "Entry",
-    "EntryError",
     "Preprocessing",
     "Result",
     "Results",
     "read_entry",
     "read_index",
+    "timm_name",
 ]

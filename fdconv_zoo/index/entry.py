@@ -8,16 +8,14 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from fdconv_zoo.errors import EntryError
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The wheel carries the entries inside the package; in the repository they stand beside it.
 MODELS = _PACKAGE / "models" if (_PACKAGE / "models").is_dir() else _PACKAGE.parent / "models"
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, faster, where PyYAML was built with it
 STATUSES = ("converted, not trained", "trained", "recipe only")
 TASKS = {"classification": "train", "segmentation": "segment", "detection": "detect"}  # and the scripts that train them
-
-
-class EntryError(ValueError):
-    """An index file is not a valid entry; the message names the file and the key."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,8 @@ class Costs:
     Attributes:
         parameters: With the model's default classes.
         plain_parameters: Of the twin.
-        multiply_adds: In inference, see `fdconv_zoo.costs.count_multiply_adds`; with FBM's low-passes, without FFTs.
+        multiply_adds: In inference, with FBM's low-passes and without FFTs; see
+            `fdconv_zoo.conversion.costs.count_multiply_adds`.
         plain_multiply_adds: Of the twin.
     """
 
@@ -208,6 +207,14 @@ def read_index(folder: str | Path = MODELS) -> dict[str, Entry]:
     if not entries:
         raise EntryError(f"{folder}: no entries (*.yaml) there")
     return entries
+
+
+def timm_name(name: str) -> str:
+    """The name under which timm knows an entry of the index; any other name is returned as it is."""
+    entry = read_index().get(name)
+    if entry is None:
+        return name
+    return f"hf-hub:{entry.hub_id}" if entry.hub_id else entry.model
 
 
 def _read(kind: Any, value: Any, key: str) -> Any:

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fdconv_zoo.layers.band_modulation import BAND_EDGES, BandMask, FrequencyBandModulation
-from fdconv_zoo.layers.disjoint_weight import FourierDisjointWeight
-from fdconv_zoo.layers.kernel_modulation import KernelSpatialModulation
+from fdconv_zoo.layers.fbm import BAND_EDGES, BandMask, FrequencyBandModulation
+from fdconv_zoo.layers.fdw import FourierDisjointWeight
+from fdconv_zoo.layers.ksm import KernelSpatialModulation
 from fdconv_zoo.layers.plain import conv_arguments
 from fdconv_zoo.layers.precision import compute_dtype, no_autocast, transform_dtype
 from fdconv_zoo.layers.reference import from_reference

@@ -4,7 +4,7 @@ from typing import get_args
 
 from torch import nn
 
-from fdconv_zoo.layers.band_modulation import FrequencyBandModulation
+from fdconv_zoo.layers.fbm import FrequencyBandModulation
 from fdconv_zoo.layers.fdconv import FDConv2d, FDLinear
 from fdconv_zoo.ops import Path
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fdconv_zoo.layers.disjoint_weight import cut_into_groups
+from fdconv_zoo.layers.fdw import cut_into_groups
 
 _RENAMED = {
     "dft_weight": "fdw.spectrum",

@@ -1,9 +1,9 @@
 """The hot operations of FDConv as plain functions: assembling kernels and convolving with them, splitting bands."""
 
-from fdconv_zoo.ops.band_split import low_pass_basis, modulate_bands_stretched
+from fdconv_zoo.ops.bands_plain import low_pass_basis, modulate_bands_stretched
 from fdconv_zoo.ops.convolution import Geometry, convolve
-from fdconv_zoo.ops.hot import dynamic_convolution, modulate_bands
-from fdconv_zoo.ops.kernel_assembly import KernelParts, assemble_kernels, local_factors, mix_spectrum
+from fdconv_zoo.ops.dispatch import dynamic_convolution, modulate_bands
+from fdconv_zoo.ops.kernels_plain import KernelParts, assemble_kernels, local_factors, mix_spectrum
 from fdconv_zoo.ops.path import Path, choose_path
 
 __all__ = [

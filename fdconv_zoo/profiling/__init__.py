@@ -1,6 +1,6 @@
 """What a model costs: parameters, multiply-adds, time and memory, measured beside its plain twin."""
 
-from fdconv_zoo.costs import count_multiply_adds, count_parameters
+from fdconv_zoo.conversion.costs import count_multiply_adds, count_parameters
 from fdconv_zoo.profiling.checks import (
     MismatchError,
     check_computation,
@@ -9,8 +9,8 @@ from fdconv_zoo.profiling.checks import (
     randomize_constants,
     randomize_modulators,
 )
-from fdconv_zoo.profiling.costs import bytes_saved_for_backward, peak_bytes_of_step
 from fdconv_zoo.profiling.measure import Profile, profile
+from fdconv_zoo.profiling.memory import bytes_saved_for_backward, peak_bytes_of_step
 from fdconv_zoo.profiling.timing import time_by_turns
 from fdconv_zoo.profiling.twin import create_with_twin
 

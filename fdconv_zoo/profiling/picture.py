@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fdconv_zoo.training.files import replacing
+from fdconv_zoo.store.files import replacing
 
 PANELS = {
     "forward_seconds_ratio": "inference time",

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import data
 
 from fdconv_zoo.data import ImageDataset, StreamedImageDataset
-from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.randomness import derive_seed
 
 _logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_model, save_model
 from timm.utils import ModelEmaV3
 
-from fdconv_zoo.training.files import remove, replacing
+from fdconv_zoo.store.files import remove, replacing
 
 KEPT = 2  # the newest, and the one before it
 

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fdconv_zoo.training.files import replacing
+from fdconv_zoo.store.files import replacing
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: Path, metrics: Mapping[str, str]) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from datasets import Dataset, IterableDataset
 from timm.data import create_transform
 from torch import Tensor, nn
@@ -70,7 +69,6 @@ def evaluate(accelerator: Accelerator, model: nn.Module, loader: Iterable[tuple[
     Every process must call it. Batches are images (B, C, H, W) and class numbers (B,).
     """
     model.eval()
-    share_buffers(accelerator, model)
     start = time.perf_counter()
     rows = []
     for images, labels in loader:
@@ -90,10 +88,3 @@ def evaluate(accelerator: Accelerator, model: nn.Module, loader: Iterable[tuple[
         images=len(table),
         images_per_second=len(table) / (time.perf_counter() - start),
     )
-
-
-def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
-    """Give every process the main one's buffers: running statistics differ, and the main process's are saved."""
-    if accelerator.num_processes > 1:
-        for buffer in model.buffers():
-            buffer.copy_(broadcast(buffer))

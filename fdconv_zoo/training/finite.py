@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fdconv_zoo.training.errors import NonFiniteError
+from fdconv_zoo.errors import NonFiniteError
 
 
 def check_finite(loss: float, model: nn.Module | None = None, *, update: int, checkpoint: Path | None) -> None:

@@ -7,7 +7,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
 
-from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.errors import ConfigError
 
 
 def add_optimization_flags(parser: argparse.ArgumentParser) -> None:

@@ -10,16 +10,15 @@ from typing import Any
 import timm
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import fdconv_zoo
+from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.batches import TrainingBatches
 from fdconv_zoo.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fdconv_zoo.training.curves import draw_curves
-from fdconv_zoo.training.errors import ConfigError
 from fdconv_zoo.training.finite import check_finite
 from fdconv_zoo.training.flags import build_scheduler
 from fdconv_zoo.training.meter import Meter
@@ -27,6 +26,7 @@ from fdconv_zoo.training.optimizer import build_optimizer, learning_rate
 from fdconv_zoo.training.randomness import seed_step
 from fdconv_zoo.training.run_folder import RunFolder
 from fdconv_zoo.training.tuning import train_mode
+from fdconv_zoo.version import __version__
 
 # What a resumed run may change: the result does not depend on it.
 FREE_KEYS = ("config", "output", "resume", "overwrite", "workers", "checkpoint_every", "log_every", "versions")
@@ -114,7 +114,7 @@ def fit(
         "num_processes": accelerator.num_processes,
         "updates_per_epoch": batches.updates_per_epoch,
         **facts,
-        "versions": {"fdconv_zoo": fdconv_zoo.__version__, "timm": timm.__version__, "torch": torch.__version__},
+        "versions": {"fdconv_zoo": __version__, "timm": timm.__version__, "torch": torch.__version__},
     }
     if accelerator.is_main_process:
         run.start(config, free_keys=FREE_KEYS)
@@ -174,6 +174,7 @@ def fit(
                 with run.writing():
                     save_checkpoint(accelerator, run.checkpoints, progress, ema)
 
+        share_buffers(accelerator, evaluated_model)
         train_loss, train_speed = meter.epoch()
         check_finite(train_loss, plain_model, update=progress.update, checkpoint=run.newest_checkpoint)
         row = {
@@ -212,3 +213,11 @@ def describe(row: Mapping[str, Any], metrics: Mapping[str, str]) -> str:
     if row.get("loss") is not None:
         words.append(f"validation loss {row['loss']:.3f}")
     return ", ".join(words + [f"{name} {row[key]:.2f} %" for key, name in metrics.items() if row[key] is not None])
+
+
+@torch.no_grad()
+def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
+    """Give every process the main one's buffers: running statistics differ, and the main process's are saved."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer))

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
+from fdconv_zoo.errors import ConfigError, RunFolderError, WriteError
+from fdconv_zoo.store.files import TEMPORARY_PREFIX, explaining_write_errors, remove, write_text
 from fdconv_zoo.training.checkpoint import list_checkpoints
-from fdconv_zoo.training.errors import ConfigError, RunFolderError, WriteError
-from fdconv_zoo.training.files import TEMPORARY_PREFIX, explaining_write_errors, remove, write_text
 
 CONFIG = "train_config.yaml"
 

@@ -2,8 +2,8 @@
 
 from torch import nn
 
+from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.layers import FrequencyBandModulation, KernelSpatialModulation
-from fdconv_zoo.training.errors import ConfigError
 
 CHOICES = ("all", "head", "modulators")
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from fdconv_zoo.data.error import DataError
 from fdconv_zoo.dense.canvases.write import write_canvases
-from fdconv_zoo.training.errors import WriteError
-from fdconv_zoo.training.files import explaining_write_errors
+from fdconv_zoo.errors import DataError, WriteError
+from fdconv_zoo.store.files import explaining_write_errors
 
 _logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from fdconv_zoo.data.error import DataError
 from fdconv_zoo.data.sources import SAMPLE_FOLDER
 from fdconv_zoo.dense.canvases.compose import Canvas, compose
 from fdconv_zoo.dense.canvases.garments import Garments, Split, load_garments
-from fdconv_zoo.training.files import replacing
+from fdconv_zoo.errors import DataError
+from fdconv_zoo.store.files import replacing
 
 SMALLEST = 32  # side of a canvas: the smallest garment is then 5 pixels long
 

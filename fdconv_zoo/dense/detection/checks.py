@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from fdconv_zoo.data.error import NAMED, DataError, listed
 from fdconv_zoo.data.image import reason
 from fdconv_zoo.dense.detection.coco import CocoImages
-from fdconv_zoo.weights.errors import some
+from fdconv_zoo.errors import LISTED, DataError, first_of, listed
 
 ROUNDING = 1.0  # pixels that a box may reach over the edge: tools round, and so do COCO's own boxes
 OPENED = 5000  # image files of a split; of more, so many are drawn by chance
@@ -24,7 +23,7 @@ def check_categories(train: CocoImages, validation: CocoImages) -> None:
     if differing:
         raise DataError(
             f"{train.annotation_file} and {validation.annotation_file} have different categories: "
-            f"{some(differing, NAMED)}. Give both files the same list of categories."
+            f"{first_of(differing, LISTED)}. Give both files the same list of categories."
         )
 
 

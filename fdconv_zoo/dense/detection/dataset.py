@@ -12,11 +12,11 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from fdconv_zoo.data.augmented import seeded, shared
-from fdconv_zoo.data.error import DataError
 from fdconv_zoo.data.image import reason
 from fdconv_zoo.dense.detection.augment import Transform
 from fdconv_zoo.dense.detection.coco import CocoImages
 from fdconv_zoo.dense.detection.rle import decode_masks
+from fdconv_zoo.errors import DataError
 
 
 class DetectionDataset(data.Dataset):

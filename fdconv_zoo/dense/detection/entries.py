@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fdconv_zoo.data.error import NAMED, DataError
-from fdconv_zoo.weights.errors import some
+from fdconv_zoo.errors import LISTED, DataError, first_of
 
 
 def load_lists(file: Path) -> dict[str, list]:
@@ -57,7 +56,7 @@ class Entries:
         ids = self.column("id", _is_integer, "an integer", np.int64)
         values, counts = np.unique(ids, return_counts=True)
         if (counts > 1).any():
-            repeated = some(map(str, values[counts > 1]), NAMED)
+            repeated = first_of(map(str, values[counts > 1]), LISTED)
             raise DataError(
                 f"{self.file}: ids that occur more than once in {self.name!r}: {repeated}. Number the entries anew."
             )
@@ -74,7 +73,7 @@ class Entries:
         if len(places):
             raise DataError(
                 f"{self.file}: {len(places)} entries of {self.name!r} {problem}: "
-                f"{some(map(self._describe, places), NAMED)}. Repair or remove them."
+                f"{first_of(map(self._describe, places), LISTED)}. Repair or remove them."
             )
 
     def _describe(self, place: int) -> str:

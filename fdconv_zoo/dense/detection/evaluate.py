@@ -18,7 +18,6 @@ from fdconv_zoo.dense.detection.coco import CocoImages
 from fdconv_zoo.dense.detection.dataset import EvaluationDataset
 from fdconv_zoo.dense.detection.metrics import DetectionResult, score_detections
 from fdconv_zoo.dense.detection.rle import encode_mask
-from fdconv_zoo.training.evaluate import share_buffers
 
 Prediction = dict[str, Any]
 
@@ -88,7 +87,6 @@ def predict_dataset(
     The arguments are those of `evaluate_detector`.
     """
     model.eval()
-    share_buffers(accelerator, model)
     found: list[tuple[int, list[Prediction]]] = []
     for images, image_ids in loader:
         with accelerator.autocast():

@@ -6,11 +6,11 @@ from typing import Literal
 
 import numpy as np
 
-from fdconv_zoo.data.error import DataError
 from fdconv_zoo.data.splits import limited
 from fdconv_zoo.dense.canvases import FASHION_CANVASES, canvases_folder
 from fdconv_zoo.dense.detection.checks import check_categories, check_image_files, check_not_empty, usable_annotations
 from fdconv_zoo.dense.detection.coco import CocoImages, read_coco
+from fdconv_zoo.errors import DataError
 
 _ANNOTATIONS = "annotations/instances_{}.json"
 _LAYOUTS = {  # annotation file and image folder: as COCO is published, and as in ours

@@ -20,7 +20,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from fdconv_zoo.dense.backbone import Backbone
 from fdconv_zoo.dense.saved_model import SavedModel
-from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.errors import ConfigError
 
 HEADS = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
 ASPECT_RATIOS = (0.5, 1.0, 2.0)

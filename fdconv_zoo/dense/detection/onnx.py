@@ -19,7 +19,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 
 from fdconv_zoo.dense.detection.model import Detector
-from fdconv_zoo.training.files import explaining_write_errors
+from fdconv_zoo.store.files import explaining_write_errors
 
 _OPSET = 18
 

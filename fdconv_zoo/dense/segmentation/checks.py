@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fdconv_zoo.data.error import DataError, listed
 from fdconv_zoo.dense.segmentation.classes import IGNORE, OUTSIDE, Classes
 from fdconv_zoo.dense.segmentation.findings import Findings
-from fdconv_zoo.weights.errors import some
+from fdconv_zoo.errors import DataError, first_of, listed
 
 _logger = logging.getLogger(__name__)
 
@@ -94,7 +93,7 @@ def check_training_classes(train: Findings, classes: Classes) -> None:
         )
     if missing := [name for number, name in enumerate(classes.names) if number not in seen]:
         _logger.warning(
-            "No training pixels of %d of %d classes: %s.", len(missing), len(classes.names), some(missing, 10)
+            "No training pixels of %d of %d classes: %s.", len(missing), len(classes.names), first_of(missing, 10)
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fdconv_zoo.data.error import DataError
+from fdconv_zoo.errors import DataError
 
 IGNORE = 255  # the class number of pixels that neither train nor count
 OUTSIDE = 254  # that of values which mean nothing; the checks let none of them through

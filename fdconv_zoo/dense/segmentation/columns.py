@@ -3,7 +3,7 @@
 from datasets import Dataset, Features, Image
 
 from fdconv_zoo.data.columns import find_image_column, undecoded
-from fdconv_zoo.data.error import DataError
+from fdconv_zoo.errors import DataError
 
 _MASK_NAMES = ("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "semantic_segmentation")
 

@@ -14,7 +14,6 @@ from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset
 from fdconv_zoo.dense.segmentation.inference import Size, predict
 from fdconv_zoo.dense.segmentation.metrics import SegmentationMetrics, SegmentationResult
 from fdconv_zoo.dense.segmentation.model import Segmenter
-from fdconv_zoo.training.evaluate import share_buffers
 
 
 def evaluation_loader(dataset: EvaluationDataset, batch_size: int, workers: int) -> DataLoader:
@@ -61,7 +60,6 @@ def evaluate_segmenter(
         DataError: every pixel is ignored.
     """
     model.eval()
-    share_buffers(accelerator, model)
     metrics = SegmentationMetrics(model.class_names, accelerator.device)
     start = time.perf_counter()
     owners: dict[int, tuple[int, int, int]] = {}

@@ -7,9 +7,9 @@ import numpy as np
 from datasets import Features, Sequence, Value
 from PIL import Image
 
-from fdconv_zoo.data.error import DataError
 from fdconv_zoo.data.image import open_image, read_bytes, reason
 from fdconv_zoo.dense.segmentation.references import References, open_mask
+from fdconv_zoo.errors import DataError
 
 PROBLEMS = ("image", "mask", "size")
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fdconv_zoo.dense.segmentation.model import Segmenter
-from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.errors import ConfigError
 
 Size = tuple[int, int]
 

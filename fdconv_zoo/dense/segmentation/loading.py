@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 
-from fdconv_zoo.data.error import DataError
 from fdconv_zoo.data.splits import limited, stratified, used_splits
 from fdconv_zoo.dense.segmentation.checks import check_files, check_training_classes, check_values
 from fdconv_zoo.dense.segmentation.classes import (
@@ -22,6 +21,7 @@ from fdconv_zoo.dense.segmentation.findings import Findings, look_at
 from fdconv_zoo.dense.segmentation.layouts import Layout
 from fdconv_zoo.dense.segmentation.references import References
 from fdconv_zoo.dense.segmentation.sources import find_splits
+from fdconv_zoo.errors import DataError
 
 
 @dataclass(frozen=True)

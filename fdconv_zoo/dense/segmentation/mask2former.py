@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BackboneOutput
 
 from fdconv_zoo.dense.backbone import Backbone
 from fdconv_zoo.dense.segmentation.classes import IGNORE
-from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.errors import ConfigError
 
 _STRIDES = (4, 8, 16, 32)
 _NOT_ARGUMENTS = ("backbone_config", "feature_strides", "ignore_value", "output_auxiliary_logits", "use_auxiliary_loss")

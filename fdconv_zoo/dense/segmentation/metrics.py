@@ -8,8 +8,8 @@ from torch import Tensor
 from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from fdconv_zoo.data import DataError
 from fdconv_zoo.dense.segmentation.classes import IGNORE
+from fdconv_zoo.errors import DataError
 
 
 @dataclass(frozen=True)

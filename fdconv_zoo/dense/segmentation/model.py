@@ -15,7 +15,7 @@ from fdconv_zoo.dense.saved_model import SavedModel
 from fdconv_zoo.dense.segmentation.classes import IGNORE, OUTSIDE
 from fdconv_zoo.dense.segmentation.per_pixel import DECODERS as PER_PIXEL
 from fdconv_zoo.dense.segmentation.per_pixel import PerPixelNetwork
-from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.errors import ConfigError
 
 DECODERS = (*PER_PIXEL, "mask2former")
 

@@ -7,7 +7,7 @@ import torch
 
 from fdconv_zoo.dense.segmentation.inference import Size
 from fdconv_zoo.dense.segmentation.model import Segmenter
-from fdconv_zoo.training.files import explaining_write_errors
+from fdconv_zoo.store.files import explaining_write_errors
 
 
 def export_onnx(model: Segmenter, file: str | Path, image_size: Size) -> None:

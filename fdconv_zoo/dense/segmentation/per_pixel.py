@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fdconv_zoo.dense.backbone import Backbone
 from fdconv_zoo.dense.segmentation.losses import cross_entropy, dice
-from fdconv_zoo.training.errors import ConfigError
+from fdconv_zoo.errors import ConfigError
 
 # All of the library's but DPT, which takes apart plain vision transformers.
 DECODERS = tuple(sorted(set(smp.MODEL_ARCHITECTURES_MAPPING) - {"dpt"}))

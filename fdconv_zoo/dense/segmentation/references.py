@@ -9,8 +9,8 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image, ImageOps
 
-from fdconv_zoo.data.error import DataError
 from fdconv_zoo.data.image import open_image, read_bytes, reason
+from fdconv_zoo.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)

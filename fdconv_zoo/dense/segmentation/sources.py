@@ -8,11 +8,11 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Image
 
-from fdconv_zoo.data.error import DataError
 from fdconv_zoo.data.sources import load_splits
 from fdconv_zoo.dense.canvases import FASHION_CANVASES, canvases_folder
 from fdconv_zoo.dense.segmentation.columns import find_columns, undecoded_pairs
 from fdconv_zoo.dense.segmentation.layouts import Layout, find_layout
+from fdconv_zoo.errors import DataError
 
 
 def find_splits(

@@ -1,0 +1,30 @@
+"""Where every command starts, and where errors that the user can act on are caught."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from fdconv_zoo.errors import UserError
+
+
+def run_command(command: Callable[..., None], *args: Any, stopped: str = "stopped") -> None:
+    """Run a command; a `UserError` becomes one message on stderr, without a traceback, and exit code 1.
+
+    Args:
+        command: The `main` of a script, or a sub-command.
+        *args: Its arguments.
+        stopped: The message after Ctrl-C, which exits with 130.
+    """
+    try:
+        command(*args)
+        sys.stdout.flush()  # here, where a closed pipe is caught
+    except UserError as error:
+        if int(os.environ.get("RANK", "0")) == 0:  # every process fails alike: one prints the message
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print(f"\n{stopped}", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,188 @@
+"""Model cards: an entry of the index as the page that stands beside its weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from fdconv_zoo.index import Entry, Result
+from fdconv_zoo.index.facts import Dataset, find_family, find_measured_data, find_training_data
+from fdconv_zoo.index.table import more, quantity
+
+_TEMPLATE = Path(__file__).with_name("card_template.md")
+_CITATIONS = Path(__file__).with_name("citations.bib")
+_LICENCES = {
+    "apache-2.0": "Apache-2.0",
+    "bsd-3-clause": "BSD-3-Clause",
+    "cc-by-nc-4.0": "CC-BY-NC-4.0",
+    "mit": "the MIT licence",
+}
+_METRICS = {"% top-1": "accuracy", "% top-5": "top_5_accuracy"}  # the Hub's names of ours
+
+
+def render_card(entry: Entry, name: str) -> ModelCard:
+    """Render the card of an entry.
+
+    Args:
+        entry: Of the index. ``dataclasses.replace(entry, hub_id=...)`` gives the card of a repository to come.
+        name: Its file's name in `models/`, without `.yaml`.
+    """
+    costs, preprocessing, family = entry.costs, entry.preprocessing, find_family(entry.architecture)
+    data = find_training_data(entry.tag or str((entry.recipe or {}).get("dataset", "")))
+    size = "x".join(map(str, preprocessing.size[1:]))
+    card = ModelCard.from_template(
+        card_metadata(entry, name),
+        template_path=str(_TEMPLATE),
+        name=name,
+        description=_one_line(entry.description),
+        status=_status(entry),
+        load=_load(entry),
+        family=family,
+        size=size,
+        costs=[
+            ("parameters", *_row(costs.parameters, costs.plain_parameters)),
+            ("multiply-adds", *_row(costs.multiply_adds, costs.plain_multiply_adds)),
+        ],
+        preprocessing=(
+            f"the shorter side resized to {int(preprocessing.size[1] / preprocessing.crop_pct)} pixels "
+            f"({preprocessing.interpolation}), the central {size} cropped, pixels in 0..1 normalized with the mean "
+            f"{preprocessing.mean} and the standard deviation {preprocessing.std}"
+        ),
+        data=_data(entry, data),
+        recipe_status=_recipe_status(entry, name),
+        recipe=entry.recipe and yaml.safe_dump(entry.recipe, sort_keys=False).strip(),
+        measured=entry.results.measured,
+        comparisons=entry.results.comparisons,
+        paper=entry.results.paper,
+        same_results=_same_results(entry),
+        limits=_limits(entry, data),
+        licence=_licence(entry),
+        citations=_citations("chen2025fdconv", family.citation, "wightman2019timm"),
+    )
+    return ModelCard(f"{str(card).rstrip()}\n")  # the template engine drops the last line's end
+
+
+def card_metadata(entry: Entry, name: str) -> ModelCardData:
+    """What the Hub reads of a card. Results that the paper reports are not among it: they are not this model's."""
+    data = find_training_data(entry.tag or str((entry.recipe or {}).get("dataset", "")))
+    results = [_eval_result(result) for result in entry.results.measured]
+    return ModelCardData(
+        license=entry.license,
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["timm", "image-classification", "fdconv", "dynamic-convolution", find_family(entry.architecture).tag],
+        base_model=entry.source,
+        datasets=[dataset.hub_id for dataset in data if dataset.hub_id] or None,
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+
+
+def with_card(index: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The entries that have a card: all but further recipes of a model that has an entry of its own name."""
+    return {name: entry for name, entry in index.items() if name == entry.model or entry.model not in index}
+
+
+def _eval_result(result: Result) -> EvalResult:
+    title, _, split = result.dataset.partition(", ")
+    dataset = find_measured_data(title)
+    is_link = result.source.startswith("https://")
+    return EvalResult(
+        task_type=dataset.task,
+        dataset_type=dataset.hub_id or title.lower(),
+        dataset_name=title,
+        dataset_split=split or None,
+        metric_type=_METRICS.get(result.metric, result.metric),
+        metric_name=result.metric,
+        metric_value=result.value,
+        # A source must be a link; a command goes among the arguments of the measurement.
+        metric_args={"setting": result.setting} | ({} if is_link else {"command": result.source}),
+        source_url=result.source if is_link else None,
+    )
+
+
+def _load(entry: Entry) -> str:
+    """The arguments of `timm.create_model`."""
+    if entry.hub_id:
+        return f'"hf-hub:{entry.hub_id}", pretrained=True'
+    return f'"{entry.model}"' + (", pretrained=True" if entry.status != "recipe only" else "")
+
+
+def _status(entry: Entry) -> str:
+    if entry.status == "trained":
+        start = f"the weights of {_link(entry.source)}, converted" if entry.source else "random weights"
+        return f"**Trained** as an FDConv network, from {start}."
+    if entry.status == "recipe only":
+        return "**A recipe, without weights.** What is built is the architecture, with random weights, ready to train."
+    return (
+        f"**Converted, not trained.** These are the weights of {_link(entry.source)}. FDConv's own parameters have not "
+        "been trained: every modulator starts at exactly 1, so the model computes what the plain one computes, to "
+        "float rounding, and takes more time for it. It is a start for fine-tuning, not an improvement by itself."
+    )
+
+
+def _data(entry: Entry, data: list[Dataset]) -> str:
+    titles = ", then ".join(dataset.title for dataset in data)
+    if entry.status == "converted, not trained":
+        known = f" on {titles}" if titles else ""
+        return f"{_link(entry.source)} was trained{known} by its authors, as a plain network. Nothing was trained here."
+    return f"Data: {titles or 'see the recipe'}."
+
+
+def _recipe_status(entry: Entry, name: str) -> str:
+    command = f"`accelerate launch scripts/train.py --config models/{name}.yaml --output runs/mine`"
+    if entry.status == "trained":
+        return f"Trained by {command}."
+    if entry.status == "recipe only":
+        return f"{command} trains it."
+    return f"{command} fine-tunes it; these weights have not been through it."
+
+
+def _same_results(entry: Entry) -> str:
+    if entry.status != "converted, not trained":
+        return ""
+    return f"; what the card of {_link(entry.source)} reports holds for this model too, because it computes the same"
+
+
+def _limits(entry: Entry, data: list[Dataset]) -> list[str]:
+    limits = []
+    if entry.status == "converted, not trained":
+        limits.append(
+            "For fine-tuning on your images, and as a backbone for dense prediction, for which FDConv is made."
+        )
+        limits.append("To classify without training it, take the plain model: the same answers in less time.")
+    elif entry.status == "recipe only":
+        limits.append("For training from random weights.")
+    else:
+        limits.append("For images like those it was trained on, and for fine-tuning.")
+    limits.append("Kernels are made anew for every image: `docs/performance.md` of fdconv-zoo says what that costs.")
+    limits += dict.fromkeys(dataset.remark for dataset in data)
+    if "-nc-" in entry.license:
+        limits.append("Not for commercial use, see the licence.")
+    return limits
+
+
+def _licence(entry: Entry) -> str:
+    licence = _LICENCES.get(entry.license, entry.license)
+    if entry.status == "recipe only":
+        return f"This recipe is under {licence}."
+    return f"The weights are under {licence}" + (f", the licence of {_link(entry.source)}." if entry.source else ".")
+
+
+def _citations(*keys: str) -> str:
+    entries = _CITATIONS.read_text(encoding="utf-8").strip().split("\n\n")
+    return "\n\n".join(next(entry for entry in entries if f"{{{key}," in entry) for key in keys)
+
+
+def _row(dynamic: int, plain: int) -> tuple[Any, ...]:
+    return quantity(dynamic), quantity(plain), more(dynamic, plain)
+
+
+def _link(hub_id: str) -> str:
+    return f"[{hub_id}](https://huggingface.co/{hub_id})"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,172 @@
+"""From another project's checkpoint to a folder that timm loads, and the proof that it computes the same."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import split_model_name_tag
+from torch import nn
+
+from fdconv_zoo.errors import ConfigError, RunFolderError
+from fdconv_zoo.layers.replace import LAYER_OPTIONS
+from fdconv_zoo.porting.arguments import implied_arguments
+from fdconv_zoo.porting.openmmlab import backbone_config, dilations_note, layer_options
+from fdconv_zoo.porting.report import Conversion
+from fdconv_zoo.porting.source import Source, understand
+from fdconv_zoo.porting.verify import verify_folder
+from fdconv_zoo.store import Checkpoint, load_strictly, read_checkpoint
+from fdconv_zoo.store.build import check_model_name, resolve_preprocessing
+from fdconv_zoo.store.cache import hash_file
+from fdconv_zoo.store.export import FILES, export_model
+from fdconv_zoo.store.files import remove, replacing, write_text
+
+REPORT = "conversion.json"
+
+_FAMILIES = {"resnet": "resnet", "swin": "swin", "swin_transformer": "swin", "convnext": "convnext"}
+
+
+def convert_checkpoint(
+    path: str | Path,
+    model_name: str,
+    output: str | Path,
+    *,
+    model_kwargs: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Conversion:
+    """Convert a checkpoint, write the folder, load it again through timm, and compare.
+
+    Args:
+        path: safetensors or a file of ``torch.save``; of the paper's authors, OpenMMLab, torchvision, timm, Facebook
+            (ConvNeXt) or Microsoft (Swin).
+        model_name: timm's name of a ResNet, ConvNeXt or Swin, FDConv or plain. A tag chooses the preprocessing.
+        output: the folder to make, with ``model.safetensors``, ``config.json`` and ``conversion.json``.
+        model_kwargs: arguments of the model that the weights do not tell.
+        overwrite: replace a folder that an earlier conversion made.
+
+    Raises:
+        ConfigError: no such model, not one of the families, or arguments it does not take.
+        RunFolderError: the output folder is there already.
+        WeightsError: the checkpoint cannot be read or is not the model's, or the result deviates. Nothing is written.
+        WriteError: the folder cannot be written.
+    """
+    output = Path(output)
+    _check_output(output, overwrite)
+    family = _family(model_name)
+    checkpoint = read_checkpoint(path)
+    source = understand(checkpoint, family)
+    arguments, notes = _arguments(checkpoint, source)
+    arguments |= dict(model_kwargs or {})
+    model = _build(model_name, source, arguments)
+    if source.is_fdconv:
+        load_strictly(model, source.tensors, checkpoint.path)
+        reference, compared_with = model, "the model in memory"
+    else:
+        reference = _load_plain(model_name, source, arguments, checkpoint)
+        load_strictly(model, source.tensors, checkpoint.path)
+        compared_with = "the plain network with the checkpoint's weights"
+
+    with replacing(output) as temporary:
+        temporary.mkdir()
+        export_model(
+            model,
+            temporary,
+            class_names=_class_names(checkpoint, source),
+            preprocessing=resolve_preprocessing(
+                model, in_chans=arguments.get("in_chans"), img_size=arguments.get("img_size")
+            ),
+            model_args=arguments,
+        )
+        deviation = verify_folder(temporary, reference)
+        conversion = Conversion(
+            source=checkpoint.path.name,
+            sha256=hash_file(checkpoint.path, hashlib.sha256()),
+            library=source.library,
+            model=model_name,
+            model_args=arguments,
+            num_classes=source.num_classes,
+            mapped=dict(source.mapped),
+            left=tuple((part, count, reason) for (part, reason), count in source.left.items()),
+            other_entries=checkpoint.other_entries,
+            notes=tuple(notes),
+            compared_with=compared_with,
+            deviation=deviation,
+        )
+        write_text(temporary / REPORT, json.dumps(asdict(conversion), indent=2) + "\n")
+        if overwrite:
+            remove(output)
+    return conversion
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if not output.exists() and not output.is_symlink():
+        return
+    found = {file.name for file in output.iterdir()} if output.is_dir() else None
+    if overwrite and found is not None and found <= {*FILES, REPORT}:
+        return
+    remedy = (
+        "it holds more than a converted checkpoint, and is left alone"
+        if overwrite
+        else "choose another folder, or --overwrite to replace an earlier conversion"
+    )
+    raise RunFolderError(f"--output {output} exists already: {remedy}")
+
+
+def _family(model_name: str) -> str:
+    check_model_name(model_name)
+    architecture = split_model_name_tag(model_name)[0]
+    module = timm.model_entrypoint(architecture).__module__.rpartition(".")[2] if timm.is_model(architecture) else ""
+    if module not in _FAMILIES:
+        raise ConfigError(f"--model {model_name}: checkpoints are converted for ResNet, ConvNeXt and Swin Transformers")
+    return _FAMILIES[module]
+
+
+def _arguments(checkpoint: Checkpoint, source: Source) -> tuple[dict[str, Any], list[str]]:
+    arguments, notes = implied_arguments(source), []
+    config = backbone_config(checkpoint.meta)
+    if config is not None:
+        arguments |= layer_options(config, checkpoint.path)
+        notes += filter(None, [dilations_note(config)])
+    elif source.is_fdconv and "band_mask" in arguments:
+        notes.append("the file has no training configuration: temperatures are taken to be 1, activations sigmoids")
+    if not source.num_classes:
+        notes.append("no classifier: timm.create_model(..., num_classes=N) adds a fresh one")
+    return arguments, notes
+
+
+def _build(model_name: str, source: Source, arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(model_name, pretrained=False, num_classes=source.num_classes, **arguments).eval()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"--model {model_name} cannot be built with {dict(arguments)}: {error}") from error
+
+
+def _load_plain(model_name: str, source: Source, arguments: Mapping[str, Any], checkpoint: Checkpoint) -> nn.Module:
+    """The plain twin with the checkpoint's weights, brought into the shapes it has for them."""
+    plain = {name: value for name, value in arguments.items() if name not in LAYER_OPTIONS}
+    if "_fdconv" in model_name:
+        plain["fdconv_layers"] = ()
+    twin = _build(model_name, source, plain)
+    shapes = {name: tensor.shape for name, tensor in twin.state_dict().items()}
+    for name, tensor in source.tensors.items():
+        if name in shapes and _lengths(tensor.shape) == _lengths(shapes[name]):
+            source.tensors[name] = tensor.view(shapes[name])
+    load_strictly(twin, source.tensors, checkpoint.path)
+    return twin
+
+
+def _lengths(shape: torch.Size) -> list[int]:
+    """A shape without its axes of length 1: a linear layer's weight is that of a 1x1 convolution."""
+    return [length for length in shape if length != 1]
+
+
+def _class_names(checkpoint: Checkpoint, source: Source) -> list[str] | None:
+    """The names of the classifier's classes, where an OpenMMLab checkpoint has them."""
+    dataset = checkpoint.meta.get("dataset_meta")
+    names = checkpoint.meta.get("CLASSES") or (dataset.get("classes") if isinstance(dataset, Mapping) else None)
+    is_theirs = isinstance(names, list | tuple) and len(names) == source.num_classes > 0
+    return [str(name) for name in names] if is_theirs else None

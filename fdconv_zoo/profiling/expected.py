@@ -1,0 +1,49 @@
+"""What the code says of a model: the figures that its entry must hold."""
+
+from functools import lru_cache
+from typing import Any
+
+import timm
+import torch
+
+from fdconv_zoo.conversion.costs import count_multiply_adds, count_parameters
+from fdconv_zoo.index.entry import Costs, Preprocessing
+from fdconv_zoo.layers import set_path
+from fdconv_zoo.profiling import create_with_twin
+
+
+def expected_facts(model: str) -> dict[str, Any]:
+    """The keys of an entry that follow from the code.
+
+    Args:
+        model: timm's name of one of our models, with its tag where it has one.
+
+    Returns:
+        ``source``, ``preprocessing``, ``costs``, and ``license`` where the weights' source states one.
+    """
+    cfg = timm.get_pretrained_cfg(model)
+    preprocessing = Preprocessing(
+        list(cfg.input_size), list(cfg.mean), list(cfg.std), cfg.interpolation, float(cfg.crop_pct)
+    )
+    facts = {
+        "source": cfg.hf_hub_id,
+        "preprocessing": preprocessing,
+        "costs": expected_costs(model.partition(".")[0], cfg.num_classes, cfg.input_size),
+    }
+    return facts | ({"license": cfg.license} if cfg.license else {})
+
+
+@lru_cache
+def expected_costs(architecture: str, num_classes: int, input_size: tuple[int, int, int]) -> Costs:
+    """Count what a model and its plain twin cost; nothing is computed or allocated."""
+    with torch.device("meta"):
+        twins = create_with_twin(architecture, num_classes=num_classes)
+        image = torch.empty(1, *input_size)
+    plain, dynamic = twins.values()
+    set_path(dynamic, "plain")  # the counter sees torch's own operations only
+    return Costs(
+        parameters=count_parameters(dynamic),
+        plain_parameters=count_parameters(plain),
+        multiply_adds=count_multiply_adds(dynamic, image)[0],
+        plain_multiply_adds=count_multiply_adds(plain, image)[0],
+    )
