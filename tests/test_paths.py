@@ -31,7 +31,7 @@ def one_by_one():
     """What goes image by image because it is large does so however small it is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(scratch._ELEMENTS_AT_ONCE, "cpu", 1)
-        patch.setattr(bands_image_by_image, "_SMALL_MAP", 0)
+        patch.setattr(bands_rebuild, "_SMALL_MAP", 0)
         forget_sizes()
         yield
     forget_sizes()
