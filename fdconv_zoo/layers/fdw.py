@@ -72,7 +72,7 @@ class FourierDisjointWeight(nn.Module):
     def init_non_persistent_buffers(self) -> None:
         """Rebuild what follows from the shape alone (timm's convention, for models built on the meta device)."""
         if not self.stored_groups:
-            self._reset_groups()
+            self.group_index = self._make_groups(self.spectrum.device)
 
     def reset_parameters(self) -> None:
         """Start as ``nn.Conv2d`` does: uniform in +-1/sqrt(fan_in)."""
@@ -115,29 +115,30 @@ class FourierDisjointWeight(nn.Module):
             attention = spectrum.new_full((1, self.num_kernels), self.scale)
         else:
             attention = kernel_attention.to(spectrum.dtype) * (self.scale * self.num_kernels)
-        weights = DisjointWeights(spectrum, self.group_index, attention, self.kernel_shape)
+        groups = self.group_index.to("meta") if spectrum.is_meta else self.group_index
+        weights = DisjointWeights(spectrum, groups, attention, self.kernel_shape)
         if mix:
             return mix_spectrum(weights)
         return weights._replace(spectrum=outlive_forward(self, spectrum))
 
     def _make_groups(self, device: torch.device | str | None) -> Tensor:
         """The groups that follow from the shape."""
-        if torch.empty(0, device=device).is_meta:  # where large models are built to be counted: no time for sorting
+        if torch.empty(0).is_meta:  # where large models are built to be counted: no time for sorting
             return torch.empty(self.spectrum.shape[:2], dtype=torch.uint8, device="meta")
+        if torch.device(device or "cpu").type == "meta":  # its parameters are to be loaded, the groups are in no file
+            device = None
         return torch.tensor(frequency_groups(*self._plane, self.num_kernels), device=device)
 
-    def _reset_groups(self) -> None:
-        self.group_index = self._make_groups(self.spectrum.device)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FourierDisjointWeight":
-        before = self.group_index
+        # `to_empty()` would leave uninitialized memory, which no loader fills where the groups are not in a file.
+        groups, self._buffers["group_index"] = self.group_index, None
         super()._apply(fn, recurse)
-        after = self.group_index
-        # `to_empty()` replaces a buffer by uninitialized memory, which nobody fills where it is not in a state dict.
-        if before.is_meta and not after.is_meta:
-            self._reset_groups()
-        elif after is not before and not after.is_meta:
-            after.copy_(before)
+        if groups.is_meta and not self.spectrum.is_meta:
+            groups = self._make_groups(self.spectrum.device)
+        elif not groups.is_meta:
+            moved = fn(groups)
+            groups = moved if moved is groups or moved.is_meta else moved.copy_(groups)
+        self.group_index = groups
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
@@ -166,8 +167,8 @@ class FourierDisjointWeight(nn.Module):
             if not self.stored_groups:
                 del state_dict[key]
                 self.group_index = groups.to(self.spectrum.device, copy=True)
-        elif prefix + "spectrum" in state_dict and not self.stored_groups and not self.group_index.is_meta:
-            self._reset_groups()
+        elif prefix + "spectrum" in state_dict and not self.group_index.is_meta:
+            self.init_non_persistent_buffers()
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
