@@ -19,14 +19,14 @@ from fdconv_zoo.layers.inputs import check_input
 from fdconv_zoo.layers.ksm import KernelSpatialModulation
 from fdconv_zoo.layers.plain import check_plain, conv_arguments
 from fdconv_zoo.layers.precision import compute_dtype, no_autocast, transform_dtype
-from fdconv_zoo.layers.programs import ScriptedTokens, fx_leaf, trace_for_script
+from fdconv_zoo.layers.programs import TracedForScript, fx_leaf
 from fdconv_zoo.layers.reference import from_reference
 from fdconv_zoo.ops import POINTWISE, Geometry, Path, assemble_kernels, choose_path, dynamic_convolution
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-class _DynamicKernel(nn.Module):
+class _DynamicKernel(TracedForScript):
     """What the two layers share: FDW and KSM, the bias, and reading plain and the authors' weights."""
 
     def __init__(
@@ -280,9 +280,10 @@ class FDConv2d(_DynamicKernel):
         )
         return f"{text}, {super().extra_repr()}, fbm={None if self.fbm is None else self.fbm.band_mask}"
 
-    def __prepare_scriptable__(self) -> nn.Module:
-        reach = max(dilation * (taps - 1) + 1 for dilation, taps in zip(self.dilation, self.kernel_size, strict=True))
-        return trace_for_script(self, (2, self.in_channels, reach + 8, reach + 8))
+    def example_input(self) -> Tensor:
+        """(2, I, H, W) of zeros, large enough for the kernel."""
+        reach = (dilation * (taps - 1) + 1 for dilation, taps in zip(self.dilation, self.kernel_size, strict=True))
+        return self.fdw.spectrum.new_zeros(2, self.in_channels, *(8 + taps for taps in reach))
 
 
 class FDLinear(_DynamicKernel):
@@ -369,8 +370,9 @@ class FDLinear(_DynamicKernel):
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         return f"{text}, {super().extra_repr()}"
 
-    def __prepare_scriptable__(self) -> nn.Module:
-        return ScriptedTokens(trace_for_script(self, (2, 4, self.in_features)))
+    def example_input(self) -> Tensor:
+        """(2, N, I) of zeros."""
+        return self.fdw.spectrum.new_zeros(2, 4, self.in_features)
 
 
 def _count_kernels(state_dict: dict[str, Tensor], prefix: str) -> int | None:
