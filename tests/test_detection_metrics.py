@@ -17,9 +17,11 @@ from pycocotools import mask as coco_mask
 from torch import nn
 
 from fdconv_zoo.dense.detection.coco import CocoImages
-from fdconv_zoo.dense.detection.evaluate import evaluate_detector, evaluation_loader, to_coco_results
+from fdconv_zoo.dense.detection.dataset import EvaluationDataset
+from fdconv_zoo.dense.detection.evaluate import evaluate_detector, to_coco_results
 from fdconv_zoo.dense.detection.loading import load_detection_data
 from fdconv_zoo.dense.detection.metrics import DetectionResult, coco_truth, score_detections
+from fdconv_zoo.dense.evaluation import evaluation_loader
 
 SIZES = {"ap": (0, 1e10), "ap_small": (0, 32**2), "ap_medium": (32**2, 96**2), "ap_large": (96**2, 1e10)}
 
@@ -273,7 +275,7 @@ def evaluate(folder: Path) -> DetectionResult:
     data = load_detection_data(str(folder), masks=True, split="validation")
     accelerator = Accelerator(cpu=True)
     model = Oracle()
-    loader = accelerator.prepare(evaluation_loader(data.validation, batch_size=2, workers=0))
+    loader = accelerator.prepare(evaluation_loader(EvaluationDataset(data.validation), batch_size=2, workers=0))
     truth = coco_truth(data.validation)
     file = folder / "predictions.json"
     result = evaluate_detector(
