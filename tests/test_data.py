@@ -14,15 +14,7 @@ from PIL import Image
 from fdconv_zoo.data import SAMPLE, StreamedImageDataset, load_image_data, open_image
 from fdconv_zoo.errors import DataError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    """Keep the files of `datasets` out of the user's cache."""
-    folder = tmp_path / "cache"
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
-    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", folder / "downloads")
-    monkeypatch.setattr(datasets.config, "EXTRACTED_DATASETS_PATH", folder / "extracted")
-    return folder
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 def png(value: int) -> bytes:
@@ -386,18 +378,18 @@ def test_all_images_are_bad(tmp_path):
     assert "no readable images" in refused(folder, skip_bad_images=True)
 
 
-def test_a_second_run_does_not_check_again(tmp_path, cache, monkeypatch):
+def test_a_second_run_does_not_check_again(tmp_path, datasets_cache):
     folder = make_folder(tmp_path / "photos", cat=5, dog=5)
     load_image_data(str(folder))
-    stored = sorted(cache.rglob("*.arrow"))
+    stored = sorted(datasets_cache.rglob("*.arrow"))
     load_image_data(str(folder))
     assert stored
-    assert sorted(cache.rglob("*.arrow")) == stored
+    assert sorted(datasets_cache.rglob("*.arrow")) == stored
 
 
-def test_the_sample_is_loaded_like_other_data(cache):
+def test_the_sample_is_loaded_like_other_data(datasets_cache):
     data = load_image_data(SAMPLE, limit=20)
     assert len(data.class_names) == 10
     assert data.class_names[9] == "Ankle boot"
     assert open_image(data.train[0]["image"], "L").size == (28, 28)
-    assert any(cache.iterdir())
+    assert any(datasets_cache.iterdir())

@@ -18,17 +18,9 @@ from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset, Segmentatio
 from fdconv_zoo.dense.segmentation.loading import load_segmentation_data
 from fdconv_zoo.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("datasets_cache")
+
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    """Keep the files of `datasets` out of the user's cache."""
-    folder = tmp_path / "cache"
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
-    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", folder / "downloads")
-    monkeypatch.setattr(datasets.config, "EXTRACTED_DATASETS_PATH", folder / "extracted")
-    return folder
 
 
 def mask_of(*values: int, shape: tuple[int, int] = (6, 8)) -> np.ndarray:

@@ -63,7 +63,7 @@ def find_readable_rows(source: Dataset, rows: np.ndarray, split: str, num_worker
         desc=f"Checking {split} images",
     )[:]["problem"]
     bad = [position for position, problem in enumerate(problems) if problem]
-    lines = [f"{_place(part[position]['image'], split, rows[position])}: {problems[position]}" for position in bad]
+    lines = [f"{_describe(part[position]['image'], split, rows[position])}: {problems[position]}" for position in bad]
     return np.delete(rows, bad), lines
 
 
@@ -75,7 +75,7 @@ def _problem(image: dict | None) -> dict[str, str]:
     return {"problem": ""}
 
 
-def _place(image: dict | None, split: str, row: int) -> str:
+def _describe(image: dict | None, split: str, row: int) -> str:
     return (image or {}).get("path") or f"row {row} of split {split!r}"
 
 

@@ -105,10 +105,10 @@ def _check_labels(name: str, source: Dataset) -> None:
         row = labels.is_null().index(True).as_py()
         raise DataError(f"Split {name!r}: {labels.null_count} rows have no label, the first is row {row}. Remove them.")
     if isinstance(feature, ClassLabel):
-        numbers = labels.to_numpy()
-        bad = np.flatnonzero((numbers < 0) | (numbers >= feature.num_classes))
+        indices = labels.to_numpy()
+        bad = np.flatnonzero((indices < 0) | (indices >= feature.num_classes))
         if len(bad):
             raise DataError(
                 f"Split {name!r}: {len(bad)} labels are not in 0 to {feature.num_classes - 1}, the first is "
-                f"{numbers[bad[0]]} in row {bad[0]}. Remove such rows, or choose another split."
+                f"{indices[bad[0]]} in row {bad[0]}. Remove such rows, or choose another split."
             )

@@ -69,7 +69,7 @@ def load_image_data(
         num_workers: Processes that check images.
         limit: Maximum number of images per split, for trial runs. They are drawn by `seed`; from a validation stream,
             the first ones are taken.
-        split: "validation" does not load training images, and uses all of a single split.
+        split: "validation" loads validation images only, or all images if there is only one split.
 
     Raises:
         DataError: the data have a problem; the message says what to do.
@@ -108,7 +108,9 @@ def load_image_data(
         bad += problems
     report_bad_images(bad, skip_bad_images)
     if empty := [part for part in images if not len(images[part])]:
-        raise DataError(f"{dataset}: no readable images for {' and '.join(empty)}. Repair some.")
+        raise DataError(
+            f"{dataset}: no readable images for {' and '.join(empty)}. Repair the images, or choose another dataset."
+        )
     return ImageData(images.get("train"), images["validation"], class_names, len(bad))
 
 

@@ -72,7 +72,7 @@ def _folder_arguments(folder: Path) -> tuple[str, dict]:
     children = sub_folders(folder)
     named = [child for child in children if child.name.lower() in TRAIN_NAMES + VALIDATION_NAMES]
     for suffix in _TABLE_SUFFIXES:
-        tables = [file for place in (folder, folder / "data", *named) for file in sorted(place.glob(f"*{suffix}"))]
+        tables = [file for parent in (folder, folder / "data", *named) for file in sorted(parent.glob(f"*{suffix}"))]
         if tables:
             return _table_arguments(tables)
     if named and (named == children or any(sub_folders(child) for child in named)):

@@ -1,4 +1,4 @@
-"""What the evaluation of segmenters and detectors shares."""
+"""Shared parts of the evaluation of segmenters and detectors."""
 
 import torch
 from torch.utils.data import DataLoader, Dataset

@@ -23,8 +23,8 @@ def training_transform(
 ) -> Transform:
     """Build the augmentation of training images and their targets.
 
-    Resizing without a crop would have no effect: torchvision's detectors resize every image to one size, drawn at
-    random if `min_size` lists several.
+    There is no resizing without a crop, because it would have no effect: torchvision's detectors resize every image
+    themselves, to a size drawn at random if `min_size` lists several.
 
     Args:
         hflip: Probability of a horizontal flip.

@@ -37,7 +37,7 @@ def check_not_empty(images: CocoImages) -> None:
         )
 
 
-def usable_annotations(images: CocoImages, *, skip: bool) -> tuple[CocoImages, int]:
+def check_annotations(images: CocoImages, *, skip: bool) -> tuple[CocoImages, int]:
     """Check the boxes, and the masks if they were read.
 
     Args:

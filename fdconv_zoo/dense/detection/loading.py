@@ -8,7 +8,7 @@ import numpy as np
 
 from fdconv_zoo.data.splits import limit_rows
 from fdconv_zoo.dense.canvases import FASHION_CANVASES, canvases_folder
-from fdconv_zoo.dense.detection.checks import check_categories, check_files, check_not_empty, usable_annotations
+from fdconv_zoo.dense.detection.checks import check_annotations, check_categories, check_files, check_not_empty
 from fdconv_zoo.dense.detection.coco import CocoImages, read_coco
 from fdconv_zoo.errors import DataError
 
@@ -68,7 +68,7 @@ def load_detection_data(
         limit: Maximum number of images per split, for trial runs. The choice is random but always the same.
         num_workers: Threads that open image files.
         masks: Also read the segmentations.
-        split: "validation" does not load training images.
+        split: "validation" loads validation images only.
         skip_bad_boxes: Remove annotations without area or usable mask, and clip boxes to their image, instead of
             raising.
 
@@ -89,7 +89,7 @@ def load_detection_data(
     skipped = 0
     for name, images in splits.items():
         chosen = images.select_images(limit_rows(np.arange(len(images)), limit, seed=0))
-        images, bad = usable_annotations(chosen, skip=skip_bad_boxes)
+        images, bad = check_annotations(chosen, skip=skip_bad_boxes)
         check_not_empty(images)
         check_files(images, num_workers)
         splits[name] = images

@@ -14,7 +14,7 @@ from fdconv_zoo.dense.segmentation.metrics import SegmentationMetrics, Segmentat
 from fdconv_zoo.dense.segmentation.model import Segmenter
 
 
-# Not inference_mode: tensors that layers keep must stay usable by autograd when training continues.
+# Not inference_mode: tensors that layers cache must stay usable by autograd when training continues.
 @torch.no_grad()
 def evaluate_segmenter(
     accelerator: Accelerator,
@@ -47,7 +47,7 @@ def evaluate_segmenter(
     owners: dict[int, tuple[int, int, int]] = {}
     for batch, (images, masks, indices) in enumerate(loader):
         # Images that pad the last batches of several processes occur twice: only the first occurrence counts.
-        claims = [(index, (batch, accelerator.process_index, place)) for place, index in enumerate(indices)]
+        claims = [(index, (batch, accelerator.process_index, position)) for position, index in enumerate(indices)]
         for index, claim in gather_object(claims):
             owners.setdefault(index, claim)
         for image, mask, (index, claim) in zip(images, masks, claims, strict=True):

@@ -75,7 +75,7 @@ def load_segmentation_data(
         seed: Seed of the held-out part, and of the images chosen by `limit`.
         limit: Maximum number of images per split, for trial runs.
         num_workers: Processes that check images and masks.
-        split: "validation" does not load training images, and uses all of a single split.
+        split: "validation" loads validation images only, or all images if there is only one split.
 
     Raises:
         DataError: the data have a problem; the message names the files and says what to do.
@@ -98,9 +98,11 @@ def load_segmentation_data(
     if empty := [part for part in wanted if not len(rows[part])]:
         raise DataError(f"{dataset}: no images for {' and '.join(empty)}. Add some, or choose other splits.")
 
-    raw = np.arange(256, dtype=np.uint8)  # the classes may depend on the values found in the masks
+    identity = np.arange(256, dtype=np.uint8)  # the classes may depend on the values found in the masks
     findings = {
-        part: inspect_pairs(ImageMaskPairs(sources[name], limit_rows(rows[part], limit, seed), name, raw), num_workers)
+        part: inspect_pairs(
+            ImageMaskPairs(sources[name], limit_rows(rows[part], limit, seed), name, identity), num_workers
+        )
         for part, name in wanted.items()
     }
     splits_found = list(findings.values())

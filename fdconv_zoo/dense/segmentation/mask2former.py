@@ -110,8 +110,8 @@ class Mask2Former(nn.Module):
         return scores
 
 
-# transformers builds a backbone from its configuration alone. Its own configuration of timm models does not store their
-# arguments; this one does.
+# transformers builds a backbone from its configuration alone. Its own configuration of timm models does not store
+# arguments of the model; this one does.
 
 
 class _BackboneConfig(PreTrainedConfig):

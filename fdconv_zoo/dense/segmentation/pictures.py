@@ -105,8 +105,8 @@ def _draw_legend(masks: Sequence[Mask], class_names: Sequence[str], width: int) 
     lines = -(-len(names) // per_line)
     legend = Image.new("RGB", (cell * min(per_line, len(names)), lines * _LINE + _GAP), "white")
     draw = ImageDraw.Draw(legend)
-    for place, (index, name) in enumerate(zip(occurring, names, strict=True)):
-        line, column = divmod(place, per_line)
+    for position, (index, name) in enumerate(zip(occurring, names, strict=True)):
+        line, column = divmod(position, per_line)
         legend.paste(draw_mask(np.full((_FONT_SIZE, _FONT_SIZE), index)), (column * cell, line * _LINE + 2))
         draw.text((column * cell + _LINE, line * _LINE), name, "black", font)
     return legend
