@@ -71,5 +71,7 @@ def test_exported_convolutions_of_any_batch_and_size(geometry):
     assert not any("conv2d" in str(node.target) for node in program.graph.nodes)
     for sizes in ((2, 12, 14), (3, 17, 9), (1, 8, 11)):
         x, kernels = inputs(*sizes)
-        expected = [F.conv2d(image[None], kernel, None, *geometry.arguments) for image, kernel in zip(x, kernels, strict=True)]
+        expected = [
+            F.conv2d(image[None], kernel, None, *geometry.arguments) for image, kernel in zip(x, kernels, strict=True)
+        ]
         assert relative_error(program.module()(x, kernels), torch.cat(expected)) < 1e-5

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fdconv_zoo import FDConv2d, FourierDisjointWeight, FrequencyBandModulation, KernelSpatialModulation
+from fdconv_zoo import FourierDisjointWeight, FrequencyBandModulation, KernelSpatialModulation
 from fdconv_zoo.layers.fdw import frequency_groups
 from fdconv_zoo.ops import low_pass_basis
 

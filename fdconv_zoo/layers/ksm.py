@@ -29,6 +29,11 @@ class StarReLU(nn.Module):
         self.scale = nn.Parameter(torch.ones(1, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
 
+    def reset_parameters(self) -> None:
+        """Make it the square of ReLU."""
+        nn.init.ones_(self.scale)
+        nn.init.zeros_(self.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """Any shape to the same shape."""
         x = F.relu(x)
@@ -199,7 +204,9 @@ class LocalBranch(nn.Module):
     def forward(self, pooled: Tensor, *, assemble: bool = True) -> Tensor | LocalFactors:
         """(B, I) to factors (B, O, I/groups, a, b), or to what they are assembled from."""
         factors = self.conv(self.norm(pooled))
-        return local_factors(factors, self.kernel_size) if assemble else factors
+        if assemble:
+            return local_factors(factors, self.kernel_size)
+        return factors._replace(taps=outlive_forward(self, factors.taps))
 
 
 class KernelSpatialModulation(nn.Module):
@@ -259,5 +266,8 @@ class KernelSpatialModulation(nn.Module):
                 modulators = self.global_branch(pooled.to(parameter_dtype(self.global_branch.reduce)))
             if self.local_branch is not None:
                 pooled = pooled.to(parameter_dtype(self.local_branch.norm))
-                modulators = modulators._replace(local=self.local_branch(pooled, assemble=assemble))
+                local = self.local_branch(pooled, assemble=assemble)
+                if not assemble:
+                    local = local._replace(taps=outlive_forward(self, local.taps))
+                modulators = modulators._replace(local=local)
         return modulators

@@ -33,8 +33,8 @@ class TracedForScript(nn.Module):
     def __prepare_scriptable__(self) -> NoReturn:
         # Not a traced layer instead: torch.jit.script would put it into the user's own model, for good.
         raise RuntimeError(
-            f"torch.jit.script cannot compile a {type(self).__name__}: use fdconv_zoo.script_model(model), which traces "
-            "the FDConv layers and scripts the rest, or torch.jit.trace."
+            f"torch.jit.script cannot compile a {type(self).__name__}: use fdconv_zoo.script_model(model), which "
+            "traces the FDConv layers and scripts the rest, or torch.jit.trace."
         )
 
 
