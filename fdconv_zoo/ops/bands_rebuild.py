@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from fdconv_zoo.ops.bands_plain import LowPasses, count_passing, low_pass_basis, modulate_bands_plain
-from fdconv_zoo.ops.context import is_transformed
-from fdconv_zoo.ops.double_backward import plain_gradients
+from fdconv_zoo.ops.double_backward import needs_plain_gradients, plain_gradients
 from fdconv_zoo.ops.scratch import elements_at_once
 
 _SMALL_MAP = 20 * 20  # positions up to which rows and columns are transformed at once
@@ -186,7 +185,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-    if torch.is_grad_enabled() or is_transformed():  # what is differentiated again consists of plain operations
+    if needs_plain_gradients(grad):
         return *plain_gradients(modulate_bands_plain, ctx, grad, ctx.band_edges), None
     return *_backward_operator(grad, *ctx.saved_tensors, ctx.band_edges), None
 

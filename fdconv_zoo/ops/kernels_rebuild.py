@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from fdconv_zoo.ops.context import is_transformed
 from fdconv_zoo.ops.convolution import (
     POINTWISE,
     Geometry,
@@ -31,7 +30,7 @@ from fdconv_zoo.ops.convolution import (
     extract_patches,
     fold_patches,
 )
-from fdconv_zoo.ops.double_backward import plain_gradients
+from fdconv_zoo.ops.double_backward import needs_plain_gradients, plain_gradients
 from fdconv_zoo.ops.kernels_plain import DisjointWeights, KernelModulators, mix_spectrum
 from fdconv_zoo.ops.planes import LocalGates, MixedPlanes, plane_windows
 from fdconv_zoo.ops.scratch import elements_at_once, scratch
@@ -201,7 +200,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     no_gradients = [None] * len(ctx.sizes)
-    if torch.is_grad_enabled() or is_transformed():  # what is differentiated again consists of plain operations
+    if needs_plain_gradients(grad):
         return *plain_gradients(_forward_plain, ctx, grad, *ctx.sizes), *no_gradients
     x, spectrum, group_index, *others = ctx.saved_tensors
     needs_x = ctx.needs_input_grad[0]
