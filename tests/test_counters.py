@@ -5,12 +5,12 @@ What each can know, and what it reads for one image of 224x224, in G multiply-ad
 ====================================  ========  ===============  ==========================  ==================
 counter                               resnet18  resnet18_fdconv  after set_path(m, "plain")  sees
 ====================================  ========  ===============  ==========================  ==================
-conversion.costs.count_multiply_adds  1.81      2.05 to 2.18     2.05                        operators
-torch's FlopCounterMode               1.81      2.05 to 2.18     2.05                        operators
+conversion.costs.count_multiply_adds  1.81      2.05             2.05                        operators
+torch's FlopCounterMode               1.81      2.05             2.05                        operators
 fvcore's FlopCountAnalysis            1.82      2.13             2.13                        a traced program
 ptflops, backend "aten"               1.81      see below        2.05                        torch's operators
 ptflops, backend "pytorch"            1.83      0.2 to 0.4       0.2                         known modules
-torchinfo                             1.81      0.2              0.2                         known modules
+torchinfo                             1.81      unrelated        unrelated                   modules' weights
 thop                                  1.82      0.2              0.2                         known modules
 ====================================  ========  ===============  ==========================  ==================
 
@@ -31,8 +31,7 @@ from fdconv_zoo.conversion.costs import count_multiply_adds
 
 PATHS = [None, "rebuild", "plain"]
 NAMES = ["resnet10s_fdconv", *FAMILIES.values()]
-# Of the total: paths that save time spend some products more (on zeros, or on small maps).
-AGREE = 0.25
+AGREE = 1e-6
 MODES = [torch.no_grad, torch.inference_mode, torch.enable_grad]
 every_model = pytest.mark.parametrize("name", NAMES)
 
@@ -78,7 +77,7 @@ def test_layers(name, batch):
     expected = found["plain", "enable_grad"]
     for where, counted in found.items():
         assert counted >= batch * plain, where
-        assert 0.8 * expected <= counted <= 2 * expected, where  # so small a layer is mostly KSM and FBM
+        assert abs(counted - expected) <= AGREE * expected, where
     backward = {path: count_backward(on_path(layer, path), x.requires_grad_()) for path in PATHS}
     for path, counted in backward.items():
         assert counted >= 2 * batch * plain, path
@@ -189,7 +188,7 @@ def read_thop(model):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("read", [read_ptflops, read_torchinfo, read_thop], ids=lambda read: read.__name__)
+@pytest.mark.parametrize("read", [read_ptflops, read_thop], ids=lambda read: read.__name__)
 def test_counters_of_known_modules_run_and_miss_the_kernels(read, path):
     """They cannot know; should one of them learn to, the table above and the documentation want a new line."""
     model, x = on_path(example(FAMILIES["resnet"]), path), images(1)

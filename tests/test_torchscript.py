@@ -9,7 +9,7 @@ from conftest import randomize, relative_error
 from contract import FAMILIES, assert_same, each_family, example, images, small
 from torch import nn
 
-from fdconv_zoo import FDConv2d, FDLinear, set_path
+from fdconv_zoo import FDConv2d, FDLinear, script_model, set_path
 from fdconv_zoo.layers import BandModulatedConv2d, FourierDisjointWeight, FrequencyBandModulation
 
 pytestmark = [
@@ -153,31 +153,33 @@ def test_traced_models_have_the_models_gradients(name):
 
 @every_layer
 def test_scripted_layers_at_other_batches_and_sizes(kind):
-    """Within a model; torch puts what was prepared for scripting into the model, which computes the same as before."""
     model = nn.Sequential(build(kind), nn.GELU()).eval()
-    prepared = copy.deepcopy(model)
-    scripted = torch.jit.script(prepared)
+    before = copy.deepcopy(model)
+    scripted = script_model(model)
     xs = [features(kind, n, size) for n in (1, 3) for size in ((9, 7), (12, 16))]
     assert_same_program(scripted, model, xs)
-    assert_same_program(prepared, model, xs)
     assert_same_program(through_file(scripted), model, xs)
-    assert scripted.state_dict().keys() >= model.state_dict().keys()
     assert_same_program(torch.jit.freeze(scripted), model, xs[:2])
+    assert repr(model) == repr(before)
 
 
 def test_scripted_linear_layers_take_tokens_too():
     model = nn.Sequential(build("linear"), nn.GELU()).eval()
-    scripted = torch.jit.script(copy.deepcopy(model))
-    assert_same_program(scripted, model, [torch.randn(2, 5, 8), torch.randn(2, 3, 4, 8), torch.randn(1, 7, 8)])
+    assert_same_program(script_model(model), model, [torch.randn(2, 5, 8), torch.randn(2, 3, 4, 8)])
+
+
+def test_scripted_layers_under_two_names():
+    layer = build("1x1")
+    model = nn.ModuleDict({"first": nn.Sequential(nn.Identity(), layer), "second": layer})
+    model = nn.Sequential(layer, nn.Conv2d(6, 8, 1), layer, *model["first"][:1]).eval()
+    assert_same_program(script_model(model), model, [features("1x1", 2)])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scripted_models(family):
     """timm's test_model_forward_torchscript."""
     model = copy.deepcopy(example(FAMILIES[family]))
-    with torch.no_grad():
-        model(images())
-    scripted = torch.jit.script(copy.deepcopy(model))
+    scripted = script_model(model)
     xs = [images(n, size=size) for n in (1, 3) for size in SIZES[family]]
     assert_same_program(scripted, model, xs)
     assert_same_program(through_file(scripted), model, xs[:1])
@@ -186,8 +188,17 @@ def test_scripted_models(family):
 def test_timms_scriptable_models():
     """``create_model(..., scriptable=True)`` and ``exportable=True``, as timm's tests build them."""
     model = small("resnet10s_fdconv", scriptable=True, exportable=True).eval()
-    scripted = torch.jit.script(copy.deepcopy(model))
-    assert_same_program(scripted, model, [images(1, size=(32, 32)), images(2, size=(40, 48))])
+    assert_same_program(script_model(model), model, [images(1, size=(32, 32)), images(2, size=(40, 48))])
+
+
+@pytest.mark.parametrize("kind", ["3x3", "linear", "bands"])
+def test_torchs_own_scripting_names_the_function(kind):
+    layer = build(kind)
+    for model in (layer, nn.Sequential(layer)):
+        before = repr(model)
+        with pytest.raises(RuntimeError, match=r"fdconv_zoo\.script_model\(model\)"):
+            torch.jit.script(model)
+        assert repr(model) == before
 
 
 @pytest.mark.parametrize("kind", ["3x3", "linear", "bands"])
@@ -195,13 +206,7 @@ def test_scripting_in_training_mode_says_what_to_do(kind):
     layer = build(kind).train()
     for model in (layer, nn.Sequential(layer)):
         with pytest.raises(RuntimeError, match=r"eval\(\)"):
-            torch.jit.script(model)
-
-
-@each_family
-def test_scripting_models_in_training_mode_says_what_to_do(name):
-    with pytest.raises(RuntimeError, match=r"eval\(\)"):
-        torch.jit.script(small(name))
+            script_model(model)
 
 
 def run_onnx(model, x, file, **kwargs):

@@ -21,7 +21,16 @@ from fdconv_zoo.layers.plain import check_plain, conv_arguments
 from fdconv_zoo.layers.precision import COMPUTED, compute_dtype, no_autocast, transform_dtype
 from fdconv_zoo.layers.programs import TracedForScript, fx_leaf
 from fdconv_zoo.layers.reference import from_reference
-from fdconv_zoo.ops import POINTWISE, Geometry, Path, assemble_kernels, choose_path, dynamic_convolution
+from fdconv_zoo.ops import (
+    POINTWISE,
+    DisjointWeights,
+    Geometry,
+    KernelModulators,
+    Path,
+    assemble_kernels,
+    choose_path,
+    dynamic_convolution,
+)
 
 
 class _DynamicKernel(TracedForScript):
@@ -74,16 +83,20 @@ class _DynamicKernel(TracedForScript):
 
     def assemble(self, pooled: Tensor) -> Tensor:
         """The kernels (B, O, I/groups, a, b) of images with pooled features (B, I); without KSM B is 1."""
-        modulators = self.ksm(pooled, assemble=False)
-        weights = self.fdw(modulators.kernel, mix=False)
+        weights, modulators = self._predict(pooled)
         return assemble_kernels(weights, modulators.to(weights.spectrum.dtype), self.groups)
 
-    def _convolve(self, x: Tensor, pooled: Tensor, geometry: Geometry) -> Tensor:
-        """(B, I, H, W) to (B, O, H', W') with the kernels of images with pooled features (B, I), and the bias."""
+    def _predict(self, pooled: Tensor) -> tuple[DisjointWeights, KernelModulators]:
+        """What the kernels of images with pooled features (B, I) are assembled from."""
         modulators = self.ksm(pooled, assemble=False)
+        return self.fdw(modulators.kernel, mix=False), modulators
+
+    def _convolve(
+        self, x: Tensor, weights: DisjointWeights, modulators: KernelModulators, geometry: Geometry
+    ) -> Tensor:
+        """(B, I, H, W) to (B, O, H', W'), with the bias."""
         x = x.to(compute_dtype(x))
         with no_autocast(x.device.type):
-            weights = self.fdw(modulators.kernel, mix=False)
             y = dynamic_convolution(x, weights=weights, modulators=modulators, geometry=geometry, path=self.path)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
 
@@ -275,11 +288,12 @@ class FDConv2d(_DynamicKernel):
         check_input(x, self.in_channels, channel_dim=1, ndims=(4,), layout="(B, C, H, W)")
         # The gradient of a sum is a view, that of a mean a tensor of x's size.
         pooled = x.sum((2, 3), dtype=transform_dtype(x)) / (x.shape[2] * x.shape[3])
+        weights, modulators = self._predict(pooled)
         if self.fbm is not None:
             x = self.fbm(x)
         if any(self._explicit_padding):
             x = F.pad(x, self._explicit_padding, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
-        return self._convolve(x, pooled, self._geometry)
+        return self._convolve(x, weights, modulators, self._geometry)
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
@@ -371,7 +385,7 @@ class FDLinear(_DynamicKernel):
         check_input(x, self.in_features, channel_dim=-1, ndims=(3, 4), layout="(B, N, C) or (B, H, W, C)")
         tokens = x.flatten(1, -2)
         pooled = tokens.sum(1, dtype=transform_dtype(x)) / tokens.shape[1]
-        y = self._convolve(tokens.transpose(1, 2).unsqueeze(3), pooled, POINTWISE)
+        y = self._convolve(tokens.transpose(1, 2).unsqueeze(3), *self._predict(pooled), POINTWISE)
         return y.squeeze(3).transpose(1, 2).reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fdconv_zoo.layers.sharding import outlive_forward
+from fdconv_zoo.layers.sharding import hand_on
 from fdconv_zoo.ops import DisjointWeights, mix_spectrum
 
 
@@ -121,7 +121,7 @@ class FourierDisjointWeight(nn.Module):
         weights = DisjointWeights(spectrum, groups, attention, self.kernel_shape)
         if mix:
             return mix_spectrum(weights)
-        return weights._replace(spectrum=outlive_forward(self, spectrum))
+        return weights._replace(spectrum=hand_on(self, spectrum))
 
     def derive_groups(self, device: torch.device | str | None = None) -> Tensor:
         """The ``group_index`` that follows from the shape, on a device."""

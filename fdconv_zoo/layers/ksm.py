@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fdconv_zoo.layers.precision import no_autocast, parameter_dtype
-from fdconv_zoo.layers.sharding import outlive_forward
+from fdconv_zoo.layers.sharding import hand_on, hand_through
 from fdconv_zoo.ops import KernelModulators, LocalFactors, local_factors
 
 
@@ -158,7 +158,7 @@ class ChannelConv1d(nn.Conv1d):
         else:
             windows = padded.unfold(1, width, 1)
         windows = windows.unflatten(1, (self.groups_of_layer, -1))
-        return LocalFactors(taps=outlive_forward(self, self.weight), windows=windows)
+        return LocalFactors(taps=hand_on(self, self.weight), windows=windows)
 
 
 class LocalBranch(nn.Module):
@@ -206,7 +206,7 @@ class LocalBranch(nn.Module):
         factors = self.conv(self.norm(pooled))
         if assemble:
             return local_factors(factors, self.kernel_size)
-        return factors._replace(taps=outlive_forward(self, factors.taps))
+        return factors._replace(taps=hand_through(self, factors.taps))
 
 
 class KernelSpatialModulation(nn.Module):
@@ -268,6 +268,6 @@ class KernelSpatialModulation(nn.Module):
                 pooled = pooled.to(parameter_dtype(self.local_branch.norm))
                 local = self.local_branch(pooled, assemble=assemble)
                 if not assemble:
-                    local = local._replace(taps=outlive_forward(self, local.taps))
+                    local = local._replace(taps=hand_through(self, local.taps))
                 modulators = modulators._replace(local=local)
         return modulators

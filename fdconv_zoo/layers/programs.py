@@ -17,6 +17,10 @@ def fx_leaf(forward: Forward) -> Forward:
     @wraps(forward)
     def forward_or_leaf(self: nn.Module, x: Tensor) -> Tensor:
         if isinstance(x, torch.fx.Proxy):
+            if self is x.tracer.root:
+                raise torch.fx.proxy.TraceError(
+                    f"A {type(self).__name__} is one node of a graph: to trace it alone, put it into an nn.Sequential."
+                )
             return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
         return forward(self, x)
 

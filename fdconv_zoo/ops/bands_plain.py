@@ -114,6 +114,11 @@ def modulate_bands_stretched(x: Tensor, attention: Tensor, band_edges: Sequence[
     Arguments and result are those of :func:`modulate_bands_plain`, and ``mask_size``: the side of the square map that
     the masks are exact for.
     """
+    if torch.onnx.is_in_onnx_export() and torch.jit.is_tracing():
+        raise RuntimeError(
+            'The exporter to ONNX that traces has no Fourier transform, which band_mask="reference" needs: export with '
+            "torch.onnx.export(..., dynamo=True)."
+        )
     height, width = x.shape[-2:]
     spectrum = torch.fft.rfft2(x)
 

@@ -194,15 +194,21 @@ _operator.register_autograd(_differentiate, setup_context=_setup_context)
 
 
 @register_flop_formula(torch.ops.fdconv_zoo.modulate_bands)
-def _flops(x: torch.Size, attention: torch.Size, band_edges: Sequence[float], **_: Any) -> int:
-    """Those of the plain path's matrix products."""
+def _forward_flops(x: torch.Size, attention: torch.Size, band_edges: Sequence[float], **_: Any) -> int:
+    return _flops(x, band_edges)
+
+
+@register_flop_formula(torch.ops.fdconv_zoo.modulate_bands_backward)
+def _backward_flops(
+    grad: torch.Size, x: torch.Size, attention: torch.Size, band_edges: Sequence[float], **_: Any
+) -> int:
+    return _flops(x, band_edges)  # the low-passes are symmetric: each product passes on one gradient
+
+
+def _flops(x: torch.Size, band_edges: Sequence[float]) -> int:
+    """Those of the plain path's matrix products for x (B, C, H, W)."""
     batch, channels, height, width = x
     (rows, cols), *_ = passing = count_passing((height, width), band_edges)
     multiply_adds = height * width * cols + rows * height * cols  # analysis
     multiply_adds += sum(height * p * q + height * q * width for p, q in passing)  # synthesis of each band
     return 2 * batch * channels * multiply_adds
-
-
-@register_flop_formula(torch.ops.fdconv_zoo.modulate_bands_backward)
-def _backward_flops(grad: torch.Size, *args: Any, **kwargs: Any) -> int:
-    return _flops(*args, **kwargs)
