@@ -18,7 +18,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*"),
 ]
 
-PATHS = [None, "plain"]
 LAYERS = {
     "3x3": lambda: FDConv2d(8, 6, 3, padding=1, num_kernels=4),
     "1x1": lambda: FDConv2d(8, 6, 1, num_kernels=4),
@@ -70,15 +69,14 @@ def through_file(program):
     return torch.jit.load(file)
 
 
-@every_layer
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("kind", "path"), [(kind, None) for kind in LAYERS] + [("3x3", "plain"), ("linear", "plain")])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_traced_layers_at_other_batches_and_sizes(kind, path, batch):
     layer = build(kind, path)
     traced = torch.jit.trace(layer, features(kind, batch))
-    xs = [features(kind, n, size) for n in (1, 2, 3) for size in ((9, 7), (12, 16), (24, 20))]
+    xs = [features(kind, n, size) for n in (1, 3) for size in ((9, 7), (24, 20))]
     assert_same_program(traced, layer, xs)
-    assert_same_program(through_file(traced), layer, xs[:4])
+    assert_same_program(through_file(traced), layer, xs[:1])
 
 
 @every_layer
@@ -95,7 +93,7 @@ def test_traced_layers_use_the_weights_they_are_given(kind):
     assert_same_program(traced, expected, [x, features(kind, 1)])
 
 
-@every_layer
+@pytest.mark.parametrize("kind", ["3x3", "grouped", "no global branch", "linear", "bands"])
 def test_traced_layers_train(kind):
     layer, x = build(kind), features(kind, 2)
     traced = torch.jit.trace(copy.deepcopy(layer), x)
