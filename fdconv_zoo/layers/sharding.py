@@ -19,7 +19,8 @@ def hand_on(module: nn.Module, parameter: Tensor) -> Tensor:
     is_sharded = dist.is_available() and dist.is_initialized() and parameter._is_view()
     if is_sharded:
         return parameter.clone()
-    return hand_through(module, parameter.view_as(parameter) if torch.is_grad_enabled() else parameter.detach())
+    is_differentiated = torch.is_grad_enabled() or torch.jit.is_tracing()  # a trace must not depend on the mode
+    return hand_through(module, parameter.view_as(parameter) if is_differentiated else parameter.detach())
 
 
 def hand_through(module: nn.Module, result: Tensor) -> Tensor:
