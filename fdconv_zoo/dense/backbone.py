@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import group_parameters, split_model_name_tag
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.store import check_finite, load_strictly, read_checkpoint
-from fdconv_zoo.store.names import suggest_models
+from fdconv_zoo.store.names import unknown_name
 
 # What a decoder decides, and what would load weights behind the caller's back.
 _NOT_ARGUMENTS = {
@@ -51,7 +51,8 @@ class Backbone(nn.Module):
         output_stride: int = 32,
     ) -> None:
         super().__init__()
-        _check_name(name)
+        if problem := unknown_name(name):
+            raise ConfigError(f"backbone {name}: {problem}")
         arguments = dict(arguments or {})
         if refused := sorted(_NOT_ARGUMENTS & arguments.keys()):
             raise ConfigError(f"backbone_args {', '.join(refused)}: not to be given, it follows from the rest")
@@ -89,17 +90,6 @@ class Backbone(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that the model's authors do not let decay."""
         return {f"model.{name}" for name in getattr(self.model, "no_weight_decay", set)()}
-
-
-def _check_name(name: str) -> None:
-    architecture, tag = split_model_name_tag(name)
-    if not timm.is_model(architecture):
-        raise ConfigError(f"backbone {name}: no such model; {suggest_models(architecture)}")
-    tags = [split_model_name_tag(known)[1] for known in timm.list_pretrained(f"{architecture}.*")]
-    if tag and tag not in tags:
-        raise ConfigError(
-            f"backbone {name}: {architecture} has no weights called {tag}; it has {', '.join(tags) or 'none'}"
-        )
 
 
 def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Module:
