@@ -1,9 +1,9 @@
-"""Convert a checkpoint of the paper's authors, OpenMMLab, torchvision or timm into a folder that timm loads.
+"""Convert a weights file of the paper's authors, OpenMMLab, torchvision or timm into a folder that timm loads.
 
     python scripts/convert.py mask_rcnn_fdconv.pth --model resnet50_fdconv --output converted/
     python scripts/convert.py upernet_swin_tiny.pth --model swin_fdconv --output converted/
 
-Before the folder gets its name, the result is loaded through timm and compared with the network of the checkpoint.
+Before the folder gets its name, the result is loaded through timm and compared with the network of the weights file.
 Afterwards `timm.create_model("local-dir:converted", pretrained=True)` builds it.
 """
 
@@ -19,7 +19,7 @@ from fdconv_zoo.porting import convert_checkpoint
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of this script's flags."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("checkpoint", help="safetensors or .pth; no code in it is run")
+    parser.add_argument("checkpoint", help="weights file, safetensors or .pth; no code in it is run")
     parser.add_argument("--model", required=True, help="timm name of the model; its tag selects the preprocessing")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")
     parser.add_argument(

@@ -23,9 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to create")
-    parser.add_argument("--train", type=int, default=1000, metavar="N", help="canvases for training")
-    parser.add_argument("--validation", type=int, default=250, metavar="N", help="canvases for validation")
-    parser.add_argument("--size", type=int, default=128, metavar="N", help="side in pixels")
+    parser.add_argument("--train", type=int, default=1000, help="canvases for training")
+    parser.add_argument("--validation", type=int, default=250, help="canvases for validation")
+    parser.add_argument("--size", type=int, default=128, help="side in pixels")
     parser.add_argument("--seed", type=int, default=0, help="other seeds give other canvases")
     return parser
 

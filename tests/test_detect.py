@@ -113,9 +113,9 @@ def test_a_recipe_runs_on_a_stand_in(name, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--dataset", ""], "--dataset is needed"),
-        (["--model", ""], "--model is needed"),
-        (["--norm", "frozen"], "--norm frozen keeps statistics that random weights do not have"),
+        (["--dataset", ""], "--dataset is required"),
+        (["--model", ""], "--model is required"),
+        (["--norm", "frozen"], "--norm frozen keeps statistics, but random weights do not have any"),
         (["--min-size", "0"], "--min-size"),
         (["--head", "yolo"], "--head"),
         (["--model", "resnet10s_fdconf"], "did you mean resnet10s_fdconv"),

@@ -92,7 +92,7 @@ def test_resume_without_a_checkpoint_begins_from_the_beginning(tmp_path):
 
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path):
-    with pytest.raises(ConfigError, match="give one"):
+    with pytest.raises(ConfigError, match="use one of them"):
         RunFolder(tmp_path, resume=True, overwrite=True)
 
 

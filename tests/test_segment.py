@@ -103,14 +103,14 @@ def test_a_recipe_runs_on_a_stand_in(name, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--dataset", ""], "--dataset is needed"),
-        (["--model", ""], "--model is needed"),
+        (["--dataset", ""], "--dataset is required"),
+        (["--model", ""], "--model is required"),
         (["--crop-size", "32", "32", "32"], "--crop-size"),
         (["--stride", "0"], "--stride"),
         (["--scales", "0"], "--scales"),
         (["--decoder", "unknown"], "--decoder"),
         (["--model", "resnet10s_fdconf"], "did you mean resnet10s_fdconv"),
-        (["--config", str(MODELS / "resnet50_fdconv.tv_in1k.mask_rcnn_coco.yaml")], "is for scripts/detect.py"),
+        (["--config", str(MODELS / "resnet50_fdconv.tv_in1k.mask_rcnn_coco.yaml")], "use scripts/detect.py"),
     ],
 )
 def test_wrong_flags_are_named_before_work_starts(flags, message, data, tmp_path):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fdconv_zoo.errors import ConfigError, NonFiniteError, RunFolderError, WriteError
 from fdconv_zoo.store import files
-from fdconv_zoo.training import checkpoint, loop
+from fdconv_zoo.training import checkpoint, trainer
 
 train = load_script("train")
 validate = load_script("validate")
@@ -94,15 +94,15 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(finished, tmp_path,
 def test_resuming_redoes_what_came_after_the_checkpoint(finished, tmp_path, monkeypatch, capsys):
     """Stopped after the epoch's model and metrics were written but before its checkpoint was."""
     output = ["--output", str(tmp_path / "run")]
-    save = loop.save_checkpoint
+    save = trainer.save_checkpoint
 
     def stop_at_the_last(accelerator, folder, progress, ema):
         if progress.epoch == 2:
             raise KeyboardInterrupt
         save(accelerator, folder, progress, ema)
 
-    monkeypatch.setattr(loop, "save_checkpoint", stop_at_the_last)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(trainer, "save_checkpoint", stop_at_the_last)
+    with pytest.raises(KeyboardInterrupt, match="--resume continues from the last checkpoint"):
         train.main([*TINY, *output])
     assert len(read_metrics(tmp_path / "run")) == 2
     (tmp_path / "run/checkpoints/.writing-update-000000012").mkdir()  # as a crash leaves it
@@ -138,7 +138,7 @@ def test_resume_without_a_run_begins_one_and_smoke_is_quick(tmp_path, capsys):
     recipe = "models/resnet10s_fdconv.fashion_mnist.demo.yaml"
     config = ["--config", str(Path(train.__file__).parents[1] / recipe), "--output", str(tmp_path / "run")]
     train.main([*config, "--smoke", "--resume", "--tune", "modulators"])
-    assert "begins from the beginning" in capsys.readouterr().out
+    assert "starts from the beginning" in capsys.readouterr().out
     assert read_metrics(tmp_path / "run")[0]["update"] == 4
     model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
     assert type(model).__name__ == "ResNetFDConv"
@@ -222,17 +222,17 @@ def test_a_stream_trains_and_resumes(tmp_path, monkeypatch):
     train.main([*TINY, *flags, "--output", str(tmp_path / "whole")])
     assert [row["images"] for row in read_metrics(tmp_path / "whole")] == [10, 10]
     assert [row["top5"] for row in read_metrics(tmp_path / "whole")] == [None, None]
-    save = loop.save_checkpoint
+    save = trainer.save_checkpoint
 
     def stop(accelerator, folder, progress, ema):
         save(accelerator, folder, progress, ema)
         if progress.update == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save_checkpoint", stop)
+    monkeypatch.setattr(trainer, "save_checkpoint", stop)
     with pytest.raises(KeyboardInterrupt):
         train.main([*TINY, *flags, "--output", str(tmp_path / "run")])
-    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(trainer, "save_checkpoint", save)
     train.main([*TINY, *flags, "--output", str(tmp_path / "run"), "--resume"])
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 

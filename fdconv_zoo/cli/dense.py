@@ -10,10 +10,9 @@ from typing import Any, ClassVar
 
 from accelerate import Accelerator
 from PIL import Image
-from timm.utils import ParseKwargs
 from torch import Tensor, nn
 
-from fdconv_zoo.cli.recipes import ArgumentParser
+from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag
 from fdconv_zoo.cli.task import SMOKE, CommandTask, train
 from fdconv_zoo.dense.detection.metrics import DetectionResult
 from fdconv_zoo.dense.detection.model import Detector
@@ -40,7 +39,7 @@ class DenseTask(CommandTask):
     @classmethod
     def add_flags(cls, parser: ArgumentParser) -> None:
         """Add the flag of evaluating."""
-        parser.add_argument("--evaluate", metavar="MODEL", help="do not train, evaluate a run's folder or hf-hub:NAME")
+        parser.add_argument("--evaluate", metavar="MODEL", help="only evaluate: folder of a run, or hf-hub:NAME")
 
     @classmethod
     def check_arguments(cls, args: argparse.Namespace) -> None:
@@ -149,7 +148,7 @@ def evaluate_only(task_type: type[DenseTask], args: argparse.Namespace, dataset:
 def add_backbone_flags(group: argparse._ArgumentGroup) -> None:
     """Add the flags that name the backbone."""
     group.add_argument("--model", help="the backbone: a timm name")
-    group.add_argument("--model-kwargs", nargs="*", action=ParseKwargs, default={}, metavar="KEY=VALUE")
+    add_arguments_flag(group, "--model-kwargs", "backbone")
 
 
 def add_weights_flags(group: argparse._ArgumentGroup, *, norm: str) -> None:

@@ -6,11 +6,10 @@ from typing import Any, ClassVar
 
 from PIL import Image
 from pycocotools.coco import COCO
-from timm.utils import ParseKwargs
 from torch.utils.data import DataLoader
 
 from fdconv_zoo.cli.dense import DENSE_SMOKE, DenseTask, add_backbone_flags, add_weights_flags
-from fdconv_zoo.cli.recipes import ArgumentParser, add_workers_flag
+from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag, add_workers_flag
 from fdconv_zoo.cli.task import run_task
 from fdconv_zoo.dense.canvases import FASHION_CANVASES
 from fdconv_zoo.dense.detection.augment import training_transform
@@ -67,34 +66,37 @@ class DetectionTask(DenseTask):
         data.add_argument("--train-images", metavar="DIR", help="instead of the dataset's")
         data.add_argument("--validation-images", metavar="DIR", help="instead of the dataset's")
         data.add_argument("--skip-bad-boxes", **boolean, default=False, help="remove and count bad annotations")
-        data.add_argument("--limit", type=int, metavar="N", help="use only N images of each split")
+        data.add_argument("--limit", type=int, help="use only N images of each split")
         add_workers_flag(data)
 
         model = parser.add_argument_group("model")
         add_backbone_flags(model)
-        model.add_argument("--head", choices=tuple(HEADS), default="mask_rcnn", help="faster_rcnn finds boxes alone")
-        model.add_argument("--head-kwargs", nargs="*", action=ParseKwargs, default={}, metavar="KEY=VALUE")
+        model.add_argument("--head", choices=tuple(HEADS), default="mask_rcnn", help="faster_rcnn: boxes only")
+        add_arguments_flag(model, "--head-kwargs", "head")
         model.add_argument("--fpn-channels", type=int, default=256, help="channels of the feature pyramid")
         model.add_argument(
             "--anchor-sizes",
             type=float,
             nargs=5,
-            metavar="SIZE",
             help="in pixels; default: 8 times a level's stride",
         )
         model.add_argument(
-            "--min-size", type=int, nargs="+", default=[800], metavar="N", help="shorter side; one of several is drawn"
+            "--min-size",
+            type=int,
+            nargs="+",
+            default=[800],
+            help="shorter side in pixels; one of several is drawn",
         )
-        model.add_argument("--max-size", type=int, default=1333, help="limit of the longer side")
+        model.add_argument("--max-size", type=int, default=1333, help="largest longer side in pixels")
         add_weights_flags(model, norm="frozen")
 
         augment = parser.add_argument_group("augmentation")
         augment.add_argument("--hflip", type=float, default=0.5, help="probability of a horizontal flip")
         augment.add_argument("--scale-jitter", type=float, nargs=2, help="range of a random resizing before a crop")
-        augment.add_argument("--crop-size", type=int, default=1024, help="side of that crop")
-        augment.add_argument("--photometric", **boolean, default=False, help="change colours")
+        augment.add_argument("--crop-size", type=int, default=1024, help="side of that crop in pixels")
+        augment.add_argument("--photometric", **boolean, default=False, help="change colours at random")
 
-        parser.add_argument("--pictures", type=int, default=6, metavar="N", help="validation images to draw")
+        parser.add_argument("--pictures", type=int, default=6, help="validation images to draw")
 
     @classmethod
     def check_arguments(cls, args: argparse.Namespace) -> None:

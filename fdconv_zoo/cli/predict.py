@@ -30,12 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="image files, or folders of them; also videos, for segmentation and detection",
     )
     parser.add_argument("--model", required=True, help="timm name, hf-hub:NAME, or the output folder of a run")
-    parser.add_argument("--sample", type=int, metavar="N", help="also N validation images of the packaged sample")
+    parser.add_argument("--sample", type=int, help="also N validation images of the packaged sample")
     parser.add_argument("--top", type=int, default=3, metavar="K", help="classes to show per image")
     dense = parser.add_argument_group("segmentation and detection")
     dense.add_argument("--output", type=Path, metavar="DIR", help="folder for the pictures; required")
     dense.add_argument("--score", type=float, default=0.5, help="lowest score of the objects to draw")
-    dense.add_argument("--short-side", type=int, metavar="N", help="resize images to this before segmentation")
+    dense.add_argument("--short-side", type=int, help="resize images to this shorter side before segmentation")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="device of the model")
 

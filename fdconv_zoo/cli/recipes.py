@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from timm.utils import ParseKwargs
+
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import TASKS, read_entry
 
@@ -13,11 +15,14 @@ RUN_FLAGS = ("config", "output", "resume", "overwrite", "smoke")  # of one start
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Formatter that adds a flag's default to its help where there is one."""
+    """Formatter that adds the default, if there is one, to the help of a flag, and writes numbers as N and X."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         has_default = not (action.default is None or action.default is False or action.default == {})
         return super()._get_help_string(action) if has_default else action.help
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return {int: "N", float: "X"}.get(action.type) or super()._get_default_metavar_for_optional(action)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -32,11 +37,11 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
         self.task = task
         run = self.add_argument_group("run")
-        run.add_argument("--config", metavar="FILE", help="entry of models/ whose recipe sets the other flags")
+        run.add_argument("--config", metavar="FILE", help="entry of models/: its recipe replaces the defaults")
         run.add_argument("--output", metavar="DIR", help="folder for all files of the run")
         run.add_argument("--resume", action="store_true", help="continue the run in --output, if there is one")
         run.add_argument("--overwrite", action="store_true", help="delete the run in --output, if there is one")
-        run.add_argument("--smoke", action="store_true", help="try everything with a few steps on a few images")
+        run.add_argument("--smoke", action="store_true", help="check the command: a few steps on a few images")
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting, so that the message can say where a wrong value came from."""
@@ -101,12 +106,17 @@ def add_split_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--validation-fraction", type=float, default=0.1, help="part to validate on if there is only one split"
     )
-    group.add_argument("--limit", type=int, metavar="N", help="use only N images of each split")
+    group.add_argument("--limit", type=int, help="use only N images of each split")
+
+
+def add_arguments_flag(group: argparse._ArgumentGroup, flag: str, owner: str) -> None:
+    """Add a flag for any number of KEY=VALUE, the arguments of its owner."""
+    group.add_argument(
+        flag, nargs="*", action=ParseKwargs, default={}, metavar="KEY=VALUE", help=f"arguments of the {owner}"
+    )
 
 
 def add_workers_flag(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add the flag that sets how many processes read images."""
     workers = min(4, os.cpu_count() or 1)
-    group.add_argument(
-        "--workers", type=int, default=workers, metavar="N", help="processes that read images, per process on a device"
-    )
+    group.add_argument("--workers", type=int, default=workers, help="processes that read images, for each process")

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from PIL import Image
-from timm.utils import ParseKwargs
 from torch.utils.data import DataLoader
 
 from fdconv_zoo.cli.dense import DENSE_SMOKE, DenseTask, add_backbone_flags, add_weights_flags
-from fdconv_zoo.cli.recipes import ArgumentParser, add_split_flags, add_workers_flag
+from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag, add_split_flags, add_workers_flag
 from fdconv_zoo.cli.task import run_task
 from fdconv_zoo.dense.canvases import FASHION_CANVASES
 from fdconv_zoo.dense.segmentation.augment import training_transform
@@ -59,33 +58,31 @@ class SegmentationTask(DenseTask):
 
         model = parser.add_argument_group("model")
         add_backbone_flags(model)
-        model.add_argument("--decoder", choices=DECODERS, default="upernet", help="what follows the backbone")
-        model.add_argument("--decoder-kwargs", nargs="*", action=ParseKwargs, default={}, metavar="KEY=VALUE")
+        model.add_argument("--decoder", choices=DECODERS, default="upernet", help="decoder after the backbone")
+        add_arguments_flag(model, "--decoder-kwargs", "decoder")
         add_weights_flags(model, norm="batch")
         model.add_argument("--ce-weight", type=float, default=1.0, help="weight of the cross-entropy in the loss")
         model.add_argument("--dice-weight", type=float, default=0.0, help="weight of the Dice loss")
 
         augment = parser.add_argument_group("augmentation")
         augment.add_argument(
-            "--crop-size", type=int, nargs="+", default=[512], metavar="N", help="height and width, or one for both"
+            "--crop-size", type=int, nargs="+", default=[512], help="height and width, or one for both"
         )
         augment.add_argument("--scale", type=float, nargs=2, default=[0.5, 2.0], help="range of the random resizing")
-        augment.add_argument("--short-side", type=int, metavar="N", help="resize to this first, also in evaluation")
+        augment.add_argument("--short-side", type=int, help="resize to this first, also in evaluation")
         augment.add_argument("--hflip", type=float, default=0.5, help="probability of a horizontal flip")
-        augment.add_argument("--photometric", **boolean, default=True, help="change colours")
+        augment.add_argument("--photometric", **boolean, default=True, help="change colours at random")
 
         evaluation = parser.add_argument_group("evaluation")
         evaluation.add_argument(
-            "--window", type=int, nargs="+", metavar="N", help="height and width of a sliding window; default: none"
+            "--window", type=int, nargs="+", help="height and width of a sliding window; default: whole images"
         )
+        evaluation.add_argument("--stride", type=int, nargs="+", help="of the window; default: two thirds of it")
         evaluation.add_argument(
-            "--stride", type=int, nargs="+", metavar="N", help="of the window; default: two thirds of it"
+            "--scales", type=float, nargs="+", default=[1.0], help="average over these sizes of the image"
         )
-        evaluation.add_argument(
-            "--scales", type=float, nargs="+", default=[1.0], metavar="FACTOR", help="average over these sizes"
-        )
-        evaluation.add_argument("--flip", **boolean, default=False, help="average over mirror images, too")
-        evaluation.add_argument("--pictures", type=int, default=6, metavar="N", help="validation images to draw")
+        evaluation.add_argument("--flip", **boolean, default=False, help="also average over mirror images")
+        evaluation.add_argument("--pictures", type=int, default=6, help="validation images to draw")
 
     @classmethod
     def check_arguments(cls, args: argparse.Namespace) -> None:

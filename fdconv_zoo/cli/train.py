@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 
 from PIL import Image
 from timm.data import Mixup, create_transform
-from timm.utils import ParseKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fdconv_zoo.cli.recipes import ArgumentParser, add_split_flags, add_workers_flag
+from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag, add_split_flags, add_workers_flag
 from fdconv_zoo.cli.task import SMOKE, CommandTask, run_task
 from fdconv_zoo.data import SAMPLE, load_image_data
 from fdconv_zoo.data.loading import ImageData
@@ -60,35 +59,35 @@ class ClassificationTask(CommandTask):
 
         model = parser.add_argument_group("model")
         model.add_argument("--model", help="timm name, hf-hub:NAME, or the output folder of a run")
-        model.add_argument("--model-kwargs", nargs="*", action=ParseKwargs, default={}, metavar="KEY=VALUE")
+        add_arguments_flag(model, "--model-kwargs", "model")
         model.add_argument("--pretrained", **boolean, default=True, help="start from the model's published weights")
         model.add_argument("--checkpoint", metavar="FILE", help="start from these weights instead")
         model.add_argument("--in-chans", type=int, choices=(1, 3), help="1: grayscale, 3: RGB; default: the model's")
-        model.add_argument("--img-size", type=int, metavar="N", help="side in pixels; default: the model's")
+        model.add_argument("--img-size", type=int, help="side in pixels; default: the model's")
         model.add_argument("--mean", type=float, nargs="+", help="of the pixels, in 0..1; default: the model's")
         model.add_argument("--std", type=float, nargs="+", help="of the pixels, in 0..1; default: the model's")
         model.add_argument(
             "--interpolation", choices=("bilinear", "bicubic", "nearest"), help="of resizing; default: the model's"
         )
         model.add_argument("--crop-pct", type=float, help="part of the resized image that validation crops out")
-        model.add_argument("--drop", type=float, help="dropout before the classifier")
-        model.add_argument("--drop-path", type=float, help="stochastic depth")
+        model.add_argument("--drop", type=float, help="dropout rate before the classifier")
+        model.add_argument("--drop-path", type=float, help="rate of stochastic depth")
         model.add_argument(
             "--tune", choices=CHOICES, default="all", help="what to train; modulators: KSM, FBM and the head"
         )
         model.add_argument("--grad-checkpointing", **boolean, default=False, help="less memory, more time")
 
         augment = parser.add_argument_group("augmentation")
-        augment.add_argument("--scale", type=float, nargs=2, default=[0.35, 1.0], help="area of the random crop")
+        augment.add_argument("--scale", type=float, nargs=2, default=[0.35, 1.0], help="range of the crop's area")
         augment.add_argument(
-            "--ratio", type=float, nargs=2, default=[0.75, 4 / 3], help="aspect ratio of the random crop"
+            "--ratio", type=float, nargs=2, default=[0.75, 4 / 3], help="range of the crop's aspect ratio"
         )
         augment.add_argument("--hflip", type=float, default=0.5, help="probability of a horizontal flip")
         augment.add_argument("--aa", default="rand-m7-mstd0.5-inc1", help="RandAugment policy, or none")
         augment.add_argument("--color-jitter", type=float, default=0.4, help="only with --aa none")
         augment.add_argument("--reprob", type=float, default=0.1, help="probability of random erasing")
-        augment.add_argument("--mixup", type=float, default=0.0, help="alpha; 0: off")
-        augment.add_argument("--cutmix", type=float, default=0.0, help="alpha; 0: off")
+        augment.add_argument("--mixup", type=float, default=0.0, help="alpha of mixup; 0: off")
+        augment.add_argument("--cutmix", type=float, default=0.0, help="alpha of CutMix; 0: off")
         augment.add_argument("--smoothing", type=float, default=0.1, help="label smoothing")
 
     @classmethod

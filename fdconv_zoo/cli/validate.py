@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-column", metavar="NAME", help="required if several columns hold images")
     parser.add_argument("--label-column", metavar="NAME", help="required if several columns could be the class")
     parser.add_argument("--validation-split", metavar="NAME", help="default: validation, val, valid, dev or test")
-    parser.add_argument("--limit", type=int, metavar="N", help="use only N images")
+    parser.add_argument("--limit", type=int, help="use only N images")
     parser.add_argument("--skip-bad-images", **boolean, help="skip and count unreadable images")
     parser.add_argument("--streaming", **boolean, help="read while evaluating, for large datasets")
     add_workers_flag(parser)

@@ -13,15 +13,13 @@ def add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     optim.add_argument("--epochs", type=int, default=20, help="number of epochs")
     optim.add_argument("--batch-size", type=int, default=64, help="images per batch and process")
     optim.add_argument("--grad-accum", type=int, default=1, help="batches per update")
-    optim.add_argument("--updates-per-epoch", type=int, metavar="N", help="shorten an epoch; required for a stream")
+    optim.add_argument("--updates-per-epoch", type=int, help="shorten an epoch; required for a stream")
     optim.add_argument("--opt", default="adamw", help="any optimizer of timm")
     optim.add_argument("--lr", type=float, default=3e-4, help="learning rate after the warm-up")
-    optim.add_argument(
-        "--spectrum-lr", type=float, default=1.0, metavar="FACTOR", help="multiply --lr for Fourier coefficients"
-    )
-    optim.add_argument("--modulator-lr", type=float, default=1.0, metavar="FACTOR", help="multiply --lr for KSM, FBM")
+    optim.add_argument("--spectrum-lr", type=float, default=1.0, help="factor of --lr for Fourier coefficients")
+    optim.add_argument("--modulator-lr", type=float, default=1.0, help="factor of --lr for KSM and FBM")
     optim.add_argument("--weight-decay", type=float, default=0.05, help="not applied to norms and biases")
-    optim.add_argument("--layer-decay", type=float, help="multiply --lr per layer, from the last to the first")
+    optim.add_argument("--layer-decay", type=float, help="factor of --lr from each layer to the one before it")
     optim.add_argument(
         "--sched", choices=("cosine", "tanh", "poly", "multistep"), default="cosine", help="learning rate schedule"
     )
@@ -38,10 +36,8 @@ def add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     )
     optim.add_argument("--mixed-precision", choices=("no", "fp16", "bf16"), help="default: accelerate's configuration")
     optim.add_argument("--seed", type=int, default=0, help="of weights, order, augmentation and dropout")
-    optim.add_argument(
-        "--checkpoint-every", type=int, default=0, metavar="N", help="updates between checkpoints; 0: once per epoch"
-    )
-    optim.add_argument("--log-every", type=int, default=10, metavar="N", help="updates between log lines")
+    optim.add_argument("--checkpoint-every", type=int, default=0, help="updates between checkpoints; 0: once per epoch")
+    optim.add_argument("--log-every", type=int, default=10, help="updates between log lines")
 
 
 def check_optimization(args: argparse.Namespace) -> None:
