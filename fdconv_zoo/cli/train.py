@@ -79,9 +79,7 @@ class ClassificationTask(CommandTask):
 
         augment = parser.add_argument_group("augmentation")
         augment.add_argument("--scale", type=float, nargs=2, default=[0.35, 1.0], help="range of the crop's area")
-        augment.add_argument(
-            "--ratio", type=float, nargs=2, default=[0.75, 4 / 3], help="range of the crop's aspect ratio"
-        )
+        augment.add_argument("--ratio", type=float, nargs=2, default=[0.75, 4 / 3], help="range of its aspect ratio")
         augment.add_argument("--hflip", type=float, default=0.5, help="probability of a horizontal flip")
         augment.add_argument("--aa", default="rand-m7-mstd0.5-inc1", help="RandAugment policy, or none")
         augment.add_argument("--color-jitter", type=float, default=0.4, help="only with --aa none")
