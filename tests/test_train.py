@@ -8,7 +8,7 @@ import timm
 import torch
 import yaml
 from PIL import Image
-from run_scripts import TINY, kill_when_there, load_script, read_figures, read_metrics, start_script
+from run_scripts import TINY, kill_and_resume, load_script, read_figures, read_metrics, run_on_the_cpu, start_script
 from safetensors.torch import load_file
 
 from fdconv_zoo.errors import ConfigError, NonFiniteError, RunFolderError, WriteError
@@ -24,10 +24,7 @@ pytestmark = pytest.mark.usefixtures("on_one_cpu_thread")
 def finished(tmp_path_factory):
     """A run of TINY that nothing stopped."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        torch.set_num_threads(1)
-        train.main([*TINY, "--output", str(folder)])
+    run_on_the_cpu(train, *TINY, "--output", folder)
     return folder
 
 
@@ -82,12 +79,8 @@ def test_the_best_epoch_is_kept_and_validates_alike(finished, tmp_path):
 
 @pytest.mark.parametrize("seen", ["update-000000002", "update-000000008"])
 def test_a_killed_and_resumed_run_ends_with_the_same_weights(finished, tmp_path, seen):
-    output = ["--output", str(tmp_path / "run"), "--checkpoint-every", "2"]
-    process = start_script("train", *TINY, *output, "--workers", "1")
-    kill_when_there(process, tmp_path / "run/checkpoints" / seen)
-    stopped = checkpoint.list_checkpoints(tmp_path / "run/checkpoints")[-1].name
-    assert stopped < "update-000000012", "it ended before it was killed"
-    train.main([*TINY, *output, "--resume"])
+    flags = [*TINY, "--checkpoint-every", 2]
+    kill_and_resume("train", tmp_path / "run", seen, *flags, finished=finished, killed_with=("--workers", 1))
     assert_same_run(finished, tmp_path / "run")
 
 

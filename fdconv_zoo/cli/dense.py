@@ -22,7 +22,7 @@ from fdconv_zoo.dense.segmentation.model import Segmenter
 from fdconv_zoo.dense.stand_ins import stand_in
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.store.files import replacing, write_text
-from fdconv_zoo.training.norms import NORMS, set_norm
+from fdconv_zoo.training.norms import NORMS
 
 DENSE_SMOKE = {**SMOKE, "limit": 4, "crop_size": 64, "updates_per_epoch": 2}
 
@@ -43,7 +43,8 @@ class DenseTask(CommandTask):
 
     @classmethod
     def check_arguments(cls, args: argparse.Namespace) -> None:
-        """Raise `ConfigError` if there is neither a backbone to train nor a model to evaluate."""
+        """Raise `ConfigError` for mistakes that the command line alone shows."""
+        super().check_arguments(args)
         if not (args.model or args.evaluate):
             raise ConfigError("--model is required: a backbone, or an entry of models/ with --config")
 
@@ -67,22 +68,12 @@ class DenseTask(CommandTask):
         """
 
     @abstractmethod
-    def build_network(self) -> Segmenter | Detector:
-        """Build the network that the flags name, for the classes of `data`."""
-
-    @abstractmethod
     def measure(self, model: Segmenter | Detector) -> SegmentationResult | DetectionResult:
         """Evaluate the model on the validation images. Every process must call it; all get the result."""
 
     @abstractmethod
     def draw(self, model: Segmenter | Detector, count: int) -> Image.Image:
         """Draw up to `count` validation images with truth and prediction."""
-
-    def build_model(self) -> Segmenter | Detector:
-        """Build the model that the flags name, for the classes of `data`, on the CPU."""
-        model = self.build_network()
-        set_norm(model.backbone, self.args.norm)
-        return model
 
     @property
     def facts(self) -> dict[str, Any]:

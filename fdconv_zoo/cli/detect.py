@@ -21,7 +21,8 @@ from fdconv_zoo.dense.detection.model import HEADS, Detector
 from fdconv_zoo.dense.detection.pictures import draw_predictions
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.batches import TrainingBatches, make_batches
-from fdconv_zoo.training.flags import check_least, check_optimization
+from fdconv_zoo.training.flags import check_least
+from fdconv_zoo.training.norms import set_norm
 
 
 class DetectionTask(DenseTask):
@@ -109,7 +110,6 @@ class DetectionTask(DenseTask):
                 "--norm frozen keeps statistics, but random weights do not have any: use --norm batch or sync"
             )
         check_least(args, 1, "min_size", "max_size", "crop_size", "fpn_channels")
-        check_optimization(args)
 
     def load_data(self, dataset: str, trained: Detector | None = None) -> None:
         """Find and check images and objects, and set `data`."""
@@ -142,10 +142,10 @@ class DetectionTask(DenseTask):
         """What a run depends on besides its flags."""
         return {**super().facts, "category_ids": self.data.category_ids}
 
-    def build_network(self) -> Detector:
-        """Build the detector that the flags name, for the classes of `data`."""
+    def build_model(self) -> Detector:
+        """Build the detector that the flags name, for the classes of `data`, on the CPU."""
         args = self.args
-        return Detector(
+        model = Detector(
             args.model,
             self.data.class_names,
             args.head,
@@ -157,6 +157,8 @@ class DetectionTask(DenseTask):
             anchor_sizes=args.anchor_sizes,
             pretrained=args.checkpoint or args.pretrained,
         )
+        set_norm(model.backbone, args.norm)
+        return model
 
     def training_batches(self, model: Detector) -> TrainingBatches:
         """Make this process's batches: a list of images (3, H, W), and one of their objects."""

@@ -20,7 +20,7 @@ from fdconv_zoo.dense.segmentation.model import DECODERS, Segmenter
 from fdconv_zoo.dense.segmentation.pictures import draw_predictions
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.batches import TrainingBatches, make_batches
-from fdconv_zoo.training.flags import check_optimization
+from fdconv_zoo.training.norms import set_norm
 
 
 class SegmentationTask(DenseTask):
@@ -96,7 +96,6 @@ class SegmentationTask(DenseTask):
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: must be one or two numbers of at least 1")
         if min(args.scales) <= 0:
             raise ConfigError(f"--scales {args.scales}: must be above 0")
-        check_optimization(args)
 
     def load_data(self, dataset: str, trained: Segmenter | None = None) -> None:
         """Find and check images and masks, and set `data`."""
@@ -119,10 +118,10 @@ class SegmentationTask(DenseTask):
             **wanted,
         )
 
-    def build_network(self) -> Segmenter:
-        """Build the segmenter that the flags name, for the classes of `data`."""
+    def build_model(self) -> Segmenter:
+        """Build the segmenter that the flags name, for the classes of `data`, on the CPU."""
         args = self.args
-        return Segmenter(
+        model = Segmenter(
             args.model,
             self.data.class_names,
             args.decoder,
@@ -132,6 +131,8 @@ class SegmentationTask(DenseTask):
             dice_weight=args.dice_weight,
             pretrained=args.checkpoint or args.pretrained,
         )
+        set_norm(model.backbone, args.norm)
+        return model
 
     def training_batches(self, model: Segmenter) -> TrainingBatches:
         """Make this process's batches of images (B, 3, H, W) and masks (B, H, W)."""

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from fdconv_zoo.cli.recipes import ArgumentParser
 from fdconv_zoo.training.batches import TrainingBatches
-from fdconv_zoo.training.flags import add_optimization_flags
+from fdconv_zoo.training.flags import add_optimization_flags, check_optimization
 from fdconv_zoo.training.loop import fit, start
 from fdconv_zoo.training.task import Task
 
@@ -74,9 +74,9 @@ class CommandTask(Task):
         """Add the task's own flags."""
 
     @classmethod
-    @abstractmethod
     def check_arguments(cls, args: argparse.Namespace) -> None:
         """Raise `ConfigError` for mistakes that the command line alone shows."""
+        check_optimization(args)
 
     @classmethod
     def run(cls, args: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from fdconv_zoo.store.build import build_model, check_forward, check_model_name,
 from fdconv_zoo.store.export import export_model
 from fdconv_zoo.training.batches import TrainingBatches, make_batches, training_images
 from fdconv_zoo.training.evaluate import evaluate, evaluation_loader
-from fdconv_zoo.training.flags import check_least, check_optimization
+from fdconv_zoo.training.flags import check_least
 from fdconv_zoo.training.tuning import CHOICES, freeze
 
 
@@ -95,8 +95,8 @@ class ClassificationTask(CommandTask):
             raise ConfigError(f"--dataset is required: a folder, files, a Hub dataset, or {SAMPLE}")
         if args.model is None:
             raise ConfigError("--model is required, or an entry of models/ with --config")
+        super().check_arguments(args)
         check_least(args, 1, "img_size")
-        check_optimization(args)
         if (args.mixup or args.cutmix) and args.batch_size % 2:
             raise ConfigError(
                 f"--batch-size {args.batch_size}: --mixup and --cutmix pair the images of a batch; make it even"
