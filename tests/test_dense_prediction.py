@@ -127,7 +127,7 @@ def test_folders_and_a_model_of_the_hub(segmenter, photo, hub, tmp_path, capsys)
 def test_nothing_is_overwritten_and_bad_input_is_named(segmenter, photo, video, tmp_path):
     _, folder = segmenter
     model, output = ("--model", folder), ("--output", tmp_path / "seen")
-    with pytest.raises(ConfigError, match="give --output DIR"):
+    with pytest.raises(ConfigError, match="use --output DIR"):
         run(*model, photo)
     run(*model, *output, photo)
     with pytest.raises(ConfigError, match=r"photo.png exists"):
