@@ -14,11 +14,7 @@ from torch import Tensor, nn
 
 from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag
 from fdconv_zoo.cli.task import SMOKE, CommandTask, train
-from fdconv_zoo.dense.detection.metrics import DetectionResult
-from fdconv_zoo.dense.detection.model import Detector
-from fdconv_zoo.dense.saved_model import export
-from fdconv_zoo.dense.segmentation.metrics import SegmentationResult
-from fdconv_zoo.dense.segmentation.model import Segmenter
+from fdconv_zoo.dense.saved_model import SavedModel, export
 from fdconv_zoo.dense.stand_ins import stand_in
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.store.files import replacing, write_text
@@ -34,7 +30,7 @@ class DenseTask(CommandTask):
         model_type: Class of the model.
     """
 
-    model_type: ClassVar[type[Segmenter] | type[Detector]]
+    model_type: ClassVar[type[SavedModel]]
 
     @classmethod
     def add_flags(cls, parser: ArgumentParser) -> None:
@@ -55,7 +51,7 @@ class DenseTask(CommandTask):
             evaluate_only(cls, args, dataset) if args.evaluate else train(cls, args, dataset)
 
     @abstractmethod
-    def load_data(self, dataset: str, trained: Segmenter | Detector | None = None) -> None:
+    def load_data(self, dataset: str, trained: SavedModel | None = None) -> None:
         """Find and check the images of a dataset, and set `data`.
 
         Args:
@@ -68,11 +64,15 @@ class DenseTask(CommandTask):
         """
 
     @abstractmethod
-    def measure(self, model: Segmenter | Detector) -> SegmentationResult | DetectionResult:
-        """Evaluate the model on the validation images. Every process must call it; all get the result."""
+    def measure(self, model: SavedModel) -> Any:
+        """Evaluate the model on the validation images. Every process must call it; all get the result.
+
+        Returns:
+            A dataclass with the figures, among them the number of `images`, and a method `as_table`.
+        """
 
     @abstractmethod
-    def draw(self, model: Segmenter | Detector, count: int) -> Image.Image:
+    def draw(self, model: SavedModel, count: int) -> Image.Image:
         """Draw up to `count` validation images with truth and prediction."""
 
     @property
@@ -84,17 +84,17 @@ class DenseTask(CommandTask):
         """The sum of the model's losses for a batch."""
         return sum(model(images, targets).values())
 
-    def evaluate(self, model: Segmenter | Detector) -> dict[str, Any]:
+    def evaluate(self, model: SavedModel) -> dict[str, Any]:
         """The figures of the result; the main process also saves the pictures."""
         result = self.measure(model)
         self.save_pictures(model)
         return asdict(result)
 
-    def export(self, model: Segmenter | Detector, folder: Path) -> None:
+    def export(self, model: SavedModel, folder: Path) -> None:
         """Write the model as its `from_pretrained` loads it."""
         export(model, folder)
 
-    def save_pictures(self, model: Segmenter | Detector) -> None:
+    def save_pictures(self, model: SavedModel) -> None:
         """Write pictures.png, if pictures are wanted; the main process does it for all."""
         if self.args.pictures and self.accelerator.is_main_process:
             picture = self.draw(model, self.args.pictures)
