@@ -46,7 +46,7 @@ from fdconv_zoo.profiling import (
     randomize_modulators,
 )
 from fdconv_zoo.store.files import write_text
-from fdconv_zoo.store.names import unknown_name
+from fdconv_zoo.store.names import suggest_models
 
 
 class Column(NamedTuple):
@@ -195,8 +195,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.picture and importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("--picture needs matplotlib: pip install matplotlib")
     for name in args.models:
-        if problem := unknown_name(name):
-            raise ConfigError(f"--models {name}: {problem}")
+        if not timm.is_model(name):
+            raise ConfigError(f"--models {name}: no such model; {suggest_models(name.partition('.')[0])}")
 
 
 def choose_settings(args: argparse.Namespace, device: torch.device) -> list[Setting]:

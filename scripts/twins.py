@@ -1,6 +1,6 @@
-"""Twins of the small model: plain, with some parts of FDConv, and with other dynamic convolutions.
+"""Twins of `resnet10s_fdconv` for comparisons: plain, with parts of FDConv, and with other dynamic convolutions.
 
-Importing this module registers them with timm. Each is `resnet10s_fdconv` with other layers in place of FDConv's.
+Importing this module registers them with timm.
 """
 
 from typing import Any
@@ -18,21 +18,21 @@ _OTHER_WEIGHTS = ("resnet10s_condconv", "resnet10s_odconv")
 
 
 def trained_twin(name: str) -> str:
-    """Return the twin whose trained weights `name` can start from: the plain one if it can load those, else itself."""
+    """Return the twin whose trained weights `name` can load: the plain one where possible, otherwise its own."""
     return name if name in _OTHER_WEIGHTS else PLAIN
 
 
 def _build(
     name: str, pretrained: bool, kwargs: dict[str, Any], *, peer: type[nn.Module] | None = None, **own: Any
 ) -> nn.Module:
-    kwargs = kwargs | own  # also in the configuration of a run
+    kwargs = kwargs | own  # the configuration of a run repeats them
     cfg = (kwargs.pop("pretrained_cfg", None) or {}) | (kwargs.pop("pretrained_cfg_overlay", None) or {})
     kwargs["pretrained_cfg_overlay"] = {**cfg, "architecture": name}
     model = timm.create_model(MODEL, **kwargs)
     if peer is not None:
         replaced = [name for name, layer in timm.create_model(MODEL).named_modules() if isinstance(layer, FDConv2d)]
         replace_layers(model, replaced, peer)
-    if pretrained:  # from the folder of a run: there are no published weights
+    if pretrained:  # from a run's folder; there are no published weights
         load_pretrained(model, model.pretrained_cfg, model.num_classes, model.pretrained_cfg["input_size"][0])
     return model
 
@@ -45,13 +45,13 @@ def resnet10s_plain(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def resnet10s_fdw(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """With FDW only: static kernels, learned as their Fourier coefficients."""
+    """With FDW alone: plain kernels, learned as their Fourier coefficients."""
     return _build("resnet10s_fdw", pretrained, kwargs, ksm_global=False, ksm_local=False, fbm=False)
 
 
 @register_model
 def resnet10s_fdw_ksm(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """With FDW and KSM, without FBM."""
+    """With FDW and KSM: FDConv without FBM."""
     return _build("resnet10s_fdw_ksm", pretrained, kwargs, fbm=False)
 
 

@@ -122,7 +122,7 @@ def test_names():
 
 
 def test_wrong_names_are_refused(fails):
-    assert "has no weights called nope; it has a1_in1k" in fails("download", "resnet18_fdconv.nope")
+    assert "has no weights tagged nope; its tags are a1_in1k" in fails("download", "resnet18_fdconv.nope")
     assert "its weights come with the package" in fails("download", "resnet10s_fdconv.fashion_mnist")
     assert "name one revision" in fails("download", "hf-hub:ada/model@v1", "--revision", "v2")
     assert "not a name the Hub can have" in fails("download", "hf-hub:../../etc/passwd")

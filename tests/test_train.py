@@ -178,7 +178,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_from_it(finis
     ("flags", "message"),
     [
         (["--model", "resnet50_fdcnv"], "did you mean resnet50_fdconv"),
-        (["--model", "resnet50_fdconv.a9_in1k"], "it has a1_in1k"),
+        (["--model", "resnet50_fdconv.a9_in1k"], "its tags are a1_in1k"),
         (["--batch-size", "7"], "make it even"),
         (["--batch-size", "64"], "training set has 100 images, but one update takes 128"),
         (["--model", "test_resnet", "--tune", "modulators"], "needs a model with FDConv layers"),

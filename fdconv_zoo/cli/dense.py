@@ -3,6 +3,7 @@
 import argparse
 import json
 from abc import abstractmethod
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any, ClassVar
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag
 from fdconv_zoo.cli.task import SMOKE, CommandTask, train
+from fdconv_zoo.dense.evaluation import evaluation_loader
 from fdconv_zoo.dense.saved_model import SavedModel, export
 from fdconv_zoo.dense.stand_ins import stand_in
 from fdconv_zoo.errors import ConfigError
@@ -28,9 +31,11 @@ class DenseTask(CommandTask):
 
     Attributes:
         model_type: Class of the model.
+        validation_images: Set by `validation_loader`.
     """
 
     model_type: ClassVar[type[SavedModel]]
+    validation_images: Dataset
 
     @classmethod
     def add_flags(cls, parser: ArgumentParser) -> None:
@@ -72,8 +77,17 @@ class DenseTask(CommandTask):
         """
 
     @abstractmethod
-    def draw(self, model: SavedModel, count: int) -> Image.Image:
-        """Draw up to `count` validation images with truth and prediction."""
+    def evaluation_dataset(self, model: SavedModel) -> Dataset:
+        """The validation images, as the model takes them."""
+
+    @abstractmethod
+    def draw(self, model: SavedModel, indices: Sequence[int]) -> Image.Image:
+        """Draw some of `validation_images` with truth and prediction."""
+
+    def validation_loader(self, model: SavedModel) -> DataLoader:
+        """Load the validation images, as the model takes them, for `accelerator.prepare`."""
+        self.validation_images = self.evaluation_dataset(model)
+        return evaluation_loader(self.validation_images, self.args.batch_size, self.args.workers)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -97,7 +111,7 @@ class DenseTask(CommandTask):
     def save_pictures(self, model: SavedModel) -> None:
         """Write pictures.png, if pictures are wanted; the main process does it for all."""
         if self.args.pictures and self.accelerator.is_main_process:
-            picture = self.draw(model, self.args.pictures)
+            picture = self.draw(model, range(min(self.args.pictures, len(self.validation_images))))
             with replacing(self.output / "pictures.png") as temporary:
                 picture.save(temporary, format="png")
 

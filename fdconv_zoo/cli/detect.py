@@ -2,19 +2,19 @@
 
 import argparse
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 from PIL import Image
 from pycocotools.coco import COCO
-from torch.utils.data import DataLoader
 
 from fdconv_zoo.cli.dense import DENSE_SMOKE, DenseTask, add_backbone_flags, add_weights_flags
 from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag, add_workers_flag
 from fdconv_zoo.cli.task import run_task
 from fdconv_zoo.dense.canvases import FASHION_CANVASES
 from fdconv_zoo.dense.detection.augment import training_transform
-from fdconv_zoo.dense.detection.dataset import DetectionDataset
-from fdconv_zoo.dense.detection.evaluate import evaluate_detector, evaluation_loader
+from fdconv_zoo.dense.detection.dataset import DetectionDataset, EvaluationDataset
+from fdconv_zoo.dense.detection.evaluate import evaluate_detector
 from fdconv_zoo.dense.detection.loading import DetectionData, load_detection_data
 from fdconv_zoo.dense.detection.metrics import DetectionResult, coco_truth
 from fdconv_zoo.dense.detection.model import HEADS, Detector
@@ -44,7 +44,6 @@ class DetectionTask(DenseTask):
     }
     model_type = Detector
     data: DetectionData
-    truth: COCO
 
     @property
     def metrics(self) -> dict[str, str]:
@@ -172,10 +171,14 @@ class DetectionTask(DenseTask):
         dataset = DetectionDataset(self.data.train, transform, masks=model.has_masks, seed=args.seed)
         return make_batches(args, dataset, self.accelerator, DetectionDataset.collate)
 
-    def validation_loader(self, model: Detector) -> DataLoader:
-        """Load the validation images, and set `truth`."""
-        self.truth = coco_truth(self.data.validation)
-        return evaluation_loader(self.data.validation, self.args.batch_size, self.args.workers)
+    def evaluation_dataset(self, model: Detector) -> EvaluationDataset:
+        """The validation images, as the model takes them."""
+        return EvaluationDataset(self.data.validation)
+
+    @cached_property
+    def truth(self) -> COCO:
+        """The objects in the validation images."""
+        return coco_truth(self.data.validation)
 
     def measure(self, model: Detector) -> DetectionResult:
         """Evaluate the model, and write predictions.json. Every process must call it; all get the result."""
@@ -189,9 +192,9 @@ class DetectionTask(DenseTask):
             predictions_file=self.output / "predictions.json",
         )
 
-    def draw(self, model: Detector, count: int) -> Image.Image:
-        """Draw up to `count` validation images with truth and prediction."""
-        return draw_predictions(model, self.data.validation, range(min(count, len(self.data.validation))))
+    def draw(self, model: Detector, indices: Sequence[int]) -> Image.Image:
+        """Draw some of `validation_images` with truth and prediction."""
+        return draw_predictions(model, self.validation_images, indices)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

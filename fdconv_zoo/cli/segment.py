@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from fdconv_zoo.cli.dense import DENSE_SMOKE, DenseTask, add_backbone_flags, add_weights_flags
 from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag, add_split_flags, add_workers_flag
@@ -13,7 +12,7 @@ from fdconv_zoo.cli.task import run_task
 from fdconv_zoo.dense.canvases import FASHION_CANVASES
 from fdconv_zoo.dense.segmentation.augment import training_transform
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset, SegmentationDataset
-from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter, evaluation_loader
+from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter
 from fdconv_zoo.dense.segmentation.loading import SegmentationData, load_segmentation_data
 from fdconv_zoo.dense.segmentation.metrics import SegmentationResult
 from fdconv_zoo.dense.segmentation.model import DECODERS, Segmenter
@@ -35,7 +34,6 @@ class SegmentationTask(DenseTask):
     defaults: ClassVar = {"batch_size": 16, "lr": 1e-4, "sched": "poly", "warmup_epochs": 0.5, "min_lr": 0.0}
     model_type = Segmenter
     data: SegmentationData
-    validation_images: EvaluationDataset
 
     @classmethod
     def add_flags(cls, parser: ArgumentParser) -> None:
@@ -149,20 +147,16 @@ class SegmentationTask(DenseTask):
         dataset = SegmentationDataset(self.data.train, transform, seed=args.seed)
         return make_batches(args, dataset, self.accelerator, SegmentationDataset.collate)
 
-    def validation_loader(self, model: Segmenter) -> DataLoader:
-        """Load the validation images and masks, and set `validation_images`."""
-        self.validation_images = EvaluationDataset(
-            self.data.validation, mean=model.mean, std=model.std, short_side=self.args.short_side
-        )
-        return evaluation_loader(self.validation_images, self.args.batch_size, self.args.workers)
+    def evaluation_dataset(self, model: Segmenter) -> EvaluationDataset:
+        """The validation images and masks, as the model takes them."""
+        return EvaluationDataset(self.data.validation, mean=model.mean, std=model.std, short_side=self.args.short_side)
 
     def measure(self, model: Segmenter) -> SegmentationResult:
         """Evaluate the model on the validation images. Every process must call it; all get the result."""
         return evaluate_segmenter(self.accelerator, model, self.validation, **self.inference)
 
-    def draw(self, model: Segmenter, count: int) -> Image.Image:
-        """Draw up to `count` validation images with truth and prediction."""
-        indices = range(min(count, len(self.validation_images)))
+    def draw(self, model: Segmenter, indices: Sequence[int]) -> Image.Image:
+        """Draw some of `validation_images` with truth and prediction."""
         return draw_predictions(model, self.validation_images, indices, **self.inference)
 
     @property

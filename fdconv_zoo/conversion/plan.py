@@ -105,8 +105,9 @@ def make_plan(model: nn.Module, rules: Rules, calls: Calls | None, options: dict
     layers = []
     for layer, names in chosen.items():
         # Without memory, and exact: the layers that the conversion would make.
-        plain = bare_twin(layer, layer.weight.dtype)
-        dynamic = make_dynamic({plain: names[0]}, **options)[plain]
+        with torch.device("meta"):
+            plain = bare_twin(layer, layer.weight.dtype)
+            dynamic = make_dynamic({plain: names[0]}, **options)[plain]
         before = [parameter.numel() for parameter in layer.parameters() if parameter not in counted]
         after = count_parameters(dynamic)
         after -= dynamic.fdw.spectrum.numel() if layer.weight in counted else 0

@@ -6,8 +6,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fdconv_zoo.layers.plain import conv_arguments
+from fdconv_zoo.layers.plain import check_plain, conv_arguments
 from fdconv_zoo.layers.precision import no_autocast, transform_dtype
+from fdconv_zoo.layers.programs import TracedForScript, fx_leaf
 from fdconv_zoo.ops import Path, choose_path, modulate_bands, modulate_bands_stretched
 
 BandMask = Literal["exact", "reference"]
@@ -21,15 +22,15 @@ BAND_EDGES = (1 / 4, 1 / 8 + 1e-8, 1 / 16 + 1e-8)
 _REFERENCE_MASK_SIZE = 64
 
 
-class FrequencyBandModulation(nn.Module):
-    """Weigh the frequency bands of a feature map anew at every pixel.
+class FrequencyBandModulation(TracedForScript):
+    """Weigh the frequency bands of a feature map, at every pixel with weights of its own.
 
     Band m is multiplied with ``A_m = 2 * sigmoid(conv3x3(x))``; the lowest band passes unchanged. A fresh module
     returns its input, bit for bit.
 
     Args:
         channels: C.
-        band_edges: falling cutoff frequencies in cycles a sample, each in (0, 0.5]; M edges make M + 1 bands. A
+        band_edges: falling cutoff frequencies in cycles per sample, each in (0, 0.5]; M edges make M + 1 bands. A
             low-pass keeps ``max(|u|, |v|)`` strictly below its edge.
         band_mask: ``"exact"``: the bands as defined, at every feature size. ``"reference"``: the paper authors'
             masks, made at 64x64 and stretched, for checkpoints trained with their code.
@@ -65,6 +66,7 @@ class FrequencyBandModulation(nn.Module):
         nn.init.zeros_(self.attention.weight)
         nn.init.zeros_(self.attention.bias)
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape and dtype."""
         logits = self.attention(x)
@@ -77,6 +79,10 @@ class FrequencyBandModulation(nn.Module):
                 return modulate_bands(x, weights, self.band_edges, self.path)
             return modulate_bands_stretched(x.to(dtype), weights, self.band_edges, _REFERENCE_MASK_SIZE).to(x.dtype)
 
+    def example_input(self) -> Tensor:
+        """(2, C, H, W) of zeros."""
+        return self.attention.weight.new_zeros(2, self.attention.in_channels, 16, 16)
+
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
         edges = ", ".join(f"{edge:g}" for edge in self.band_edges)
@@ -84,13 +90,13 @@ class FrequencyBandModulation(nn.Module):
         return f"band_edges=({edges}), band_mask={self.band_mask!r}, path={path!r}"
 
 
-class BandModulatedConv2d(nn.Conv2d):
+class BandModulatedConv2d(nn.Conv2d, TracedForScript):
     """A plain convolution with Frequency Band Modulation on its input; a fresh one is the plain convolution.
 
     It reads plain checkpoints: where they have nothing for ``fbm``, that becomes neutral.
 
     Args:
-        *args, **kwargs: of ``nn.Conv2d``.
+        *args, **kwargs: as in ``nn.Conv2d``.
         band_edges, band_mask: of :class:`FrequencyBandModulation`.
     """
 
@@ -112,7 +118,11 @@ class BandModulatedConv2d(nn.Conv2d):
         Args:
             conv: the plain layer; it is not changed.
             **options: ``band_edges`` and ``band_mask``.
+
+        Raises:
+            TypeError: ``conv`` is no ``nn.Conv2d``, or a subclass that computes in a way of its own.
         """
+        check_plain(conv, nn.Conv2d)
         layer = cls(**conv_arguments(conv), device="meta", **options)
         layer.to_empty(device=conv.weight.device).to(conv.weight.dtype)
         layer.fbm.reset_parameters()
@@ -122,6 +132,18 @@ class BandModulatedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) to (B, O, H', W')."""
         return super().forward(self.fbm(x))
+
+    def example_input(self) -> Tensor:
+        """(2, I, H, W) of zeros, large enough for the kernel."""
+        reach = (dilation * (taps - 1) + 1 for dilation, taps in zip(self.dilation, self.kernel_size, strict=True))
+        return self.weight.new_zeros(2, self.in_channels, *(8 + taps for taps in reach))
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` shows."""
+        return f"{super().extra_repr()}, {self.fbm.extra_repr()}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         if prefix + "weight" in state_dict and prefix + "fbm.attention.weight" not in state_dict:

@@ -17,13 +17,14 @@ def unknown_name(name: str) -> str | None:
     """
     architecture, tag = split_model_name_tag(name)
     if not timm.is_model(architecture):
-        return f"no such model; {_suggestion(architecture)}"
+        return f"no such model; {suggest_models(architecture)}"
     tags = [split_model_name_tag(known)[1] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
-        return f"{architecture} has no weights called {tag}; it has {', '.join(tags) or 'none'}"
+        return f"{architecture} has no weights tagged {tag}; its tags are {', '.join(tags) or 'none'}"
     return None
 
 
-def _suggestion(architecture: str) -> str:
+def suggest_models(architecture: str) -> str:
+    """Suggest similar names that timm has, for an error message."""
     similar = difflib.get_close_matches(architecture, timm.list_models(), n=5)
     return f"did you mean {', '.join(similar)}?" if similar else "timm.list_models() lists all names"

@@ -1,0 +1,39 @@
+"""Gradients that can be differentiated or batched again, for operators whose own backward cannot."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def needs_plain_gradients(grad: Tensor) -> bool:
+    """Whether a backward pass will be differentiated itself, or runs for a batch of gradients at once."""
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    is_wrapped = functorch.is_functorch_wrapped_tensor(grad) or functorch.is_legacy_batchedtensor(grad)
+    return is_wrapped or torch.is_grad_enabled()
+
+
+def plain_gradients(function: Callable[..., Tensor], ctx: Any, grad: Tensor, *settings: Any) -> list[Tensor | None]:
+    """Differentiate a function of the saved tensors that consists of torch's own operations.
+
+    Args:
+        function: computes what the operator does, from ``ctx.saved_tensors`` and the settings.
+        ctx: of the operator's backward.
+        grad: the gradient of the operator's output.
+        *settings: the operator's other arguments.
+
+    Returns:
+        The gradient of each saved tensor; None where it needs none.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views, since the inputs may depend on one another, and each gradient is for that input alone.
+        inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
+        output = function(*inputs, *settings)
+    needed = [tensor is not None and tensor.requires_grad for tensor in inputs]
+    wanted = [tensor for tensor, is_needed in zip(inputs, needed, strict=True) if is_needed]
+    gradients = iter(torch.autograd.grad(output, wanted, grad, create_graph=create_graph, allow_unused=True))
+    return [next(gradients) if is_needed else None for is_needed in needed]
