@@ -1,4 +1,4 @@
-"""The command line of the zoo: `python -m fdconv_zoo`, installed as `fdconv-zoo`."""
+"""The command line: `python -m fdconv_zoo`, installed as `fdconv-zoo`."""
 
 from collections.abc import Sequence
 

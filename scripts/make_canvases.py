@@ -1,31 +1,32 @@
-"""Make the demo data for segmentation and detection: garments over textures, with masks and COCO annotations.
+"""Generate the demo data for segmentation and detection: garments over textures, with masks and COCO annotations.
 
     python scripts/make_canvases.py --output data/canvases
     python scripts/make_canvases.py --output data/more --train 20000 --validation 1000 --seed 1
 
-The scripts' `--dataset fashion_canvases` makes the default set by itself, in the user's cache.
+With `--dataset fashion_canvases`, segment.py and detect.py generate the default set themselves, in the user's cache.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fdconv_zoo.cli.recipes import run_script
+from fdconv_zoo.cli.entrance import run_command
+from fdconv_zoo.cli.recipes import HelpFormatter
 from fdconv_zoo.dense.canvases import write_canvases
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The flags of this script."""
+    """Build the parser of this script's flags."""
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0],
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
-    parser.add_argument("--train", type=int, default=1000, metavar="N", help="canvases for training")
-    parser.add_argument("--validation", type=int, default=250, metavar="N", help="canvases for validation")
-    parser.add_argument("--size", type=int, default=128, metavar="N", help="side in pixels")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to create")
+    parser.add_argument("--train", type=int, default=1000, help="canvases for training")
+    parser.add_argument("--validation", type=int, default=250, help="canvases for validation")
+    parser.add_argument("--size", type=int, default=128, help="side in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="other seeds give other canvases")
     return parser
 
 
@@ -37,4 +38,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_command(main)

@@ -54,6 +54,16 @@ def on_one_cpu_thread(monkeypatch):
     GradientState._reset_state()
 
 
+@pytest.fixture(scope="session")
+def small_canvases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small version of the demo data: 16 images to train on, 5 to validate on."""
+    from fdconv_zoo.dense.canvases import write_canvases  # only for the tests that need it
+
+    folder = tmp_path_factory.mktemp("data") / "canvases"
+    write_canvases(folder, train=16, validation=5, size=48)
+    return folder
+
+
 def randomize(module: torch.nn.Module, std: float = 0.3) -> torch.nn.Module:
     """Move every parameter and running statistic away from its neutral start."""
     with torch.no_grad():

@@ -10,6 +10,11 @@ import time
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+import torch
+
+from fdconv_zoo.training.checkpoint import list_checkpoints
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # A run of seconds on the packaged sample: 2 epochs of 6 updates of 2 batches, with everything random switched on.
@@ -48,6 +53,36 @@ def kill_when_there(process: subprocess.Popen, path: Path) -> None:
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
+
+
+def run_on_the_cpu(script: ModuleType, *arguments: object) -> None:
+    """Run a script in this process, with one thread, as `start_script` does in its own."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        torch.set_num_threads(1)
+        script.main([*map(str, arguments)])
+    torch.set_num_threads(threads)
+
+
+def kill_and_resume(
+    name: str, output: Path, seen: str, *arguments: object, finished: Path, killed_with: tuple = ()
+) -> None:
+    """Kill the run of a script when it has written a checkpoint, and resume it to its end.
+
+    Args:
+        name: of the script.
+        output: folder of the run.
+        seen: name of the checkpoint.
+        *arguments: without `--output`.
+        finished: folder of the same run, which nothing stopped.
+        killed_with: further arguments of the process that is killed.
+    """
+    flags = [*arguments, "--output", output]
+    kill_when_there(start_script(name, *flags, *killed_with), output / "checkpoints" / seen)
+    newest, last = (list_checkpoints(folder / "checkpoints")[-1].name for folder in (output, finished))
+    assert newest < last, "it ended before it was killed"
+    run_on_the_cpu(load_script(name), *flags, "--resume")
 
 
 def read_metrics(folder: Path) -> list[dict]:

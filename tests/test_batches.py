@@ -10,7 +10,7 @@ from fdconv_zoo.training.batches import EpochSampler, TrainingBatches, training_
 
 
 def numbered_images(count: int) -> Dataset:
-    """Images whose pixel is their number, so that a batch tells which they are."""
+    """Images whose pixel is their number, so that a batch shows which they are."""
     images = [Pillow.new("L", (1, 1), number) for number in range(count)]
     features = Features({"image": Image(), "label": ClassLabel(names=["even", "odd"])})
     made = Dataset.from_dict({"image": images, "label": [number % 2 for number in range(count)]}, features=features)
@@ -93,7 +93,7 @@ def test_a_stream_shorter_than_its_epoch_begins_again(images, caplog):
     order = numbers(batches.epoch(0))
     assert len(order) == 20
     assert order[16:] == order[:4]
-    assert "asks for more than it holds" in caplog.text
+    assert "starts again: lower --updates-per-epoch" in caplog.text
     with pytest.raises(ConfigError, match="fewer images than one batch"):
         next(make(images.to_iterable_dataset(), updates_per_epoch=1, batch_size=51).epoch(0))
 

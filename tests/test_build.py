@@ -83,7 +83,7 @@ def test_the_source_models_config_is_left_alone(tmp_path):
     [
         ("resnet18_fdcnv", "did you mean resnet18_fdconv"),
         ("zzzzzz", "timm.list_models()"),
-        ("resnet18_fdconv.zz", "it has a1_in1k"),
+        ("resnet18_fdconv.zz", "its tags are a1_in1k"),
         ("local-dir:/no/such", "no config.json"),
     ],
 )

@@ -4,7 +4,8 @@ import re
 import pytest
 import yaml
 
-from fdconv_zoo.cli.recipes import ArgumentParser, run_script
+from fdconv_zoo.cli.entrance import run_command
+from fdconv_zoo.cli.recipes import ArgumentParser
 from fdconv_zoo.errors import ConfigError, DataError, EntryError, HubError, WeightsError
 from fdconv_zoo.index import MODELS
 
@@ -52,7 +53,7 @@ def test_smoke_stands_between_recipe_and_command_line(parser, recipe):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learning_rate": 1}, "'learning_rate' is not a flag of this script"),
+        ({"learning_rate": 1}, "'learning_rate' is not a flag of this command"),
         ({"lr": "fast"}, "--lr: invalid float value: 'fast'"),
         ({"scale": [1]}, "--scale: expected 2 arguments"),
         ({"overwrite": True}, "'overwrite' is not a flag"),
@@ -68,7 +69,7 @@ def test_unknown_flags_abbreviations_and_a_missing_output_are_errors(parser):
     for flags in (["--epochz", "1", "--output", "o"], ["--pretr", "--output", "o"]):
         with pytest.raises(ConfigError, match=flags[0]):
             parser.parse(flags, smoke={})
-    with pytest.raises(ConfigError, match="--output DIR is needed"):
+    with pytest.raises(ConfigError, match="--output DIR is required"):
         parser.parse([], smoke={})
 
 
@@ -80,7 +81,7 @@ def test_expected_errors_are_shown_once_without_a_traceback(monkeypatch, capsys,
         raise ConfigError("no")
 
     with pytest.raises(SystemExit) as caught:
-        run_script(main)
+        run_command(main)
     assert caught.value.code == 1
     assert capsys.readouterr().err == shown
 
@@ -90,14 +91,14 @@ def test_other_errors_keep_their_traceback():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        run_script(main)
+        run_command(main)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"recipe": None}, "has no recipe"), ({"task": "detection"}, "is for scripts/detect.py: it trains detection")],
+    [({"recipe": None}, "has no recipe"), ({"task": "detection"}, "is a recipe for detection: use scripts/detect.py")],
 )
-def test_an_entry_that_is_not_for_this_script_is_refused(parser, tmp_path, changes, message):
+def test_an_entry_that_is_not_for_this_command_is_refused(parser, tmp_path, changes, message):
     entry = yaml.safe_load((MODELS / "resnet10s_fdconv.fashion_mnist.yaml").read_text())
     (tmp_path / "entry.yaml").write_text(yaml.safe_dump({**entry, **changes}))
     with pytest.raises(ConfigError, match=message):
@@ -110,5 +111,19 @@ def test_what_the_user_can_mend_is_one_message(kind, capsys):
         raise kind("do this")
 
     with pytest.raises(SystemExit, match="1"):
-        run_script(main)
+        run_command(main)
     assert capsys.readouterr().err == "error: do this\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [([], "\nstopped\n"), (["--resume continues"], "\nstopped; --resume continues\n")],
+)
+def test_ctrl_c_ends_with_its_exit_code(words, shown, capsys):
+    def main():
+        raise KeyboardInterrupt(*words)
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(main)
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == shown

@@ -100,7 +100,7 @@ def test_lists_the_index(run, fails):
     assert "39.4 box AP (paper)" in run("list", "resnet50_fdconv.tv_in1k")[1]
     found = json.loads("\n".join(run("list", "resnet18", "--json")))
     assert found[ENTRY]["costs"]["parameters"] == read_index()[ENTRY].costs.parameters
-    assert "no entry is called like 'nope'" in fails("list", "nope")
+    assert "no entry matches 'nope'" in fails("list", "nope")
 
 
 def test_shows_a_card(run, fails):
@@ -122,7 +122,7 @@ def test_names():
 
 
 def test_wrong_names_are_refused(fails):
-    assert "has no weights called nope; it has a1_in1k" in fails("download", "resnet18_fdconv.nope")
+    assert "has no weights tagged nope; its tags are a1_in1k" in fails("download", "resnet18_fdconv.nope")
     assert "its weights come with the package" in fails("download", "resnet10s_fdconv.fashion_mnist")
     assert "name one revision" in fails("download", "hf-hub:ada/model@v1", "--revision", "v2")
     assert "not a name the Hub can have" in fails("download", "hf-hub:../../etc/passwd")
@@ -215,8 +215,8 @@ def test_a_full_disk_is_named(weights, fails, monkeypatch):
 
 
 def test_verifies_cached_files(weights, run, fails):
-    assert run("verify") == ["nothing of the zoo is in the cache"]
-    assert f"nothing of {REPO} is in the cache; `download {ENTRY}` fetches it" in fails("verify", ENTRY)
+    assert run("verify") == ["no file of the zoo is in the cache"]
+    assert f"no file of {REPO} is in the cache; get it with `download {ENTRY}`" in fails("verify", ENTRY)
     run("download", f"hf-hub:{REPO}")
     commit = weights.repos[REPO].find("main").oid[:8]
     good = [f"{REPO}@{commit} {name}: good" for name in ("config.json", "model.safetensors")]
@@ -242,10 +242,10 @@ def test_names_and_repairs_damaged_files(weights, run, capsys, name, online):
             main(["verify", ENTRY])
     captured = capsys.readouterr()
     assert f"{name}: its content is not what the Hub holds" in captured.out
-    assert "1 of 1 files are damaged; --repair fetches them again" in captured.err
+    assert "1 of 1 files are damaged; --repair downloads them again" in captured.err
 
     lines = run("verify", ENTRY, "--repair")
-    assert lines[0].endswith(f"{name}: its content is not what the Hub holds; fetched again")
+    assert lines[0].endswith(f"{name}: its content is not what the Hub holds; downloaded again")
     assert Path(path).read_bytes() == content
     assert run("verify", ENTRY)[-1] == "1 files are good"
 
@@ -277,7 +277,7 @@ def test_a_link_out_of_the_cache_is_not_followed_when_removing(weights, tmp_path
     path.unlink()
     path.symlink_to(outside)
     main(["verify", ENTRY, "--repair"])
-    assert "fetched again" in capsys.readouterr().out
+    assert "downloaded again" in capsys.readouterr().out
     assert outside.read_bytes() == b"keep me"
     assert path.read_bytes() == WEIGHTS
 

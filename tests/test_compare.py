@@ -26,7 +26,7 @@ def compare():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "scripts")  # the script imports others beside it
         yield load_script("compare")
-        for name in ("train", "validate", "segment", "detect", "twins", "peers"):
+        for name in ("twins", "peers"):
             sys.modules.pop(name, None)
 
 

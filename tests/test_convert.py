@@ -676,7 +676,7 @@ def test_the_script_says_what_is_wrong_in_one_line(checkpoint, capsys):
     convert = load_script("convert")
     path = checkpoint(**{"layer1.0.bn1.weight": None})
     with pytest.raises(SystemExit):
-        convert.run_script(
+        convert.run_command(
             lambda: convert.main([str(path), "--model", "resnet50_fdconv", "--output", str(path.parent / "out")])
         )
     assert capsys.readouterr().err.startswith(f"error: {path} does not fit")

@@ -126,7 +126,7 @@ def test_folders_and_a_model_from_the_hub(segmenter, photo, hub, tmp_path, capsy
 def test_output_is_not_overwritten_and_bad_input_is_named(segmenter, photo, video, tmp_path):
     _, folder = segmenter
     model, output = ("--model", folder), ("--output", tmp_path / "seen")
-    with pytest.raises(ConfigError, match="give --output DIR"):
+    with pytest.raises(ConfigError, match="use --output DIR"):
         run(*model, photo)
     run(*model, *output, photo)
     with pytest.raises(ConfigError, match=r"photo.png exists"):

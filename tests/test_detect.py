@@ -7,14 +7,12 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from run_scripts import kill_when_there, load_script, read_figures, start_script
+from run_scripts import kill_and_resume, load_script, read_figures, run_on_the_cpu
 from safetensors.torch import load_file
 
-from fdconv_zoo.dense.canvases import write_canvases
 from fdconv_zoo.dense.detection.model import Detector
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import MODELS, read_index
-from fdconv_zoo.training import checkpoint
 
 detect = load_script("detect")
 pytestmark = pytest.mark.usefixtures("on_one_cpu_thread")
@@ -28,24 +26,14 @@ TINY = [
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "canvases"
-    write_canvases(folder, train=16, validation=5, size=48)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(data, tmp_path_factory):
+def finished(small_canvases, tmp_path_factory):
     """A run of TINY that nothing stopped."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        torch.set_num_threads(1)
-        detect.main([*TINY, "--dataset", str(data), "--output", str(folder)])
+    run_on_the_cpu(detect, *TINY, "--dataset", small_canvases, "--output", folder)
     return folder
 
 
-def test_a_run_leaves_a_model_figures_predictions_and_pictures(finished, data):
+def test_a_run_leaves_a_model_figures_predictions_and_pictures(finished, small_canvases):
     history = read_figures(finished)
     assert [row["update"] for row in history] == [4, 8]
     assert history[-1]["train_loss"] < history[0]["train_loss"]
@@ -57,7 +45,7 @@ def test_a_run_leaves_a_model_figures_predictions_and_pictures(finished, data):
             assert picture.width > 500
 
     # the predictions that it leaves, judged by pycocotools alone
-    truth = COCO(str(data / "annotations" / "instances_validation.json"))
+    truth = COCO(str(small_canvases / "annotations" / "instances_validation.json"))
     predictions = truth.loadRes(str(finished / "predictions.json"))
     for kind, key in (("bbox", "box_ap50"), ("segm", "mask_ap50")):
         evaluation = COCOeval(truth, predictions, kind)
@@ -67,19 +55,16 @@ def test_a_run_leaves_a_model_figures_predictions_and_pictures(finished, data):
         assert history[-1][key] == pytest.approx(100 * evaluation.stats[1])
 
 
-def test_killed_and_resumed_it_ends_with_the_same_weights(finished, data, tmp_path):
-    output = [*TINY, "--dataset", str(data), "--output", str(tmp_path / "run"), "--checkpoint-every", "1"]
-    process = start_script("detect", *output)
-    kill_when_there(process, tmp_path / "run/checkpoints/update-000000002")
-    assert checkpoint.list_checkpoints(tmp_path / "run/checkpoints")[-1].name < "update-000000008"
-    detect.main([*output, "--resume"])
+def test_killed_and_resumed_it_ends_with_the_same_weights(finished, small_canvases, tmp_path):
+    flags = [*TINY, "--dataset", small_canvases, "--checkpoint-every", 1]
+    kill_and_resume("detect", tmp_path / "run", "update-000000002", *flags, finished=finished)
     for name in ("model.safetensors", "last/model.safetensors", "last/config.json", "predictions.json"):
         assert (finished / name).read_bytes() == (tmp_path / "run" / name).read_bytes(), name
     assert read_figures(finished) == read_figures(tmp_path / "run")
 
 
-def test_evaluation_gives_the_runs_figures(finished, data, tmp_path, capsys):
-    flags = ["--evaluate", finished / "last", "--dataset", data, "--output", tmp_path / "out", "--workers", 0]
+def test_evaluation_gives_the_runs_figures(finished, small_canvases, tmp_path, capsys):
+    flags = ["--evaluate", finished / "last", "--dataset", small_canvases, "--output", tmp_path / "out", "--workers", 0]
     detect.main(list(map(str, flags)))
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["box_ap50"] == pytest.approx(read_figures(finished)[-1]["box_ap50"])
@@ -93,12 +78,21 @@ def test_evaluation_gives_the_runs_figures(finished, data, tmp_path, capsys):
         detect.main(list(map(str, flags)))
 
 
-def test_other_classes_are_refused(finished, data, tmp_path):
-    annotations = json.loads((data / "annotations" / "instances_validation.json").read_text())
+def test_other_classes_are_refused(finished, small_canvases, tmp_path):
+    annotations = json.loads((small_canvases / "annotations" / "instances_validation.json").read_text())
     annotations["categories"][0]["name"] = "Hat"
     file = tmp_path / "annotations.json"
     file.write_text(json.dumps(annotations))
-    flags = ["--evaluate", finished, "--dataset", data, "--validation-annotations", file, "--output", tmp_path / "out"]
+    flags = [
+        "--evaluate",
+        finished,
+        "--dataset",
+        small_canvases,
+        "--validation-annotations",
+        file,
+        "--output",
+        tmp_path / "out",
+    ]
     with pytest.raises(ConfigError, match="but the dataset has Hat"):
         detect.main([*map(str, flags), "--workers", "0"])
 
@@ -113,15 +107,15 @@ def test_a_recipe_runs_on_a_stand_in(name, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--dataset", ""], "--dataset is needed"),
-        (["--model", ""], "--model is needed"),
-        (["--norm", "frozen"], "--norm frozen keeps statistics that random weights do not have"),
+        (["--dataset", ""], "--dataset is required"),
+        (["--model", ""], "--model is required"),
+        (["--norm", "frozen"], "--norm frozen keeps statistics, but random weights do not have any"),
         (["--min-size", "0"], "--min-size"),
         (["--head", "yolo"], "--head"),
         (["--model", "resnet10s_fdconf"], "did you mean resnet10s_fdconv"),
     ],
 )
-def test_wrong_flags_are_named_before_work_starts(flags, message, data, tmp_path):
+def test_wrong_flags_are_named_before_work_starts(flags, message, small_canvases, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        detect.main([*TINY, "--dataset", str(data), "--output", str(tmp_path / "run"), *flags])
+        detect.main([*TINY, "--dataset", str(small_canvases), "--output", str(tmp_path / "run"), *flags])
     assert not (tmp_path / "run").exists()

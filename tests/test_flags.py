@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fdconv_zoo.errors import ConfigError
-from fdconv_zoo.training.flags import add_optimization_flags, build_scheduler, check_optimization
+from fdconv_zoo.training.flags import add_optimization_flags, check_optimization
+from fdconv_zoo.training.optimizer import build_scheduler
 
 
 def parse(*flags: str) -> argparse.Namespace:

@@ -6,9 +6,11 @@ import timm
 import yaml
 from run_scripts import load_script
 
-import fdconv_zoo  # noqa: F401
+from fdconv_zoo.cli.detect import DetectionTask
+from fdconv_zoo.cli.segment import SegmentationTask
+from fdconv_zoo.cli.train import ClassificationTask
 from fdconv_zoo.errors import EntryError
-from fdconv_zoo.index import MODELS, TASKS, read_entry, read_index
+from fdconv_zoo.index import MODELS, read_entry, read_index
 from fdconv_zoo.index.table import render_table
 from fdconv_zoo.profiling.expected import expected_facts
 from fdconv_zoo.store.build import check_model_name
@@ -76,12 +78,12 @@ def test_an_entry_holds_against_the_code(path):
         assert path.stem == entry.model
         return
 
-    train = load_script(TASKS[entry.task])
-    arguments = train.build_parser().parse(["--config", str(path), "--output", "runs/any"], smoke={})
+    (task,) = [task for task in (ClassificationTask, SegmentationTask, DetectionTask) if task.name == entry.task]
+    arguments = task.build_parser().parse(["--config", str(path), "--output", "runs/any"], smoke={})
     assert arguments.model == entry.model
     assert {key: getattr(arguments, key) for key in entry.recipe} == entry.recipe
     arguments.dataset = arguments.dataset or "mine"
-    train.check_arguments(arguments)
+    task.check_arguments(arguments)
 
 
 def test_the_plain_figures_are_those_of_timms_own_models():

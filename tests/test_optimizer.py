@@ -6,8 +6,8 @@ import torch
 
 from fdconv_zoo import FDConv2d
 from fdconv_zoo.layers import FrequencyBandModulation
-from fdconv_zoo.training.flags import add_optimization_flags, build_scheduler
-from fdconv_zoo.training.optimizer import build_optimizer, learning_rate
+from fdconv_zoo.training.flags import add_optimization_flags
+from fdconv_zoo.training.optimizer import build_optimizer, build_scheduler, learning_rate
 
 
 def parse(*flags: str) -> argparse.Namespace:

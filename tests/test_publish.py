@@ -147,11 +147,11 @@ def test_what_ships_is_published_as_it_is(ada, tmp_path):
 
 def test_a_recipe_needs_its_run(run, tmp_path):
     entry = MODELS / "resnet50_fdconv.tv_in1k.mask_rcnn_coco.yaml"
-    with pytest.raises(Exception, match="has no weights: give the folder of a run with --run"):
+    with pytest.raises(Exception, match="has no weights: use those of a run with --run"):
         load_script("publish").main([str(entry), "--repo", REPO])
     other = timm.create_model("test_resnet", num_classes=7)
     export_model(other, tmp_path, class_names=CLASSES, preprocessing=resolve_preprocessing(other), model_args={})
-    with pytest.raises(Exception, match=r"holds a test_resnet, but .* is of resnet10s_fdconv"):
+    with pytest.raises(Exception, match=r"holds a test_resnet, but .* is a resnet10s_fdconv"):
         publish_script("--run", tmp_path)
 
 

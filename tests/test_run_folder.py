@@ -14,7 +14,7 @@ CONFIG = {"model": "resnet18", "lr": 0.1, "scale": (0.5, 1.0), "workers": 2}
 
 @pytest.fixture
 def used(tmp_path):
-    """The folder of an earlier run, with files of the user's between the run's."""
+    """The folder of an earlier run, with files of the user among those of the run."""
     path = tmp_path / "run"
     RunFolder(path).start(CONFIG)
     for name in (
@@ -92,7 +92,7 @@ def test_resume_without_a_checkpoint_begins_from_the_beginning(tmp_path):
 
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path):
-    with pytest.raises(ConfigError, match="give one"):
+    with pytest.raises(ConfigError, match="use one of them"):
         RunFolder(tmp_path, resume=True, overwrite=True)
 
 
@@ -102,7 +102,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
         RunFolder(tmp_path / "file")
 
 
-def test_metrics_are_whole_lines_written_anew(tmp_path):
+def test_metrics_are_rewritten_as_whole_lines(tmp_path):
     run = RunFolder(tmp_path)
     run.write_metrics([{"epoch": 1}, {"epoch": 2}])
     run.write_metrics([{"epoch": 1}])

@@ -8,12 +8,12 @@ import timm
 import torch
 import yaml
 from PIL import Image
-from run_scripts import TINY, kill_when_there, load_script, read_figures, read_metrics, start_script
+from run_scripts import TINY, kill_and_resume, load_script, read_figures, read_metrics, run_on_the_cpu, start_script
 from safetensors.torch import load_file
 
 from fdconv_zoo.errors import ConfigError, NonFiniteError, RunFolderError, WriteError
 from fdconv_zoo.store import files
-from fdconv_zoo.training import checkpoint, loop
+from fdconv_zoo.training import checkpoint, trainer
 
 train = load_script("train")
 validate = load_script("validate")
@@ -24,10 +24,7 @@ pytestmark = pytest.mark.usefixtures("on_one_cpu_thread")
 def finished(tmp_path_factory):
     """A run of TINY that nothing stopped."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        torch.set_num_threads(1)
-        train.main([*TINY, "--output", str(folder)])
+    run_on_the_cpu(train, *TINY, "--output", folder)
     return folder
 
 
@@ -82,27 +79,23 @@ def test_the_best_epoch_is_kept_and_validates_alike(finished, tmp_path):
 
 @pytest.mark.parametrize("seen", ["update-000000002", "update-000000008"])
 def test_a_killed_and_resumed_run_ends_with_the_same_weights(finished, tmp_path, seen):
-    output = ["--output", str(tmp_path / "run"), "--checkpoint-every", "2"]
-    process = start_script("train", *TINY, *output, "--workers", "1")
-    kill_when_there(process, tmp_path / "run/checkpoints" / seen)
-    stopped = checkpoint.list_checkpoints(tmp_path / "run/checkpoints")[-1].name
-    assert stopped < "update-000000012", "it ended before it was killed"
-    train.main([*TINY, *output, "--resume"])
+    flags = [*TINY, "--checkpoint-every", 2]
+    kill_and_resume("train", tmp_path / "run", seen, *flags, finished=finished, killed_with=("--workers", 1))
     assert_same_run(finished, tmp_path / "run")
 
 
 def test_resuming_redoes_what_came_after_the_checkpoint(finished, tmp_path, monkeypatch, capsys):
     """Stopped after the epoch's model and metrics were written but before its checkpoint was."""
     output = ["--output", str(tmp_path / "run")]
-    save = loop.save_checkpoint
+    save = trainer.save_checkpoint
 
     def stop_at_the_last(accelerator, folder, progress, ema):
         if progress.epoch == 2:
             raise KeyboardInterrupt
         save(accelerator, folder, progress, ema)
 
-    monkeypatch.setattr(loop, "save_checkpoint", stop_at_the_last)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(trainer, "save_checkpoint", stop_at_the_last)
+    with pytest.raises(KeyboardInterrupt, match="--resume continues from the last checkpoint"):
         train.main([*TINY, *output])
     assert len(read_metrics(tmp_path / "run")) == 2
     (tmp_path / "run/checkpoints/.writing-update-000000012").mkdir()  # as a crash leaves it
@@ -138,7 +131,7 @@ def test_resume_without_a_run_begins_one_and_smoke_is_quick(tmp_path, capsys):
     recipe = "models/resnet10s_fdconv.fashion_mnist.demo.yaml"
     config = ["--config", str(Path(train.__file__).parents[1] / recipe), "--output", str(tmp_path / "run")]
     train.main([*config, "--smoke", "--resume", "--tune", "modulators"])
-    assert "begins from the beginning" in capsys.readouterr().out
+    assert "starts from the beginning" in capsys.readouterr().out
     assert read_metrics(tmp_path / "run")[0]["update"] == 4
     model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
     assert type(model).__name__ == "ResNetFDConv"
@@ -185,7 +178,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_from_it(finis
     ("flags", "message"),
     [
         (["--model", "resnet50_fdcnv"], "did you mean resnet50_fdconv"),
-        (["--model", "resnet50_fdconv.a9_in1k"], "it has a1_in1k"),
+        (["--model", "resnet50_fdconv.a9_in1k"], "its tags are a1_in1k"),
         (["--batch-size", "7"], "make it even"),
         (["--batch-size", "64"], "training set has 100 images, but one update takes 128"),
         (["--model", "test_resnet", "--tune", "modulators"], "needs a model with FDConv layers"),
@@ -222,17 +215,17 @@ def test_a_stream_trains_and_resumes(tmp_path, monkeypatch):
     train.main([*TINY, *flags, "--output", str(tmp_path / "whole")])
     assert [row["images"] for row in read_metrics(tmp_path / "whole")] == [10, 10]
     assert [row["top5"] for row in read_metrics(tmp_path / "whole")] == [None, None]
-    save = loop.save_checkpoint
+    save = trainer.save_checkpoint
 
     def stop(accelerator, folder, progress, ema):
         save(accelerator, folder, progress, ema)
         if progress.update == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save_checkpoint", stop)
+    monkeypatch.setattr(trainer, "save_checkpoint", stop)
     with pytest.raises(KeyboardInterrupt):
         train.main([*TINY, *flags, "--output", str(tmp_path / "run")])
-    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(trainer, "save_checkpoint", save)
     train.main([*TINY, *flags, "--output", str(tmp_path / "run"), "--resume"])
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 

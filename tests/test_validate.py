@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState, GradientState
 from run_scripts import load_script
 from timm.data import create_transform
 
+from fdconv_zoo.cli.validate import as_table
 from fdconv_zoo.data import ImageDataset, load_image_data
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.store.build import build_model, resolve_preprocessing
@@ -89,6 +90,6 @@ def test_an_unknown_name_is_an_error_before_the_data_is_read():
 
 def test_top5_needs_more_than_five_classes():
     row = {"model": "m", "image_size": "32x32", "loss": 0.5, "top1": 50.0, "top5": None, "images": 4}
-    table = validate.as_table([{**row, "images_per_second": 1.0}])
-    assert "top-5 is given for more than five classes only" in table
+    table = as_table([{**row, "images_per_second": 1.0}])
+    assert "top-5 is reported for more than five classes only" in table
     assert table.splitlines()[1].split() == ["m", "32x32", "50.00", "-", "0.5000", "4", "1.0"]

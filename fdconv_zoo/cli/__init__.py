@@ -1,1 +1,1 @@
-"""What the installed commands do."""
+"""What the commands do: those of `python -m fdconv_zoo`, and those that scripts/ starts."""

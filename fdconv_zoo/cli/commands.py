@@ -1,12 +1,13 @@
-"""The sub-commands of `python -m fdconv_zoo`: what there is, its cards, its weights, what it sees."""
+"""The sub-commands of `python -m fdconv_zoo`: the index, cards, weights and predictions."""
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from fnmatch import fnmatch
 
-from fdconv_zoo.cli.predict import add_arguments, predict
+from fdconv_zoo.cli.predict import DESCRIPTION, add_arguments, predict
+from fdconv_zoo.cli.recipes import HelpFormatter
 from fdconv_zoo.errors import HubError
 from fdconv_zoo.index import Entry, read_index, timm_name
 from fdconv_zoo.index.cards import render_card
@@ -17,46 +18,45 @@ from fdconv_zoo.store.verify import verify
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the command line."""
     parser = argparse.ArgumentParser(
-        prog="fdconv-zoo", description="FDConv models: what there is, their weights, predictions.", allow_abbrev=False
+        prog="fdconv-zoo", description="FDConv models: the index, weights and predictions.", allow_abbrev=False
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    listing = commands.add_parser("list", help="all entries with costs, weights and results")
+    def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, formatter_class=HelpFormatter)
+        command.set_defaults(run=run)
+        return command
+
+    listing = add("list", list_entries, "List the entries of the index with costs, weights and results.")
     listing.add_argument("pattern", nargs="?", default="*", help="part of a name, or a pattern such as '*tiny*in22k*'")
-    listing.add_argument("--json", action="store_true", help="everything the index holds, as JSON")
-    listing.set_defaults(run=list_entries)
+    listing.add_argument("--json", action="store_true", help="print the whole index as JSON")
 
-    showing = commands.add_parser("show", help="the card of an entry")
+    showing = add("show", show, "Print the card of an entry.")
     showing.add_argument("name", help="an entry, as `list` prints it")
-    showing.set_defaults(run=show)
 
-    fetching = commands.add_parser("download", help="fetch weights into the Hub's cache ahead of time")
+    fetching = add("download", download_weights, "Download weights into the Hub's cache ahead of time.")
     fetching.add_argument("name", help="an entry, a timm name, or hf-hub:REPOSITORY")
-    fetching.add_argument("--revision", help="branch, tag or commit of its repository")
-    fetching.set_defaults(run=download_weights)
+    fetching.add_argument("--revision", help="branch, tag or commit of the repository")
 
-    checking = commands.add_parser("verify", help="hold cached files against the Hub's hashes")
-    checking.add_argument("names", nargs="*", metavar="NAME", help="as for download; by default all entries")
-    checking.add_argument("--repair", action="store_true", help="remove damaged files and fetch them again")
-    checking.set_defaults(run=verify_files)
+    checking = add("verify", verify_files, "Check cached files against the Hub's hashes.")
+    checking.add_argument("names", nargs="*", metavar="NAME", help="as for download; default: all entries")
+    checking.add_argument("--repair", action="store_true", help="remove damaged files and download them again")
 
-    predicting = commands.add_parser("predict", help="the classes of image files")
-    add_arguments(predicting)
-    predicting.set_defaults(run=predict_classes)
+    add_arguments(add("predict", predict_images, DESCRIPTION))
     return parser
 
 
 def list_entries(args: argparse.Namespace) -> None:
-    """Print the entries whose names match."""
+    """Print the entries whose names match a pattern."""
     pattern = args.pattern if any(sign in args.pattern for sign in "*?[") else f"*{args.pattern}*"
     entries = {name: entry for name, entry in read_index().items() if fnmatch(name, pattern)}
     if args.json:
         print(json.dumps({name: asdict(entry) for name, entry in entries.items()}, indent=2))
         return
     if not entries:
-        raise HubError(f"no entry is called like {args.pattern!r}; `list` without a pattern prints all")
+        raise HubError(f"no entry matches {args.pattern!r}; `list` without a pattern prints all")
     rows = [("entry", "parameters", "multiply-adds", "input", "status", "results")]
     rows += [(name, *_cells(entry)) for name, entry in entries.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -65,24 +65,24 @@ def list_entries(args: argparse.Namespace) -> None:
 
 
 def show(args: argparse.Namespace) -> None:
-    """Print a card, without the part that only the Hub reads."""
+    """Print a card, without the metadata for the Hub."""
     index = read_index()
     if args.name not in index:
-        weights = find_weights(args.name)  # an error for what does not exist at all
-        raise HubError(f"{args.name}: no entry of the zoo; its card is on the Hub, in {weights.repo_id}")
+        weights = find_weights(args.name)  # raises for a name that does not exist at all
+        raise HubError(f"{args.name} is not an entry of the zoo; its card is on the Hub, in {weights.repo_id}")
     print(render_card(index[args.name], args.name).text.strip())
 
 
 def download_weights(args: argparse.Namespace) -> None:
-    """Fetch weights and print where they are."""
+    """Download weights and print their path."""
     print(download(find_weights(timm_name(args.name), args.revision)))
 
 
 def verify_files(args: argparse.Namespace) -> None:
-    """Print what is known of every cached file; repair the damaged ones if asked to.
+    """Print the state of every cached file, and repair the damaged ones with `--repair`.
 
     Raises:
-        HubError: damaged files are left, or a named model has nothing in the cache.
+        HubError: damaged files remain, or a named model has no file in the cache.
     """
     index = read_index().values()
     ours = {repo: repo for entry in index for repo in (entry.source, entry.hub_id) if repo}
@@ -92,14 +92,14 @@ def verify_files(args: argparse.Namespace) -> None:
     for name, repo_id in (named or ours).items():
         verdicts = list(verify(repo_id))
         if named and not verdicts:
-            raise HubError(f"{name}: nothing of {repo_id} is in the cache; `download {name}` fetches it")
+            raise HubError(f"{name}: no file of {repo_id} is in the cache; get it with `download {name}`")
         for verdict in verdicts:
             file = verdict.file
             place = f"{file.repo_id}@{file.commit[:8]} {file.name}"
             state = verdict.problem or "good"
             if verdict.problem and args.repair:
                 fetch_again(file)
-                state = f"{verdict.problem}; fetched again"
+                state = f"{verdict.problem}; downloaded again"
             elif verdict.problem:
                 damaged += 1
             print(f"{place}: {state}")
@@ -108,15 +108,15 @@ def verify_files(args: argparse.Namespace) -> None:
     for remark in sorted(filter(None, remarks)):
         print(remark)
     if damaged:
-        raise HubError(f"{damaged} of {good + damaged} files are damaged; --repair fetches them again")
-    print(f"{good} files are good" if good else "nothing of the zoo is in the cache")
+        raise HubError(f"{damaged} of {good + damaged} files are damaged; --repair downloads them again")
+    print(f"{good} files are good" if good else "no file of the zoo is in the cache")
 
 
-def predict_classes(args: argparse.Namespace) -> None:
-    """Print the likeliest classes of image files."""
+def predict_images(args: argparse.Namespace) -> None:
+    """Print the classes of images, or draw what is in them; entries are models, too."""
     args.model = timm_name(args.model)
     if args.model.startswith(HUB):
-        download(find_weights(args.model))  # its errors are the clearer ones
+        download(find_weights(args.model))  # its errors are clearer than those of loading
     predict(args)
 
 

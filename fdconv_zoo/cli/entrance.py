@@ -8,13 +8,14 @@ from typing import Any
 from fdconv_zoo.errors import UserError
 
 
-def run_command(command: Callable[..., None], *args: Any, stopped: str = "stopped") -> None:
-    """Run a command; a `UserError` becomes one message on stderr, without a traceback, and exit code 1.
+def run_command(command: Callable[..., None], *args: Any) -> None:
+    """Run a command. A `UserError` becomes one message on stderr, without a traceback, and exit code 1.
+
+    Ctrl-C exits with 130, after the words of the `KeyboardInterrupt`, if it has any.
 
     Args:
-        command: The `main` of a script, or a sub-command.
+        command: A `main`, or a sub-command.
         *args: Its arguments.
-        stopped: The message after Ctrl-C, which exits with 130.
     """
     try:
         command(*args)
@@ -25,6 +26,6 @@ def run_command(command: Callable[..., None], *args: Any, stopped: str = "stoppe
         sys.exit(1)
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        print(f"\n{stopped}", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print("\n" + "; ".join(["stopped", *map(str, interrupt.args)]), file=sys.stderr)
         sys.exit(130)

@@ -1,6 +1,6 @@
-"""What models see in files of images: `scripts/predict.py` and `python -m fdconv_zoo predict` share this.
+"""Predictions for image files, behind `scripts/predict.py` and `python -m fdconv_zoo predict`.
 
-A classifier's classes are printed; of a segmenter or a detector pictures are written.
+A classifier's classes are printed. For a segmenter or a detector, pictures are written.
 """
 
 import argparse
@@ -9,43 +9,49 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform
 
+from fdconv_zoo.cli.recipes import HelpFormatter
 from fdconv_zoo.data import open_image
 from fdconv_zoo.errors import ConfigError
-from fdconv_zoo.store.build import HUB, LOCAL, build_model, resolve_preprocessing
-from fdconv_zoo.store.hub_errors import explained
+from fdconv_zoo.store.build import HUB, LOCAL, build_model, image_mode, resolve_preprocessing
+from fdconv_zoo.store.fetch import fetch_file
+
+DESCRIPTION = "Print the classes of images, or draw what a segmenter or a detector finds in images and videos."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of predicting."""
+    """Add the flags."""
     parser.add_argument(
         "images",
         nargs="*",
         type=Path,
-        help="image files, or folders of them; videos too, but not to classify",
+        help="image files, or folders of them; also videos, for segmentation and detection",
     )
     parser.add_argument("--model", required=True, help="timm name, hf-hub:NAME, or the output folder of a run")
-    parser.add_argument("--sample", type=int, metavar="N", help="N validation images of the packaged sample")
-    parser.add_argument("--top", type=int, default=3, metavar="K", help="classes to show for an image")
+    parser.add_argument("--sample", type=int, help="also N validation images of the packaged sample")
+    parser.add_argument("--top", type=int, default=3, metavar="K", help="classes to show per image")
     dense = parser.add_argument_group("segmentation and detection")
-    dense.add_argument("--output", type=Path, metavar="DIR", help="folder for the pictures")
-    dense.add_argument("--score", type=float, default=0.5, help="least score of the objects that are drawn")
-    dense.add_argument("--short-side", type=int, metavar="N", help="resize images so before they are segmented")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    dense.add_argument("--output", type=Path, metavar="DIR", help="folder for the pictures; required")
+    dense.add_argument("--score", type=float, default=0.5, help="lowest score of the objects to draw")
+    dense.add_argument("--short-side", type=int, help="resize images to this shorter side before segmentation")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help="device of the model")
 
 
 def predict(args: argparse.Namespace) -> None:
     """Print the likeliest classes of every image, or draw what is in it.
 
+    Args:
+        args: The flags of `add_arguments`.
+
     Raises:
-        ConfigError: nothing to predict, or no such model.
+        ConfigError: there are no images, or no such model.
         DataError: a file is not an image.
     """
     if not args.images and args.sample is None:
-        raise ConfigError("nothing to predict: name image files or folders, or use --sample N")
+        raise ConfigError("no images: name image files or folders, or use --sample N")
     dense_model = load_dense_model(args.model)
     if dense_model is None:
         _print_classes(args)
@@ -53,19 +59,30 @@ def predict(args: argparse.Namespace) -> None:
     from fdconv_zoo.dense.prediction import VIDEOS, predict_files
 
     if args.output is None or args.sample is not None:
-        raise ConfigError(f"{args.model} makes pictures: give --output DIR for them, and no --sample")
+        raise ConfigError(f"{args.model} writes pictures: use --output DIR, and no --sample")
     files = list(_find_files(args.images, {*Image.registered_extensions(), *VIDEOS}))
     model = dense_model.to(args.device)
     predict_files(model, files, args.output, least_score=args.score, short_side=args.short_side)
 
 
 def load_dense_model(name: str) -> torch.nn.Module | None:
-    """The segmenter or detector of a folder or a repository, in eval mode; None where it holds another model."""
+    """Load a segmenter or a detector, in eval mode.
+
+    Args:
+        name: A folder, or hf-hub:NAME.
+
+    Returns:
+        None if there is another kind of model.
+
+    Raises:
+        ConfigError: the libraries of dense prediction are not installed.
+        HubError: the repository could not be downloaded.
+        WeightsError: the files are damaged.
+    """
     folder = Path(name.removeprefix(LOCAL))
     if name.startswith(HUB):
         repo_id, _, revision = name.removeprefix(HUB).partition("@")
-        with explained(repo_id, revision or None):
-            config = Path(hf_hub_download(repo_id, "config.json", revision=revision or None))
+        config = fetch_file(repo_id, "config.json", revision or None)
         source, kwargs = repo_id, {"revision": revision or None}
     else:
         config, source, kwargs = folder / "config.json", str(folder), {}
@@ -74,7 +91,7 @@ def load_dense_model(name: str) -> torch.nn.Module | None:
     try:
         described = json.loads(config.read_text(encoding="utf-8"))
     except ValueError:
-        return None  # what reads classifiers says what is wrong
+        return None  # loading a classifier explains what is wrong
     if "backbone" not in described or not {"decoder", "head"} & described.keys():
         return None
     try:
@@ -89,10 +106,9 @@ def _print_classes(args: argparse.Namespace) -> None:
     model.eval().to(args.device)
     preprocessing = resolve_preprocessing(model, use_test_size=True)
     transform = create_transform(**preprocessing)
-    mode = "L" if preprocessing["input_size"][0] == 1 else "RGB"
     names = class_names(model)
 
-    for name, image in read_images(args.images, args.sample, mode):
+    for name, image in read_images(args.images, args.sample, image_mode(preprocessing)):
         with torch.inference_mode():
             probabilities = model(transform(image)[None].to(args.device)).softmax(1)[0]
         best = probabilities.topk(min(args.top, len(names)))
@@ -103,7 +119,7 @@ def _print_classes(args: argparse.Namespace) -> None:
 
 
 def class_names(model: torch.nn.Module) -> list[str]:
-    """The names a trained model carries in its configuration, ImageNet's for a model of 1000 classes, else numbers."""
+    """The class names in a model's configuration; without them ImageNet's for 1000 classes, else numbers."""
     labels = model.pretrained_cfg.get("label_names") or ()
     if len(labels) == model.num_classes:
         return list(labels)
@@ -114,7 +130,7 @@ def class_names(model: torch.nn.Module) -> list[str]:
 
 
 def read_images(paths: Sequence[Path], sample: int | None, mode: str) -> Iterator[tuple[str, Image.Image]]:
-    """Yield a name and an image for every file, then for images of the sample (their true class is in the name)."""
+    """Yield a name and an image for every file, then for images of the sample, named with their true class."""
     for file in _find_files(paths, set(Image.registered_extensions())):
         yield str(file), open_image({"path": str(file)}, mode)
     if sample is not None:
@@ -122,7 +138,7 @@ def read_images(paths: Sequence[Path], sample: int | None, mode: str) -> Iterato
 
 
 def _find_files(paths: Sequence[Path], suffixes: set[str]) -> Iterator[Path]:
-    """The files, and those with one of the suffixes in the folders."""
+    """Yield the files among the paths, and the files with one of the suffixes in the folders among them."""
     for path in paths:
         if not path.exists():
             raise ConfigError(f"{path}: no such file or folder")
@@ -134,9 +150,16 @@ def _find_files(paths: Sequence[Path], suffixes: set[str]) -> Iterator[Path]:
 
 def _read_sample(number: int, mode: str) -> Iterator[tuple[str, Image.Image]]:
     try:
-        from fdconv_zoo.data import SAMPLE, load_image_data  # the datasets library, which files do not need
+        from fdconv_zoo.data import SAMPLE, load_image_data  # needs the datasets library
     except ImportError as error:
         raise ConfigError(f"--sample needs {error.name}: pip install 'fdconv-zoo[train]'") from error
     data = load_image_data(SAMPLE, split="validation", limit=number)
     for record in data.validation:
         yield f"{SAMPLE} ({data.class_names[record['label']]})", open_image(record["image"], mode)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Predict; `argv` is the command line without the program."""
+    parser = argparse.ArgumentParser(description=DESCRIPTION, allow_abbrev=False, formatter_class=HelpFormatter)
+    add_arguments(parser)
+    predict(parser.parse_args(argv))

@@ -1,52 +1,58 @@
-"""The command line that all training scripts share."""
+"""The command line of training: flags over the recipe of an entry over defaults."""
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from fdconv_zoo.cli.entrance import run_command
+from timm.utils import ParseKwargs
+
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import TASKS, read_entry
-
-DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 
 RUN_FLAGS = ("config", "output", "resume", "overwrite", "smoke")  # of one start, never of a recipe
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Formatter that adds the default, if there is one, to the help of a flag, and writes numbers as N and X."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_default = not (action.default is None or action.default is False or action.default == {})
+        return super()._get_help_string(action) if has_default else action.help
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return {int: "N", float: "X"}.get(action.type) or super()._get_default_metavar_for_optional(action)
+
+
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser with the flags of every training script, that raises `ConfigError` and takes no abbreviations.
+    """A parser with the flags that all tasks share. It raises `ConfigError` and accepts no abbreviations.
 
     Args:
-        description: Of the script.
-        task: Of the recipes that it takes.
+        description: Of the command.
+        task: Of the recipes that it accepts, a key of `TASKS`.
     """
 
     def __init__(self, description: str, *, task: str = "classification"):
-        super().__init__(
-            description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
         self.task = task
         run = self.add_argument_group("run")
-        run.add_argument(
-            "--config", metavar="FILE", help="entry of models/; its recipe gives the other flags' defaults"
-        )
-        run.add_argument("--output", metavar="DIR", help="folder for all the run makes")
+        run.add_argument("--config", metavar="FILE", help="entry of models/: its recipe replaces the defaults")
+        run.add_argument("--output", metavar="DIR", help="folder for all files of the run")
         run.add_argument("--resume", action="store_true", help="continue the run in --output, if there is one")
         run.add_argument("--overwrite", action="store_true", help="delete the run in --output, if there is one")
-        run.add_argument("--smoke", action="store_true", help="a handful of steps on the packaged sample, as a check")
+        run.add_argument("--smoke", action="store_true", help="check the command: a few steps on a few images")
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting, so that the message can say where a wrong value came from."""
         raise ConfigError(message)
 
     def parse(self, argv: Sequence[str] | None = None, *, smoke: Mapping[str, Any]) -> argparse.Namespace:
-        """Parse the command line over the recipe of `--config`, and over `smoke` where `--smoke` is given.
+        """Parse the command line over the recipe of `--config`, and over `smoke` if `--smoke` is set.
 
         Args:
             argv: The command line, without the program.
-            smoke: Settings of `--smoke`; None brings a flag back to its default.
+            smoke: Settings of `--smoke`; None resets a flag to its default.
 
         Raises:
             ConfigError: an unknown flag or recipe key, or a value of the wrong kind.
@@ -60,7 +66,7 @@ class ArgumentParser(argparse.ArgumentParser):
             if entry.recipe is None:
                 raise ConfigError(f"{given.config} has no recipe; `python -m fdconv_zoo list --json` shows which have")
             if entry.task != self.task:
-                raise ConfigError(f"{given.config} is for scripts/{TASKS[entry.task]}.py: it trains {entry.task}")
+                raise ConfigError(f"{given.config} is a recipe for {entry.task}: use scripts/{TASKS[entry.task]}.py")
             settings = {"model": entry.model, **entry.recipe}
             try:
                 self.parse_args(self._as_flags(settings))
@@ -70,7 +76,7 @@ class ArgumentParser(argparse.ArgumentParser):
             settings.update(smoke)
         arguments = self.parse_args([*self._as_flags(settings), *argv])
         if arguments.output is None:
-            raise ConfigError("--output DIR is needed: the folder for all the run makes")
+            raise ConfigError("--output DIR is required: the folder for all files of the run")
         return arguments
 
     def _as_flags(self, settings: Mapping[str, Any]) -> list[str]:
@@ -79,7 +85,7 @@ class ArgumentParser(argparse.ArgumentParser):
         for key, value in settings.items():
             if key not in known:
                 raise ConfigError(
-                    f"recipe key {key!r} is not a flag of this script; it takes {', '.join(sorted(known))}"
+                    f"recipe key {key!r} is not a flag of this command; its flags are {', '.join(sorted(known))}"
                 )
             flag = "--" + key.replace("_", "-")
             if isinstance(value, bool):
@@ -93,6 +99,24 @@ class ArgumentParser(argparse.ArgumentParser):
         return flags
 
 
-def run_script(main: Callable[[], None]) -> None:
-    """Run a training script's `main`, see `run_command`."""
-    run_command(main, stopped="stopped; --resume continues from the last checkpoint")
+def add_split_flags(group: argparse._ArgumentGroup) -> None:
+    """Add the flags that choose the images to train on and to validate on."""
+    group.add_argument("--train-split", metavar="NAME", help="default: train or training, or the only split")
+    group.add_argument("--validation-split", metavar="NAME", help="default: validation, val, valid, dev or test")
+    group.add_argument(
+        "--validation-fraction", type=float, default=0.1, help="part to validate on if there is only one split"
+    )
+    group.add_argument("--limit", type=int, help="use only N images of each split")
+
+
+def add_arguments_flag(group: argparse._ArgumentGroup, flag: str, owner: str) -> None:
+    """Add a flag for any number of KEY=VALUE, the arguments of its owner."""
+    group.add_argument(
+        flag, nargs="*", action=ParseKwargs, default={}, metavar="KEY=VALUE", help=f"arguments of the {owner}"
+    )
+
+
+def add_workers_flag(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the flag that sets how many processes read images."""
+    workers = min(4, os.cpu_count() or 1)
+    group.add_argument("--workers", type=int, default=workers, help="processes that read images, for each process")

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import group_parameters, split_model_name_tag
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.store import check_finite, load_strictly, read_checkpoint
-from fdconv_zoo.store.names import suggest_models
+from fdconv_zoo.store.names import unknown_name
 
 # Arguments that the decoder determines, and those that would load other weights.
 _RESERVED = {
@@ -51,7 +51,8 @@ class Backbone(nn.Module):
         output_stride: int = 32,
     ) -> None:
         super().__init__()
-        _check_name(name)
+        if problem := unknown_name(name):
+            raise ConfigError(f"backbone {name}: {problem}")
         arguments = dict(arguments or {})
         if refused := sorted(_RESERVED & arguments.keys()):
             raise ConfigError(f"backbone_args {', '.join(refused)}: set automatically; remove it")
@@ -89,17 +90,6 @@ class Backbone(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters that the timm model excludes from weight decay."""
         return {f"model.{name}" for name in getattr(self.model, "no_weight_decay", set)()}
-
-
-def _check_name(name: str) -> None:
-    architecture, tag = split_model_name_tag(name)
-    if not timm.is_model(architecture):
-        raise ConfigError(f"backbone {name}: no such model; {suggest_models(architecture)}")
-    tags = [split_model_name_tag(known)[1] for known in timm.list_pretrained(f"{architecture}.*")]
-    if tag and tag not in tags:
-        raise ConfigError(
-            f"backbone {name}: {architecture} has no weights tagged {tag}; its tags are {', '.join(tags) or 'none'}"
-        )
 
 
 def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Module:

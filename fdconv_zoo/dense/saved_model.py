@@ -4,13 +4,12 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
+from huggingface_hub import PyTorchModelHubMixin, constants
 
-from fdconv_zoo.errors import ConfigError, HubError, WeightsError
+from fdconv_zoo.errors import ConfigError, WeightsError
 from fdconv_zoo.store import check_finite, load_strictly, read_checkpoint
-from fdconv_zoo.store.cache import cached_files, remove_damaged
 from fdconv_zoo.store.export import replacing_model
-from fdconv_zoo.store.hub_errors import explained
+from fdconv_zoo.store.fetch import fetch_file
 
 Model = TypeVar("Model", bound="SavedModel")
 
@@ -61,7 +60,7 @@ class SavedModel(PyTorchModelHubMixin):
         if Path(name).is_dir():
             config_file, weights_file = (Path(name) / file for file in _FILES)
         else:
-            config_file, weights_file = (_fetch(name, file, revision, **download) for file in _FILES)
+            config_file, weights_file = (fetch_file(name, file, revision, **download) for file in _FILES)
         config = _read_config(config_file)
         tensors = read_checkpoint(weights_file).tensors
         check_finite(weights_file, tensors)
@@ -84,15 +83,6 @@ def export(model: SavedModel, folder: Path) -> None:
     """
     with replacing_model(folder) as temporary:
         model.save_pretrained(temporary)
-
-
-def _fetch(repo_id: str, name: str, revision: str | None, **download: Any) -> Path:
-    with explained(repo_id, revision):
-        path = Path(hf_hub_download(repo_id, name, revision=revision, **download))
-    cached = cached_files(repo_id, download.get("cache_dir"))
-    if damage := remove_damaged([file for file in cached if file.name == name and file.commit in path.parts]):
-        raise HubError(f"{repo_id}: {damage}")
-    return path
 
 
 def _read_config(path: Path) -> dict[str, Any]:

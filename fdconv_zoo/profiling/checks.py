@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fdconv_zoo.layers import set_path
+from fdconv_zoo.layers.modulators import find_modulators
 from fdconv_zoo.profiling.timing import autocast
 
 TOLERANCE = 1e-5  # of the largest logit: float32 rounding through some fifty layers stays well below
@@ -65,8 +66,8 @@ def randomize_modulators(model: nn.Module) -> None:
 
     As long as they are zero, a layer that leaves the modulators out would pass every check.
     """
-    for name, parameter in model.named_parameters():
-        if (".ksm." in name or ".fbm." in name) and not parameter.any():
+    for parameter in (parameter for module in find_modulators(model) for parameter in module.parameters()):
+        if not parameter.any():
             # Logits of about 0.5, whatever the number of inputs: factors between a half and one and a half.
             parameter.normal_(0, 0.5 / math.sqrt(parameter[0].numel()))
 

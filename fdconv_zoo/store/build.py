@@ -7,12 +7,12 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.models import _hub, load_model_config_from_hf, split_model_name_tag
+from timm.models import _hub, load_model_config_from_hf
 from torch import nn
 
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.store import check_model_folder, check_weights_file
-from fdconv_zoo.store.names import suggest_models
+from fdconv_zoo.store.names import unknown_name
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 
@@ -30,12 +30,8 @@ def check_model_name(name: str) -> str:
         if not (folder / "config.json").is_file():
             raise ConfigError(f"--model {name}: no config.json in {folder}; is it the output folder of a run?")
         return f"{LOCAL}{folder}"
-    base, tag = split_model_name_tag(name)
-    if not timm.is_model(base):
-        raise ConfigError(f"--model {name}: no such model; {suggest_models(base)}")
-    tags = [split_model_name_tag(known)[1] for known in timm.list_pretrained(f"{base}.*")]
-    if tag and tag not in tags:
-        raise ConfigError(f"--model {name}: {base} has no weights called {tag}; it has {', '.join(tags) or 'none'}")
+    if problem := unknown_name(name):
+        raise ConfigError(f"--model {name}: {problem}")
     return name
 
 
@@ -162,6 +158,11 @@ def resolve_preprocessing(
             values = (sum(values) / len(values),) * channels
         resolved[key] = values
     return resolved
+
+
+def image_mode(preprocessing: Mapping[str, Any]) -> str:
+    """Pillow's mode of the images that a model takes: "L" for one channel, else "RGB"."""
+    return "L" if preprocessing["input_size"][0] == 1 else "RGB"
 
 
 @torch.no_grad()

@@ -30,17 +30,17 @@ def checked_download(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | N
         return
     repo_id, _, revision = cfg.hf_hub_id.partition("@")
     known = {file for file in cached_files(repo_id, cache_dir) if file.path.is_file()}
+    failure = None
     try:
         yield
     except Exception as error:
-        damage = remove_damaged(set(cached_files(repo_id, cache_dir)) - known)
-        reason = damage or explain(error, revision, cache_dir)
-        if reason is None:
-            raise
-        raise RuntimeError(_message(variant, cfg, reason, error)) from error
+        failure = error
     damage = remove_damaged(set(cached_files(repo_id, cache_dir)) - known)
-    if damage:
-        raise RuntimeError(_message(variant, cfg, damage))
+    reason = damage or (failure and explain(failure, revision, cache_dir))
+    if reason:
+        raise RuntimeError(_message(variant, cfg, reason, failure)) from failure
+    if failure:
+        raise failure
 
 
 def _comes_from_hub(cfg: PretrainedCfg) -> bool:

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import timm
-from timm.models import split_model_name_tag
 
 from fdconv_zoo.errors import HubError
-from fdconv_zoo.store.names import suggest_models
+from fdconv_zoo.store.names import unknown_name
 
 HUB = "hf-hub:"
 CONFIG = "config.json"
@@ -46,12 +45,8 @@ def find_weights(name: str, revision: str | None = None) -> Weights:
             raise HubError(f"{name}: --revision says {revision}; name one revision")
         return Weights(repo_id, _checked(own_revision or revision), WEIGHTS, with_config=True)
 
-    architecture, tag = split_model_name_tag(name)
-    if not timm.is_model(architecture):
-        raise HubError(f"{name}: no such model; {suggest_models(name)}")
-    tags = [split_model_name_tag(known)[1] for known in timm.list_pretrained(f"{architecture}.*")]
-    if tag and tag not in tags:
-        raise HubError(f"{name}: {architecture} has no weights called {tag}; it has {', '.join(tags) or 'none'}")
+    if problem := unknown_name(name):
+        raise HubError(f"{name}: {problem}")
     cfg = timm.get_pretrained_cfg(name)
     if cfg.file:
         raise HubError(f"{name}: nothing to fetch: its weights come with the package, {cfg.file}")

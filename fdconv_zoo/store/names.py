@@ -1,15 +1,30 @@
-"""What to say of a model name that timm does not know."""
+"""Names that timm does not know, and what to say about them."""
 
 import difflib
 
 import timm
+from timm.models import split_model_name_tag
 
 
-def suggest_models(name: str) -> str:
-    """Near names that timm has, for an error message.
+def unknown_name(name: str) -> str | None:
+    """Explain what is wrong with a timm name.
 
     Args:
-        name: an architecture, without tag.
+        name: With or without a tag.
+
+    Returns:
+        A clause that can follow the name in an error message; None for a name that timm knows.
     """
-    near = difflib.get_close_matches(name, timm.list_models(), n=5)
-    return f"did you mean {', '.join(near)}?" if near else "timm.list_models() gives all names"
+    architecture, tag = split_model_name_tag(name)
+    if not timm.is_model(architecture):
+        return f"no such model; {suggest_models(architecture)}"
+    tags = [split_model_name_tag(known)[1] for known in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        return f"{architecture} has no weights tagged {tag}; its tags are {', '.join(tags) or 'none'}"
+    return None
+
+
+def suggest_models(architecture: str) -> str:
+    """Suggest similar names that timm has, for an error message."""
+    similar = difflib.get_close_matches(architecture, timm.list_models(), n=5)
+    return f"did you mean {', '.join(similar)}?" if similar else "timm.list_models() lists all names"

@@ -1,4 +1,1 @@
-"""What the training scripts share: the command line, the run folder, checkpoints, evaluation.
-
-The loops themselves live in `scripts/`, one readable file a task.
-"""
+"""The training loop (`loop.fit`) and what it needs: batches, optimizer, norms, run folder, checkpoints, evaluation."""

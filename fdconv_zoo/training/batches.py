@@ -1,4 +1,4 @@
-"""The training batches of an epoch, from any batch on, for each process its own."""
+"""The training batches of each process, which an epoch can resume from any batch."""
 
 import argparse
 import itertools
@@ -23,11 +23,11 @@ _logger = logging.getLogger(__name__)
 
 
 class EpochSampler(data.Sampler[int]):
-    """One process's share of an epoch's order, which is a permutation drawn from (seed, epoch).
+    """One process's share of the order of an epoch, a permutation drawn from (seed, epoch).
 
     Args:
         num_images: Size of the dataset.
-        per_process: How many images an epoch gives each process.
+        per_process: Images of each process in an epoch.
         seed: The run's seed.
         rank: Number of the process.
         world_size: Number of processes.
@@ -43,7 +43,7 @@ class EpochSampler(data.Sampler[int]):
         self.start = 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose what the next iteration gives: `epoch`, from its image number `start` on."""
+        """Let the next iteration yield the images of `epoch`, from the number `start` on."""
         self.epoch = epoch
         self.start = start
 
@@ -66,7 +66,7 @@ def training_images(
     world_size: int = 1,
     skip_bad_images: bool = False,
 ) -> ImageDataset | StreamedImageDataset:
-    """What one process trains a classifier on, for `TrainingBatches`.
+    """Build the dataset that one process trains a classifier on, for `TrainingBatches`.
 
     Args:
         source: `ImageData.train`.
@@ -85,25 +85,25 @@ def training_images(
 
 
 class TrainingBatches:
-    """Shuffled, augmented batches for one process; the same for the same seed, wherever in an epoch it starts.
+    """Shuffled, augmented batches for one process. They depend on the seed alone, not on where an epoch is resumed.
 
-    An epoch has whole updates only: of a dataset, the few images left over are others in every epoch.
+    An epoch has whole updates only. The few images of a dataset that are left over differ from epoch to epoch.
 
     Args:
-        dataset: Has `set_epoch(epoch)`, and draws its augmentation from (seed, epoch, index) alone.
-        batch_size: Images a batch.
+        dataset: Has `set_epoch(epoch)`, and augments an item by (seed, epoch, index) alone.
+        batch_size: Images per batch.
         batches_per_update: Gradient accumulation.
-        updates_per_epoch: Needed for a stream; None takes all of a dataset.
+        updates_per_epoch: Required for a stream; None: the whole dataset.
         seed: The run's seed.
         rank: Number of the process.
         world_size: Number of processes.
-        workers: Processes that read and augment.
-        collate: Makes a tuple of tensors, or of lists of them, of a list of items; by default torch's.
-        device: Where the batches go.
+        workers: Processes that read and augment images.
+        collate: From a list of items to a tuple of tensors, or of lists of them; default: torch's.
+        device: Of the batches.
 
     Attributes:
         updates_per_epoch: Optimizer updates in an epoch.
-        batches_per_epoch: Batches each process takes in one.
+        batches_per_epoch: Batches of each process in an epoch.
 
     Raises:
         ConfigError: too few images for one update, or a stream without `updates_per_epoch`.
@@ -130,14 +130,14 @@ class TrainingBatches:
         images_per_update = batch_size * world_size * batches_per_update
         if isinstance(dataset, data.IterableDataset):
             if updates_per_epoch is None:
-                raise ConfigError("--streaming needs --updates-per-epoch: the length of a stream is not known")
+                raise ConfigError("--streaming needs --updates-per-epoch: a stream has no known length")
         else:
             whole = len(dataset) // images_per_update
             updates_per_epoch = min(updates_per_epoch or whole, whole)
             if whole == 0:
                 raise ConfigError(
                     f"the training set has {len(dataset)} images, but one update takes {images_per_update} "
-                    f"({batch_size} a batch, {world_size} processes, {batches_per_update} batches accumulated): "
+                    f"({batch_size} per batch, {world_size} processes, {batches_per_update} batches per update): "
                     "lower --batch-size or --grad-accum"
                 )
             per_process = updates_per_epoch * batches_per_update * batch_size
@@ -157,11 +157,11 @@ class TrainingBatches:
 
     @property
     def skipped(self) -> int:
-        """Unreadable images of a stream passed over so far; of a dataset they were left out before."""
+        """Unreadable images of a stream skipped so far. A dataset has none: they were removed when it was loaded."""
         return getattr(self.dataset, "skipped", 0)
 
     def epoch(self, epoch: int, done: int = 0) -> Iterator[tuple]:
-        """The batches of an epoch after the first `done`, fewer than all, which are passed over without decoding."""
+        """Yield the batches of an epoch after the first `done`, fewer than all, which are skipped without decoding."""
         if self.sampler is not None:
             self.dataset.set_epoch(epoch)
             self.sampler.set_epoch(epoch, start=done * self.batch_size)
@@ -174,26 +174,25 @@ class TrainingBatches:
                 done += 1
                 if done == self.batches_per_epoch:
                     return
-            # Only a stream comes here. It begins again, because all processes must take the same number of batches.
+            # Only a stream comes here. It starts again, because all processes must take the same number of batches.
             if passes > 0 and done == before:
-                raise ConfigError("the stream holds fewer images than one batch takes: lower --batch-size")
-            _logger.warning("The stream ended before its epoch: --updates-per-epoch asks for more than it holds.")
+                raise ConfigError("the stream has fewer images than one batch: lower --batch-size")
+            _logger.warning("The stream ended before the epoch and starts again: lower --updates-per-epoch.")
             self.dataset.set_epoch(epoch)
 
 
-def own_batches(
+def make_batches(
     args: argparse.Namespace,
     dataset: data.Dataset,
     accelerator: Accelerator,
     collate: Callable[[list], tuple] | None = None,
 ) -> TrainingBatches:
-    """The batches of this process, by the flags of a training script.
+    """Make the batches of this process from the flags of a task.
 
     Args:
         args: The flags.
-        dataset: As in `TrainingBatches`.
-        accelerator: Knows which process this is, and its device.
-        collate: As in `TrainingBatches`.
+        dataset, collate: As in `TrainingBatches`.
+        accelerator: Of the run.
     """
     return TrainingBatches(
         dataset,

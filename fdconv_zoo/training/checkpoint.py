@@ -1,4 +1,4 @@
-"""Resume states: everything a run needs to go on as if it had never been stopped."""
+"""Checkpoints: everything a run needs to go on as if it had never been stopped."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ class Progress:
 
     Attributes:
         epoch: Epochs completed.
-        step: Batches each process has taken in the epoch under way, always whole updates.
+        step: Batches of each process so far in the current epoch; in a checkpoint, always whole updates.
         update: Optimizer updates since the start of the run.
         loss_sum: Sum of those batches' losses, averaged over the processes.
         history: The rows of metrics.jsonl.
@@ -33,9 +33,10 @@ class Progress:
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, ema: ModelEmaV3 | None) -> None:
-    """Write the state after `progress.update` updates into `folder`, whole or not at all, and drop older ones.
+    """Write a checkpoint into `folder`, whole or not at all, and remove older ones.
 
-    The main process writes for all: under data parallelism they hold the same state, and none keeps a random one.
+    Every process must call it. The main process writes for all: under data parallelism they hold the same state, and
+    random states need not be saved, as every step is seeded.
     """
     if accelerator.is_main_process:
         with replacing(folder / f"update-{progress.update:09d}") as temporary:
@@ -49,7 +50,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, ema: ModelEmaV3 | None) -> Progress:
-    """Put a state back into what `accelerator` prepared and into `ema`. Every process must call it."""
+    """Load a checkpoint into what `accelerator` prepared and into `ema`. Every process must call it."""
     accelerator.load_state(str(checkpoint))
     if ema is not None:
         load_model(ema.module, str(checkpoint / "ema.safetensors"))
@@ -57,5 +58,5 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, ema: ModelEmaV3 
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in `folder`, oldest first."""
+    """List the complete checkpoints in `folder`, oldest first."""
     return sorted(folder.glob("update-*"))

@@ -11,13 +11,12 @@ from fdconv_zoo.store.files import replacing
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: Path, metrics: Mapping[str, str]) -> None:
-    """Draw losses, figures of merit and learning rate over the epochs.
+    """Draw losses, metrics and learning rate over the epochs.
 
     Args:
-        history: The rows of metrics.jsonl, one an epoch.
-        path: Where the PNG goes.
-        metrics: Key in a row to its name, in percent, the first the one that chooses the best epoch; those that are
-            None are left out.
+        history: The rows of metrics.jsonl, one per epoch.
+        path: Of the PNG.
+        metrics: As in `Task`; those that are None are left out.
     """
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(12, 3.6), layout="constrained")

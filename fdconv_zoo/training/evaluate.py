@@ -1,4 +1,4 @@
-"""Top-1, top-5 and loss over a labelled set, the same on one process and on many."""
+"""Top-1, top-5 and loss of a classifier over a labelled set, the same on one process and on many."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fdconv_zoo.data import ImageDataset, StreamedImageDataset
+from fdconv_zoo.store.build import image_mode
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Evaluation:
     Attributes:
         loss: Mean cross-entropy, in nats.
         top1: Percentage of images whose likeliest class is right.
-        top5: Percentage whose class is among the five likeliest; None with five classes or fewer, where it says little.
+        top5: Percentage whose class is among the five likeliest; None for five classes or fewer.
         images: Number of images, each counted once.
         images_per_second: Over all processes, reading and preprocessing included.
     """
@@ -43,17 +44,17 @@ def evaluation_loader(
     *,
     skip_bad_images: bool = False,
 ) -> DataLoader:
-    """Batches of a validation set in order, each image resized and cropped, for `accelerator.prepare`.
+    """Load a validation set in order, each image resized and cropped, for `accelerator.prepare`.
 
     Args:
         source: `ImageData.validation`.
-        preprocessing: As `resolve_preprocessing` gives it.
-        batch_size: Images a batch and process.
+        preprocessing: As `resolve_preprocessing` returns it.
+        batch_size: Images per batch and process.
         workers: Processes that read images.
         skip_bad_images: For a stream, as in `StreamedImageDataset`.
     """
     transform = create_transform(**preprocessing)
-    mode = "L" if preprocessing["input_size"][0] == 1 else "RGB"
+    mode = image_mode(preprocessing)
     if isinstance(source, IterableDataset):
         dataset = StreamedImageDataset(source, transform, mode=mode, skip_bad_images=skip_bad_images)
     else:
@@ -61,10 +62,10 @@ def evaluation_loader(
     return DataLoader(dataset, batch_size=batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())
 
 
-# Not inference_mode: what a layer memoises here must stay usable by autograd when training goes on.
+# Not inference_mode: what a layer caches here must stay usable by autograd when training goes on.
 @torch.no_grad()
 def evaluate(accelerator: Accelerator, model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
-    """Evaluate `model` (put into eval mode) on a loader that `accelerator` prepared.
+    """Evaluate `model`, which is put into eval mode, on a loader that `accelerator` prepared.
 
     Every process must call it. Batches are images (B, C, H, W) and class numbers (B,).
     """

@@ -1,4 +1,4 @@
-"""The training loss of an epoch and its speed, read only when asked for so that no step waits for the device."""
+"""Training loss and speed of an epoch. They are read only when asked for, so that no step waits for the device."""
 
 import time
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 class Meter:
-    """Sums the losses of an epoch's batches over all processes.
+    """Sum of the losses of an epoch's batches over all processes.
 
     Args:
         accelerator: Of the run.
-        batch_size: Images a batch and process.
-        total: Sum of the losses before, where an epoch is resumed.
-        count: Number of those losses.
+        batch_size: Images per batch and process.
+        total: Sum of the earlier losses of an epoch that is resumed.
+        count: Number of the earlier losses.
     """
 
     def __init__(self, accelerator: Accelerator, batch_size: int, total: float = 0.0, count: int = 0):
@@ -32,23 +32,23 @@ class Meter:
         self.count += 1
 
     def total(self) -> float:
-        """The sum of the losses, averaged over the processes; not finite for good once a single loss was not.
+        """Return the sum of the losses, averaged over the processes.
 
-        Every process must call it.
+        Once a loss was infinite or NaN, the sum is infinite or NaN, too. Every process must call it.
         """
-        # Averaging in between changes nothing: what each process adds later is averaged later.
+        # Averaging now changes no later result: what each process adds from here on is averaged the next time.
         self._total = self.accelerator.reduce(self._total, "mean")
         return self._total.item()
 
     def recent(self) -> tuple[float, float]:
-        """Mean loss, and images a second over all processes, since the last call. Every process must call it."""
+        """Return the mean loss, and images per second of all processes, since the last call. Every process calls it."""
         total, count, since = self._last
         self._last = now_total, now_count, now = self.total(), self.count, time.perf_counter()
         batches = now_count - count
         return (now_total - total) / batches, batches * self.images_per_batch / (now - since)
 
     def epoch(self) -> tuple[float, float]:
-        """Mean loss of the epoch, and images a second since this meter was made. Every process must call it."""
+        """Return the epoch's mean loss, and images per second since this meter was made. Every process calls it."""
         mean = self.total() / self.count
         images = (self.count - self._first_count) * self.images_per_batch
         return mean, images / (time.perf_counter() - self._start)

@@ -1,25 +1,28 @@
-"""The optimizer, with learning rates of their own for Fourier coefficients and modulators."""
+"""The optimizer, with separate learning rates for Fourier coefficients and modulators, and its schedule."""
 
 import argparse
 
 from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
 from fdconv_zoo.layers import FourierDisjointWeight
-from fdconv_zoo.training.tuning import find_modulators
+from fdconv_zoo.layers.modulators import find_modulators
 
 
 def build_optimizer(args: argparse.Namespace, model: nn.Module) -> Optimizer:
-    """timm's optimizer of the flags of `add_optimization_flags`.
+    """Build timm's optimizer from the flags of `add_optimization_flags`.
 
-    Adam's steps have one size for every number. What that does to FDConv, two of its flags make up for:
+    Adam moves every number by steps of the same size. Two flags make up for what that does to FDConv:
 
-    `--spectrum-lr`: a step of a spectrum's numbers moves the kernel less than one of the kernel's own numbers would, by
-    a factor of 4.2 in square layers of 3x3, and 1.4 in those of 1x1.
+    `--spectrum-lr`: a step of a spectrum's numbers moves the kernel less than the same step of the kernel's own numbers
+    would: 4.2 times less in square 3x3 layers, 1.4 times in square 1x1 layers.
 
-    `--modulator-lr`: a modulator's logit is a sum over many features which no norm follows, so a few steps that would
-    suit a convolution carry it to where its sigmoid is flat, and it stays there, the same for all images and pixels.
+    `--modulator-lr`: a modulator's logit is a sum over many features, and no norm follows it. A few steps of a size
+    that suits a convolution carry it to where its sigmoid is flat, and it stays there, the same for all images and
+    pixels.
     """
     optimizer = create_optimizer_v2(
         model, args.opt, lr=args.lr, weight_decay=args.weight_decay, layer_decay=args.layer_decay
@@ -33,12 +36,12 @@ def build_optimizer(args: argparse.Namespace, model: nn.Module) -> Optimizer:
 
 
 def scale_learning_rate(optimizer: Optimizer, chosen: set[int], factor: float) -> None:
-    """Put the chosen parameters into groups whose learning rate is a multiple, as timm's schedulers understand it.
+    """Move the chosen parameters into groups with a multiple of the learning rate, as timm's schedulers understand it.
 
     Args:
         optimizer: Changed in place.
         chosen: `id` of each parameter.
-        factor: On top of what a layer's own learning rate is.
+        factor: Multiplies the parameter's present learning rate, layer decay included.
     """
     for group in list(optimizer.param_groups):
         moved = [parameter for parameter in group["params"] if id(parameter) in chosen]
@@ -52,3 +55,20 @@ def learning_rate(optimizer: Optimizer) -> float:
     """The rate of this update, before the factors of layers, spectra and modulators."""
     group = optimizer.param_groups[0]
     return group["lr"] / group.get("lr_scale", 1.0)
+
+
+def build_scheduler(args: argparse.Namespace, optimizer: Optimizer, updates_per_epoch: int) -> Scheduler:
+    """Build the learning rate as a function of the number of updates: the scheduler has no state to save."""
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        args.sched,
+        num_epochs=args.epochs,
+        warmup_epochs=args.warmup_epochs,
+        warmup_lr=args.warmup_lr,
+        min_lr=args.min_lr,
+        decay_milestones=args.milestones,
+        decay_rate=args.power if args.sched == "poly" else 0.1,
+        step_on_epochs=False,
+        updates_per_epoch=updates_per_epoch,
+    )
+    return scheduler

@@ -1,4 +1,4 @@
-"""The output folder of a run: whose it is, what is in it, and every write to it."""
+"""The output folder of a run: what may be in it, and every write to it."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from fdconv_zoo.training.checkpoint import list_checkpoints
 
 CONFIG = "train_config.yaml"
 
-# All that a run makes, and so all that --overwrite deletes. The configuration marks the folder as a run's: it is
+# All that a run writes, and so all that --overwrite deletes. The configuration marks the folder as that of a run: it is
 # written first and deleted last.
 PATTERNS = (
     f"{TEMPORARY_PREFIX}*",
@@ -35,23 +35,26 @@ PATTERNS = (
 
 
 class RunFolder:
-    """The folder a training script writes to.
+    """The output folder of a run.
 
     Args:
-        path: The folder; made by `start`.
-        resume: Continue the run in it, where there is one.
-        overwrite: Delete the run in it, where there is one.
+        path: The folder; `start` creates it.
+        resume: Continue the run in it, if there is one.
+        overwrite: Delete the run in it, if there is one.
 
     Raises:
-        RunFolderError: it holds a run and neither is asked for, or files of a run's names that no run made.
-        ConfigError: both are asked for.
+        RunFolderError: it holds a run, and neither `resume` nor `overwrite` is set; or it holds files with a run's
+            names that are not of a run.
+        ConfigError: both are set.
     """
 
     def __init__(self, path: str | Path, *, resume: bool = False, overwrite: bool = False):
         self.path = Path(path)
         self.resume = resume
         if resume and overwrite:
-            raise ConfigError("--resume continues the run in the output folder and --overwrite deletes it: give one")
+            raise ConfigError(
+                "--resume continues the run in the output folder and --overwrite deletes it: use one of them"
+            )
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"--output {self.path}: it is a file, not a folder")
         found = self._run_files()
@@ -60,7 +63,7 @@ class RunFolder:
         if not (self.path / CONFIG).is_file():
             raise RunFolderError(
                 f"--output {self.path}: it has {found[0].relative_to(self.path)} but no {CONFIG}, so it is not the "
-                "folder of a run, and a run would replace files in it; choose another folder"
+                "folder of a run, and a run would overwrite its files; choose another folder"
             )
         if not resume and not overwrite:
             raise RunFolderError(
@@ -70,27 +73,27 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Where the resume states lie."""
+        """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def newest_checkpoint(self) -> Path | None:
-        """The newest whole resume state."""
+        """The newest complete checkpoint."""
         return next(iter(reversed(list_checkpoints(self.checkpoints))), None)
 
     def start(self, config: Mapping[str, Any], *, free_keys: Collection[str] = ()) -> None:
-        """Take the folder over for this run; the main process does it for all.
+        """Take over the folder for this run; only the main process calls it.
 
-        Afterwards `newest_checkpoint` is the state to resume from. Where there is none the run begins from the
-        beginning, and all that an earlier one left is gone.
+        Afterwards `newest_checkpoint` is the one to resume from. If there is none, the run starts from the beginning,
+        and all files of an earlier run are gone.
 
         Args:
             config: The full configuration.
-            free_keys: Those that may differ from the run that is resumed, because the result does not depend on them.
+            free_keys: Keys whose values may differ when a run is resumed, because the result does not depend on them.
 
         Raises:
             ConfigError: the run to be resumed was started with another configuration.
-            WriteError: the folder cannot be written.
+            WriteError: the folder cannot be written to.
         """
         config = json.loads(json.dumps(config))  # tuples become the lists that YAML gives back
         if self.resume and (self.path / CONFIG).is_file():
@@ -103,17 +106,17 @@ class RunFolder:
             write_text(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Write metrics.jsonl anew: one JSON object a line and epoch."""
+        """Rewrite metrics.jsonl: one JSON object per line and epoch."""
         lines = "".join(json.dumps(row) + "\n" for row in history)
         write_text(self.path / "metrics.jsonl", lines)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Wrap every write of the run: a failure is raised as a `WriteError` that says what is kept."""
+        """Turn a failed write in the block into a `WriteError` that says which checkpoint is kept."""
         newest = self.newest_checkpoint
-        remedy = "Make room and start again; no checkpoint had been written yet"
+        remedy = "Free some space and start again; no checkpoint had been written yet"
         if newest is not None:
-            remedy = f"The last whole checkpoint is kept: {newest}. Make room and start again with --resume"
+            remedy = f"The last complete checkpoint is kept: {newest}. Free some space and start again with --resume"
         try:
             with explaining_write_errors(self.path):
                 yield
@@ -132,6 +135,6 @@ class RunFolder:
         ]
         if differing:
             raise ConfigError(
-                f"--resume: the run in {self.path} was started with another configuration, and would not give what it "
-                f"began: {', '.join(differing)}. Give the same values, or start a new run in another --output"
+                f"--resume: the run in {self.path} was started with another configuration: {', '.join(differing)}. "
+                "Use the same values, or start a new run in another --output"
             )

@@ -1,22 +1,22 @@
-"""Which parameters a run trains: all, the classifier head, or the head and FDConv's modulators."""
+"""Which parameters a run trains: all, the classifier, or the classifier and FDConv's modulators."""
 
 from torch import nn
 
 from fdconv_zoo.errors import ConfigError
-from fdconv_zoo.layers import FrequencyBandModulation, KernelSpatialModulation
+from fdconv_zoo.layers.modulators import find_modulators
 
 CHOICES = ("all", "head", "modulators")
 
 
 def freeze(model: nn.Module, tune: str) -> None:
-    """Leave gradients on only for what `tune` names.
+    """Turn gradients off for all parameters but those that `tune` names.
 
     Args:
         model: A timm model with its classifier.
         tune: 'all'; 'head': the classifier; 'modulators': the classifier and every KSM and FBM.
 
     Raises:
-        ConfigError: 'modulators' and the model has none, or nothing would be trained.
+        ConfigError: nothing would be trained, or `tune` is 'modulators' and the model has none.
     """
     if tune == "all":
         return
@@ -27,7 +27,7 @@ def freeze(model: nn.Module, tune: str) -> None:
         modulators = find_modulators(model)
         if not modulators:
             raise ConfigError(
-                "--tune modulators needs a model with FDConv layers (such as resnet50_fdconv), and this one has none; "
+                "--tune modulators needs a model with FDConv layers, such as resnet50_fdconv, and this one has none; "
                 "use --tune head or --tune all"
             )
         trained += modulators
@@ -38,13 +38,8 @@ def freeze(model: nn.Module, tune: str) -> None:
         raise ConfigError(f"--tune {tune}: the model's classifier has no parameters to train; use --tune all")
 
 
-def find_modulators(model: nn.Module) -> list[nn.Module]:
-    """Every KSM and FBM in the model."""
-    return [m for m in model.modules() if isinstance(m, KernelSpatialModulation | FrequencyBandModulation)]
-
-
 def train_mode(model: nn.Module) -> None:
-    """Put `model` into training mode, but keep frozen normalisation layers on their stored statistics."""
+    """Put `model` into training mode, but keep frozen normalization layers on their stored statistics."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):

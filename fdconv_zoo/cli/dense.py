@@ -1,0 +1,169 @@
+"""What segmentation and detection have in common."""
+
+import argparse
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag
+from fdconv_zoo.cli.task import SMOKE, CommandTask, train
+from fdconv_zoo.dense.evaluation import evaluation_loader
+from fdconv_zoo.dense.saved_model import SavedModel, export
+from fdconv_zoo.dense.stand_ins import stand_in
+from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.store.files import replacing, write_text
+from fdconv_zoo.training.norms import NORMS
+
+DENSE_SMOKE = {**SMOKE, "limit": 4, "crop_size": 64, "updates_per_epoch": 2}
+
+
+class DenseTask(CommandTask):
+    """A task whose model has a backbone of timm, and which can also evaluate a finished model.
+
+    Attributes:
+        model_type: Class of the model.
+        validation_images: Set by `validation_loader`.
+    """
+
+    model_type: ClassVar[type[SavedModel]]
+    validation_images: Dataset
+
+    @classmethod
+    def add_flags(cls, parser: ArgumentParser) -> None:
+        """Add the flag of evaluating."""
+        parser.add_argument("--evaluate", metavar="MODEL", help="only evaluate: folder of a run, or hf-hub:NAME")
+
+    @classmethod
+    def check_arguments(cls, args: argparse.Namespace) -> None:
+        """Raise `ConfigError` for mistakes that the command line alone shows."""
+        super().check_arguments(args)
+        if not (args.model or args.evaluate):
+            raise ConfigError("--model is required: a backbone, or an entry of models/ with --config")
+
+    @classmethod
+    def run(cls, args: argparse.Namespace) -> None:
+        """Train or evaluate; with `--smoke` on a small stand-in for the dataset."""
+        with stand_in(args.dataset) if args.smoke else nullcontext(args.dataset) as dataset:
+            evaluate_only(cls, args, dataset) if args.evaluate else train(cls, args, dataset)
+
+    @abstractmethod
+    def load_data(self, dataset: str, trained: SavedModel | None = None) -> None:
+        """Find and check the images of a dataset, and set `data`.
+
+        Args:
+            dataset: Where they are.
+            trained: A finished model: only the validation images are read, for its classes.
+
+        Raises:
+            DataError: something is wrong with them.
+            ConfigError: they do not fit the finished model.
+        """
+
+    @abstractmethod
+    def measure(self, model: SavedModel) -> Any:
+        """Evaluate the model on the validation images. Every process must call it; all get the result.
+
+        Returns:
+            A dataclass with the figures, among them the number of `images`, and a method `as_table`.
+        """
+
+    @abstractmethod
+    def evaluation_dataset(self, model: SavedModel) -> Dataset:
+        """The validation images, as the model takes them."""
+
+    @abstractmethod
+    def draw(self, model: SavedModel, indices: Sequence[int]) -> Image.Image:
+        """Draw some of `validation_images` with truth and prediction."""
+
+    def validation_loader(self, model: SavedModel) -> DataLoader:
+        """Load the validation images, as the model takes them, for `accelerator.prepare`."""
+        self.validation_images = self.evaluation_dataset(model)
+        return evaluation_loader(self.validation_images, self.args.batch_size, self.args.workers)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a run depends on besides its flags."""
+        return {"train_images": len(self.data.train), "class_names": self.data.class_names}
+
+    def loss(self, model: nn.Module, images: Any, targets: Any) -> Tensor:
+        """The sum of the model's losses for a batch."""
+        return sum(model(images, targets).values())
+
+    def evaluate(self, model: SavedModel) -> dict[str, Any]:
+        """The figures of the result; the main process also saves the pictures."""
+        result = self.measure(model)
+        self.save_pictures(model)
+        return asdict(result)
+
+    def export(self, model: SavedModel, folder: Path) -> None:
+        """Write the model as its `from_pretrained` loads it."""
+        export(model, folder)
+
+    def save_pictures(self, model: SavedModel) -> None:
+        """Write pictures.png, if pictures are wanted; the main process does it for all."""
+        if self.args.pictures and self.accelerator.is_main_process:
+            picture = self.draw(model, range(min(self.args.pictures, len(self.validation_images))))
+            with replacing(self.output / "pictures.png") as temporary:
+                picture.save(temporary, format="png")
+
+    def loading_code(self) -> str:
+        """The Python expression that loads the finished model."""
+        return f"fdconv_zoo.dense.{self.model_type.__name__}.from_pretrained('{self.output}')"
+
+
+def evaluate_only(task_type: type[DenseTask], args: argparse.Namespace, dataset: str) -> None:
+    """Evaluate a finished model: print its table, and write results.json and pictures.
+
+    Args:
+        task_type: The task.
+        args: Its flags.
+        dataset: Where the images are.
+
+    Raises:
+        ConfigError: there are results in `--output` already, or the dataset does not fit the model.
+    """
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    task = task_type(args, accelerator)
+    results = task.output / "results.json"
+    if results.exists() and not args.overwrite:
+        raise ConfigError(f"{results} exists: choose another --output, or replace it with --overwrite")
+    with accelerator.local_main_process_first():
+        model = task.model_type.from_pretrained(args.evaluate.removeprefix("hf-hub:")).to(accelerator.device)
+        task.load_data(dataset, trained=model)
+    task.validation = accelerator.prepare(task.validation_loader(model))
+    task.output.mkdir(parents=True, exist_ok=True)
+    result = task.measure(model)
+    task.save_pictures(model)
+    accelerator.print(result.as_table())
+    accelerator.print(f"{task.describe(asdict(result))}, {result.images} images")
+    if accelerator.is_main_process:
+        write_text(results, json.dumps({"model": args.evaluate, "dataset": args.dataset, **asdict(result)}, indent=2))
+    accelerator.end_training()
+
+
+def add_backbone_flags(group: argparse._ArgumentGroup) -> None:
+    """Add the flags that name the backbone."""
+    group.add_argument("--model", help="the backbone: a timm name")
+    add_arguments_flag(group, "--model-kwargs", "backbone")
+
+
+def add_weights_flags(group: argparse._ArgumentGroup, *, norm: str) -> None:
+    """Add the flags of the backbone's weights.
+
+    Args:
+        group: Of the model's flags.
+        norm: Default of `--norm`.
+    """
+    boolean = argparse.BooleanOptionalAction
+    group.add_argument("--pretrained", action=boolean, default=True, help="start from the backbone's published weights")
+    group.add_argument("--checkpoint", metavar="FILE", help="start from these weights of the backbone instead")
+    group.add_argument("--norm", choices=NORMS, default=norm, help="BatchNorm of the backbone in training")

@@ -1,0 +1,181 @@
+"""Training and evaluation of segmenters."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from fdconv_zoo.cli.dense import DENSE_SMOKE, DenseTask, add_backbone_flags, add_weights_flags
+from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag, add_split_flags, add_workers_flag
+from fdconv_zoo.cli.task import run_task
+from fdconv_zoo.dense.canvases import FASHION_CANVASES
+from fdconv_zoo.dense.segmentation.augment import training_transform
+from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset, SegmentationDataset
+from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter
+from fdconv_zoo.dense.segmentation.loading import SegmentationData, load_segmentation_data
+from fdconv_zoo.dense.segmentation.metrics import SegmentationResult
+from fdconv_zoo.dense.segmentation.model import DECODERS, Segmenter
+from fdconv_zoo.dense.segmentation.pictures import draw_predictions
+from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.training.batches import TrainingBatches, make_batches
+from fdconv_zoo.training.norms import set_norm
+
+
+class SegmentationTask(DenseTask):
+    """Training and evaluation of networks that give every pixel a class."""
+
+    name = "segmentation"
+    description = (
+        "Train a network that gives every pixel a class, on any backbone of timm, FDConv or not; or evaluate one."
+    )
+    metrics: ClassVar = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
+    smoke: ClassVar = {**DENSE_SMOKE, "short_side": None, "window": None}
+    defaults: ClassVar = {"batch_size": 16, "lr": 1e-4, "sched": "poly", "warmup_epochs": 0.5, "min_lr": 0.0}
+    model_type = Segmenter
+    data: SegmentationData
+
+    @classmethod
+    def add_flags(cls, parser: ArgumentParser) -> None:
+        """Add the task's own flags."""
+        super().add_flags(parser)
+        boolean = {"action": argparse.BooleanOptionalAction}
+
+        data = parser.add_argument_group("data")
+        data.add_argument(
+            "--dataset",
+            help="folder with images/ and masks/, folder of ADE20K or Cityscapes, parquet or arrow files, Hub dataset, "
+            f"or {FASHION_CANVASES} (generated at first use)",
+        )
+        data.add_argument("--image-column", metavar="NAME", help="required if several columns could be the images")
+        data.add_argument("--mask-column", metavar="NAME", help="required if several columns could be the masks")
+        data.add_argument("--class-names-file", metavar="FILE", help="one name per line, in order of the mask values")
+        data.add_argument("--ignore-index", type=int, default=255, help="mask value of pixels without a label")
+        add_split_flags(data)
+        add_workers_flag(data)
+
+        model = parser.add_argument_group("model")
+        add_backbone_flags(model)
+        model.add_argument("--decoder", choices=DECODERS, default="upernet", help="decoder after the backbone")
+        add_arguments_flag(model, "--decoder-kwargs", "decoder")
+        add_weights_flags(model, norm="batch")
+        model.add_argument("--ce-weight", type=float, default=1.0, help="weight of the cross-entropy in the loss")
+        model.add_argument("--dice-weight", type=float, default=0.0, help="weight of the Dice loss")
+
+        augment = parser.add_argument_group("augmentation")
+        augment.add_argument(
+            "--crop-size", type=int, nargs="+", default=[512], help="height and width, or one for both"
+        )
+        augment.add_argument("--scale", type=float, nargs=2, default=[0.5, 2.0], help="range of the random resizing")
+        augment.add_argument("--short-side", type=int, help="resize to this first, also in evaluation")
+        augment.add_argument("--hflip", type=float, default=0.5, help="probability of a horizontal flip")
+        augment.add_argument("--photometric", **boolean, default=True, help="change colours at random")
+
+        evaluation = parser.add_argument_group("evaluation")
+        evaluation.add_argument(
+            "--window", type=int, nargs="+", help="height and width of a sliding window; default: whole images"
+        )
+        evaluation.add_argument("--stride", type=int, nargs="+", help="of the window; default: two thirds of it")
+        evaluation.add_argument(
+            "--scales", type=float, nargs="+", default=[1.0], help="average over these sizes of the image"
+        )
+        evaluation.add_argument("--flip", **boolean, default=False, help="also average over mirror images")
+        evaluation.add_argument("--pictures", type=int, default=6, help="validation images to draw")
+
+    @classmethod
+    def check_arguments(cls, args: argparse.Namespace) -> None:
+        """Raise `ConfigError` for mistakes that the command line alone shows."""
+        if not args.dataset:
+            raise ConfigError(f"--dataset is required: a folder, files, a Hub dataset, or {FASHION_CANVASES}")
+        super().check_arguments(args)
+        for name in ("crop_size", "window", "stride"):
+            value = getattr(args, name)
+            if value is not None and (len(value) > 2 or min(value) < 1):
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: must be one or two numbers of at least 1")
+        if min(args.scales) <= 0:
+            raise ConfigError(f"--scales {args.scales}: must be above 0")
+
+    def load_data(self, dataset: str, trained: Segmenter | None = None) -> None:
+        """Find and check images and masks, and set `data`."""
+        args = self.args
+        if trained is None:
+            wanted = {"class_names_file": args.class_names_file}
+        else:
+            wanted = {"class_names": trained.class_names, "split": "validation"}
+        self.data = load_segmentation_data(
+            dataset,
+            image_column=args.image_column,
+            mask_column=args.mask_column,
+            train_split=args.train_split,
+            validation_split=args.validation_split,
+            validation_fraction=args.validation_fraction,
+            ignore_index=args.ignore_index,
+            seed=args.seed,
+            limit=args.limit,
+            num_workers=args.workers,
+            **wanted,
+        )
+
+    def build_model(self) -> Segmenter:
+        """Build the segmenter that the flags name, for the classes of `data`, on the CPU."""
+        args = self.args
+        model = Segmenter(
+            args.model,
+            self.data.class_names,
+            args.decoder,
+            backbone_args=args.model_kwargs,
+            decoder_args=args.decoder_kwargs,
+            ce_weight=args.ce_weight,
+            dice_weight=args.dice_weight,
+            pretrained=args.checkpoint or args.pretrained,
+        )
+        set_norm(model.backbone, args.norm)
+        return model
+
+    def training_batches(self, model: Segmenter) -> TrainingBatches:
+        """Make this process's batches of images (B, 3, H, W) and masks (B, H, W)."""
+        args = self.args
+        transform = training_transform(
+            pair(args.crop_size),
+            mean=model.mean,
+            std=model.std,
+            scale=tuple(args.scale),
+            short_side=args.short_side,
+            hflip=args.hflip,
+            photometric=args.photometric,
+        )
+        dataset = SegmentationDataset(self.data.train, transform, seed=args.seed)
+        return make_batches(args, dataset, self.accelerator, SegmentationDataset.collate)
+
+    def evaluation_dataset(self, model: Segmenter) -> EvaluationDataset:
+        """The validation images and masks, as the model takes them."""
+        return EvaluationDataset(self.data.validation, mean=model.mean, std=model.std, short_side=self.args.short_side)
+
+    def measure(self, model: Segmenter) -> SegmentationResult:
+        """Evaluate the model on the validation images. Every process must call it; all get the result."""
+        return evaluate_segmenter(self.accelerator, model, self.validation, **self.inference)
+
+    def draw(self, model: Segmenter, indices: Sequence[int]) -> Image.Image:
+        """Draw some of `validation_images` with truth and prediction."""
+        return draw_predictions(model, self.validation_images, indices, **self.inference)
+
+    @property
+    def inference(self) -> dict[str, Any]:
+        """The arguments of `segmentation.inference.predict`."""
+        args = self.args
+        return {
+            "window": args.window and pair(args.window),
+            "stride": args.stride and pair(args.stride),
+            "scales": args.scales,
+            "flip": args.flip,
+        }
+
+
+def pair(numbers: Sequence[int]) -> tuple[int, int]:
+    """Height and width from one number or two."""
+    return numbers[0], numbers[-1]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train or evaluate a segmenter; `argv` is the command line without the program."""
+    run_task(SegmentationTask, argv)

@@ -1,0 +1,252 @@
+"""Training and fine-tuning of image classifiers."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from PIL import Image
+from timm.data import Mixup, create_transform
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag, add_split_flags, add_workers_flag
+from fdconv_zoo.cli.task import SMOKE, CommandTask, run_task
+from fdconv_zoo.data import SAMPLE, load_image_data
+from fdconv_zoo.data.loading import ImageData
+from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.store.build import build_model, check_forward, check_model_name, image_mode, resolve_preprocessing
+from fdconv_zoo.store.export import export_model
+from fdconv_zoo.training.batches import TrainingBatches, make_batches, training_images
+from fdconv_zoo.training.evaluate import evaluate, evaluation_loader
+from fdconv_zoo.training.flags import check_least
+from fdconv_zoo.training.tuning import CHOICES, freeze
+
+
+class ClassificationTask(CommandTask):
+    """Training of any timm model on any labelled images."""
+
+    name = "classification"
+    description = "Train or fine-tune an image classifier: any timm model, FDConv or not, on any labelled images."
+    metrics: ClassVar = {"top1": "top-1", "top5": "top-5"}
+    smoke: ClassVar = {
+        **SMOKE,
+        "dataset": SAMPLE,
+        "image_column": None,
+        "label_column": None,
+        "train_split": None,
+        "validation_split": None,
+        "streaming": False,
+        "limit": 8,
+    }
+    data: ImageData
+
+    @classmethod
+    def add_flags(cls, parser: ArgumentParser) -> None:
+        """Add the task's own flags."""
+        boolean = {"action": argparse.BooleanOptionalAction}
+
+        data = parser.add_argument_group("data")
+        data.add_argument("--dataset", help=f"folder, parquet or arrow files, Hub dataset, or {SAMPLE} (packaged)")
+        data.add_argument("--image-column", metavar="NAME", help="required if several columns hold images")
+        data.add_argument("--label-column", metavar="NAME", help="required if several columns could be the class")
+        add_split_flags(data)
+        data.add_argument("--skip-bad-images", **boolean, default=False, help="skip and count unreadable images")
+        data.add_argument("--streaming", **boolean, default=False, help="read while training, for large datasets")
+        add_workers_flag(data)
+
+        model = parser.add_argument_group("model")
+        model.add_argument("--model", help="timm name, hf-hub:NAME, or the output folder of a run")
+        add_arguments_flag(model, "--model-kwargs", "model")
+        model.add_argument("--pretrained", **boolean, default=True, help="start from the model's published weights")
+        model.add_argument("--checkpoint", metavar="FILE", help="start from these weights instead")
+        model.add_argument("--in-chans", type=int, choices=(1, 3), help="1: grayscale, 3: RGB; default: the model's")
+        model.add_argument("--img-size", type=int, help="side in pixels; default: the model's")
+        model.add_argument("--mean", type=float, nargs="+", help="of the pixels, in 0..1; default: the model's")
+        model.add_argument("--std", type=float, nargs="+", help="of the pixels, in 0..1; default: the model's")
+        model.add_argument(
+            "--interpolation", choices=("bilinear", "bicubic", "nearest"), help="of resizing; default: the model's"
+        )
+        model.add_argument("--crop-pct", type=float, help="part of the resized image that validation crops out")
+        model.add_argument("--drop", type=float, help="dropout rate before the classifier")
+        model.add_argument("--drop-path", type=float, help="rate of stochastic depth")
+        model.add_argument(
+            "--tune", choices=CHOICES, default="all", help="what to train; modulators: KSM, FBM and the head"
+        )
+        model.add_argument("--grad-checkpointing", **boolean, default=False, help="less memory, more time")
+
+        augment = parser.add_argument_group("augmentation")
+        augment.add_argument("--scale", type=float, nargs=2, default=[0.35, 1.0], help="range of the crop's area")
+        augment.add_argument("--ratio", type=float, nargs=2, default=[0.75, 4 / 3], help="range of its aspect ratio")
+        augment.add_argument("--hflip", type=float, default=0.5, help="probability of a horizontal flip")
+        augment.add_argument("--aa", default="rand-m7-mstd0.5-inc1", help="RandAugment policy, or none")
+        augment.add_argument("--color-jitter", type=float, default=0.4, help="only with --aa none")
+        augment.add_argument("--reprob", type=float, default=0.1, help="probability of random erasing")
+        augment.add_argument("--mixup", type=float, default=0.0, help="alpha of mixup; 0: off")
+        augment.add_argument("--cutmix", type=float, default=0.0, help="alpha of CutMix; 0: off")
+        augment.add_argument("--smoothing", type=float, default=0.1, help="label smoothing")
+
+    @classmethod
+    def check_arguments(cls, args: argparse.Namespace) -> None:
+        """Raise `ConfigError` for mistakes that the command line alone shows; bring the model's name to timm's form."""
+        if args.dataset is None:
+            raise ConfigError(f"--dataset is required: a folder, files, a Hub dataset, or {SAMPLE}")
+        if args.model is None:
+            raise ConfigError("--model is required, or an entry of models/ with --config")
+        super().check_arguments(args)
+        check_least(args, 1, "img_size")
+        if (args.mixup or args.cutmix) and args.batch_size % 2:
+            raise ConfigError(
+                f"--batch-size {args.batch_size}: --mixup and --cutmix pair the images of a batch; make it even"
+            )
+        args.model = check_model_name(args.model)
+
+    def load_data(self, dataset: str) -> None:
+        """Find and check the images of a dataset, and set `data`."""
+        args = self.args
+        self.data = load_image_data(
+            dataset,
+            image_column=args.image_column,
+            label_column=args.label_column,
+            train_split=args.train_split,
+            validation_split=args.validation_split,
+            validation_fraction=args.validation_fraction,
+            seed=args.seed,
+            streaming=args.streaming,
+            skip_bad_images=args.skip_bad_images,
+            num_workers=args.workers,
+            limit=args.limit,
+        )
+
+    @property
+    def left_out(self) -> str:
+        """The images that could not be read, in words."""
+        return f"skipped {self.data.skipped} images that could not be read" if self.data.skipped else ""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a run depends on besides its flags."""
+        return {
+            "train_images": getattr(self.data.train, "num_rows", None),  # a stream has no number
+            "class_names": self.data.class_names,
+        }
+
+    def build_model(self) -> nn.Module:
+        """Build the model that the flags name, and set `model_args` and `preprocessing`, with which it is exported."""
+        args = self.args
+        model, self.model_args = build_model(
+            args.model,
+            num_classes=len(self.data.class_names),
+            pretrained=args.pretrained,
+            checkpoint=args.checkpoint,
+            in_chans=args.in_chans,
+            img_size=args.img_size,
+            regularisation={"drop_rate": args.drop, "drop_path_rate": args.drop_path},
+            model_kwargs=args.model_kwargs,
+        )
+        self.preprocessing = resolve_preprocessing(
+            model,
+            in_chans=args.in_chans,
+            img_size=args.img_size,
+            mean=args.mean,
+            std=args.std,
+            interpolation=args.interpolation,
+            crop_pct=args.crop_pct,
+        )
+        check_forward(model, self.preprocessing["input_size"])
+        freeze(model, args.tune)
+        if args.grad_checkpointing:
+            try:
+                model.set_grad_checkpointing()
+            except AssertionError as error:
+                raise ConfigError(f"--grad-checkpointing: {args.model} does not support it") from error
+        return model
+
+    def training_batches(self, model: nn.Module) -> TrainingBatches:
+        """Make this process's batches of images (B, C, H, W) and class numbers (B,)."""
+        dataset = training_images(
+            self.data.train,
+            training_transform(self.args, self.preprocessing),
+            mode=image_mode(self.preprocessing),
+            seed=self.args.seed,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            skip_bad_images=self.args.skip_bad_images,
+        )
+        return make_batches(self.args, dataset, self.accelerator)
+
+    def validation_loader(self, model: nn.Module) -> DataLoader:
+        """Load the validation images and their class numbers."""
+        return evaluation_loader(
+            self.data.validation,
+            self.preprocessing,
+            self.args.batch_size,
+            self.args.workers,
+            skip_bad_images=self.args.skip_bad_images,
+        )
+
+    @cached_property
+    def mix(self) -> Mixup | None:
+        """Mixup and CutMix of a batch."""
+        args = self.args
+        if not (args.mixup or args.cutmix):
+            return None
+        classes = len(self.data.class_names)
+        return Mixup(args.mixup, args.cutmix, label_smoothing=args.smoothing, num_classes=classes)
+
+    def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """The mean cross-entropy of a batch: images (B, C, H, W) and class numbers (B,)."""
+        if self.mix is None:
+            return nn.functional.cross_entropy(model(images), labels, label_smoothing=self.args.smoothing)
+        images, labels = self.mix(images, labels)  # smooths the labels itself
+        return nn.functional.cross_entropy(model(images), labels)
+
+    def evaluate(self, model: nn.Module) -> dict[str, Any]:
+        """The figures of `Evaluation`."""
+        return asdict(evaluate(self.accelerator, model, self.validation))
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write the model as `timm.create_model` loads it."""
+        export_model(
+            model,
+            folder,
+            class_names=self.data.class_names,
+            preprocessing=self.preprocessing,
+            model_args=self.model_args,
+        )
+
+    def loading_code(self) -> str:
+        """The Python expression that loads the finished model."""
+        return f"timm.create_model('local-dir:{self.output}', pretrained=True)"
+
+
+def training_transform(args: argparse.Namespace, preprocessing: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
+    """Build the random transform of a training image.
+
+    Raises:
+        ConfigError: `--aa` is not a policy of timm.
+    """
+    try:
+        return create_transform(
+            preprocessing["input_size"],
+            is_training=True,
+            scale=args.scale,
+            ratio=args.ratio,
+            hflip=args.hflip,
+            color_jitter=args.color_jitter,
+            auto_augment=None if args.aa == "none" else args.aa,
+            interpolation=preprocessing["interpolation"],
+            mean=preprocessing["mean"],
+            std=preprocessing["std"],
+            re_prob=args.reprob,
+            re_mode="pixel",
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ConfigError(f"--aa {args.aa}: not a policy of timm, such as rand-m7-mstd0.5-inc1") from error
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train a classifier; `argv` is the command line without the program."""
+    run_task(ClassificationTask, argv)

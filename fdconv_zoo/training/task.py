@@ -1,0 +1,49 @@
+"""What the training loop asks of a task."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Task(ABC):
+    """A kind of training: its loss, its evaluation, and the files of its models.
+
+    Attributes:
+        metrics: Key in a row of metrics.jsonl to its name, for figures in percent that may be None. The first, never
+            None, chooses the best epoch.
+    """
+
+    metrics: Mapping[str, str]
+
+    @property
+    def chosen_by(self) -> str:
+        """Key of the metric that chooses the best epoch."""
+        return next(iter(self.metrics))
+
+    def describe(self, figures: Mapping[str, Any]) -> str:
+        """The metrics of a row, or of other figures with their keys, in words."""
+        return ", ".join(
+            f"{name} {figures[key]:.2f} %" for key, name in self.metrics.items() if figures[key] is not None
+        )
+
+    @abstractmethod
+    def loss(self, model: nn.Module, *batch: Any) -> Tensor:
+        """The scalar that training minimizes, for one batch."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module) -> dict[str, Any]:
+        """The validation figures for a row of metrics.jsonl: `metrics`, and `loss` where there is one.
+
+        Every process calls it.
+        """
+
+    @abstractmethod
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write the model into a folder, whole or not at all. The main process calls it.
+
+        Raises:
+            WriteError: it could not be written.
+        """

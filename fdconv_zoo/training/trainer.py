@@ -1,0 +1,241 @@
+"""The steps of a training run. `fdconv_zoo.training.loop.fit` puts them in order."""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import timm
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from timm.utils import ModelEmaV3
+from torch import nn
+from tqdm import tqdm
+
+from fdconv_zoo.errors import NonFiniteError
+from fdconv_zoo.training.batches import TrainingBatches
+from fdconv_zoo.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from fdconv_zoo.training.curves import draw_curves
+from fdconv_zoo.training.meter import Meter
+from fdconv_zoo.training.optimizer import build_optimizer, build_scheduler, learning_rate
+from fdconv_zoo.training.randomness import seed_step
+from fdconv_zoo.training.run_folder import RunFolder
+from fdconv_zoo.training.task import Task
+from fdconv_zoo.training.tuning import train_mode
+from fdconv_zoo.version import __version__
+
+# What a resumed run may change: the result does not depend on it.
+FREE_KEYS = ("config", "output", "resume", "overwrite", "workers", "checkpoint_every", "log_every", "versions")
+
+
+class Trainer:
+    """The state of a run in this process, and the steps that change it.
+
+    Args:
+        task, model, batches, args, accelerator, run: As in `fit`.
+
+    Attributes:
+        progress: How far the run has come.
+        bar: Shows it; made by `start`.
+        meter: Of the losses of the current epoch; made by `start_epoch`.
+    """
+
+    bar: tqdm
+    meter: Meter
+
+    def __init__(
+        self,
+        task: Task,
+        model: nn.Module,
+        batches: TrainingBatches,
+        args: argparse.Namespace,
+        *,
+        accelerator: Accelerator,
+        run: RunFolder,
+    ):
+        self.task, self.batches, self.args = task, batches, args
+        self.accelerator, self.run = accelerator, run
+        optimizer = build_optimizer(args, model)
+        self.scheduler = build_scheduler(args, optimizer, batches.updates_per_epoch)
+        # Copied before `prepare`, whose mixed-precision wrapper of forward() would keep using the original's weights.
+        self.ema = ModelEmaV3(model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.unwrapped_model = accelerator.unwrap_model(self.model)
+        self.evaluated_model = self.ema.module if self.ema else self.unwrapped_model
+        self.progress = Progress()
+
+    def start(self, facts: Mapping[str, Any]) -> None:
+        """Take over the output folder, and resume from its newest checkpoint where the run is to be resumed.
+
+        Args:
+            facts: What the run depends on besides its flags.
+        """
+        if self.accelerator.is_main_process:
+            self.run.start(self._config(facts), free_keys=FREE_KEYS)
+        self.accelerator.wait_for_everyone()
+        if self.run.newest_checkpoint is not None:
+            self.accelerator.print(f"resuming from {self.run.newest_checkpoint}")
+            self.progress = load_checkpoint(self.accelerator, self.run.newest_checkpoint, self.ema)
+        elif self.args.resume:
+            self.accelerator.print(f"--resume: {self.run.path} has no checkpoint, so the run starts from the beginning")
+        with self.run.writing():
+            tensorboard = {"purge_step": self.progress.update}
+            self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": tensorboard})
+            if self.accelerator.is_main_process:
+                # A run killed between writing metrics and checkpoint has left a line too many.
+                self.run.write_metrics(self.progress.history)
+        self.bar = tqdm(
+            total=self.args.epochs * self.batches.updates_per_epoch,
+            initial=self.progress.update,
+            unit="update",
+            mininterval=0.1 if sys.stderr.isatty() else 30,
+            disable=not self.accelerator.is_main_process,
+        )
+
+    def start_epoch(self, epoch: int) -> Iterator[tuple]:
+        """Prepare to train for an epoch, and return the batches of it that are still to come."""
+        self.bar.set_description(f"epoch {epoch + 1}/{self.args.epochs}")
+        train_mode(self.model)
+        self.meter = Meter(self.accelerator, self.args.batch_size, self.progress.loss_sum, self.progress.step)
+        return self.batches.epoch(epoch, done=self.progress.step)
+
+    def train_step(self, batch: tuple) -> None:
+        """Forward and backward pass for a batch, and an update of the weights if enough batches are accumulated."""
+        progress = self.progress
+        self.scheduler.step_update(progress.update)
+        step = progress.epoch * self.batches.batches_per_epoch + progress.step
+        seed_step(self.args.seed, step, self.accelerator.process_index)
+        with self.accelerator.accumulate(self.model):
+            loss = self.task.loss(self.model, *batch)
+            self.accelerator.backward(loss)
+            if self.accelerator.sync_gradients and self.args.clip_grad:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.clip_grad)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.meter.add(loss)
+        progress.step += 1
+        if self.accelerator.sync_gradients:
+            progress.update += 1
+            self.bar.update()
+            if self.ema:
+                self.ema.update(self.unwrapped_model, step=progress.update)
+
+    def log_update(self) -> None:
+        """Log training loss and learning rate, every `--log-every` updates."""
+        if self.progress.update % self.args.log_every:
+            return
+        loss, speed = self.meter.recent()
+        self._check_finite(loss)
+        lr = learning_rate(self.optimizer)
+        self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.2e}, {speed:.0f} images/s")
+        with self.run.writing():
+            self.accelerator.log({"train/loss": loss, "train/lr": lr}, step=self.progress.update)
+
+    def save_within_epoch(self) -> None:
+        """Save a checkpoint every `--checkpoint-every` updates; the epoch's last has its own, after the evaluation."""
+        every, is_last = self.args.checkpoint_every, self.progress.step == self.batches.batches_per_epoch
+        if not every or self.progress.update % every or is_last:
+            return
+        self.progress.loss_sum = self.meter.total()
+        self._check_finite(self.progress.loss_sum, weights=True)
+        self._save_checkpoint()
+
+    def evaluate(self) -> dict[str, Any]:
+        """The row of metrics.jsonl for the epoch that was trained."""
+        self._share_buffers()
+        train_loss, train_speed = self.meter.epoch()
+        self._check_finite(train_loss, weights=True)
+        return {
+            "epoch": self.progress.epoch + 1,
+            "update": self.progress.update,
+            "lr": learning_rate(self.optimizer),
+            "train_loss": train_loss,
+            "train_images_per_second": train_speed,
+            **self.task.evaluate(self.evaluated_model),
+        }
+
+    def save_epoch(self, row: Mapping[str, Any]) -> None:
+        """Complete the epoch: print and log its row, export the model, and save a checkpoint."""
+        chosen_by, metrics = self.task.chosen_by, self.task.metrics
+        is_best = row[chosen_by] > max((before[chosen_by] for before in self.progress.history), default=-1.0)
+        history = [*self.progress.history, row]
+        self.progress = Progress(epoch=row["epoch"], update=row["update"], history=history)
+        if self.accelerator.is_main_process:
+            self.bar.write(self._describe(row))
+        with self.run.writing():
+            figures = {f"validation/{key}": row[key] for key in ("loss", *metrics) if row.get(key) is not None}
+            self.accelerator.log(figures, step=row["update"])
+            if self.accelerator.is_main_process:
+                for folder in [self.run.path / "last"] + [self.run.path] * is_best:
+                    self.task.export(self.evaluated_model, folder)
+                self.run.write_metrics(history)
+                draw_curves(history, self.run.path / "curves.png", metrics)
+        # The checkpoint comes last: a run killed before it repeats the epoch's end, and writes the same files again.
+        self._save_checkpoint()
+
+    def finish(self) -> None:
+        """Close the progress bar and the log."""
+        self.bar.close()
+        with self.run.writing():
+            self.accelerator.end_training()
+
+    def _describe(self, row: Mapping[str, Any]) -> str:
+        """A row of metrics.jsonl in words."""
+        words = [f"training loss {row['train_loss']:.3f}"]
+        if row.get("loss") is not None:
+            words.append(f"validation loss {row['loss']:.3f}")
+        words += [self.task.describe(row), f"{row['train_images_per_second']:.0f} images/s"]
+        return f"epoch {row['epoch']}/{self.args.epochs}: {', '.join(words)}"
+
+    def _config(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """All that the result depends on, and the flags that it does not depend on."""
+        return {
+            **vars(self.args),
+            "grad_accum": self.accelerator.gradient_accumulation_steps,
+            "mixed_precision": self.accelerator.mixed_precision,
+            "num_processes": self.accelerator.num_processes,
+            "updates_per_epoch": self.batches.updates_per_epoch,
+            **facts,
+            "versions": {"fdconv_zoo": __version__, "timm": timm.__version__, "torch": torch.__version__},
+        }
+
+    def _save_checkpoint(self) -> None:
+        with self.run.writing():
+            save_checkpoint(self.accelerator, self.run.checkpoints, self.progress, self.ema)
+
+    @torch.no_grad()
+    def _share_buffers(self) -> None:
+        """Give every process the main one's buffers: running statistics differ, and the main process's are saved."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.evaluated_model.buffers():
+                buffer.copy_(broadcast(buffer))
+
+    def _check_finite(self, loss: float, *, weights: bool = False) -> None:
+        """Stop the run before a loss or weights that are infinite or NaN reach a checkpoint.
+
+        Args:
+            loss: A loss, or a sum of losses.
+            weights: Check the model's weights and running statistics, too, which waits for the device.
+
+        Raises:
+            NonFiniteError: one of them is infinite or NaN.
+        """
+        if not math.isfinite(loss):
+            what = "loss"
+        elif weights and not all_finite(self.unwrapped_model):
+            what = "weights"
+        else:
+            return
+        newest = self.run.newest_checkpoint
+        kept = f"The last good checkpoint is kept: {newest}." if newest else "No checkpoint had been written yet."
+        raise NonFiniteError(
+            f"the {what} became infinite or NaN by update {self.progress.update}. {kept} Try a lower --lr, a longer "
+            "--warmup-epochs, --clip-grad 1.0, or --mixed-precision bf16 instead of fp16, in a new --output"
+        )
+
+
+def all_finite(model: nn.Module) -> bool:
+    """Whether no weight and no running statistic is infinite or NaN."""
+    return bool(torch.stack([value.isfinite().all() for value in model.state_dict().values()]).all())
