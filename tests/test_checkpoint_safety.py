@@ -78,12 +78,12 @@ DAMAGE = {
     "empty": (lambda good: b"", "0 bytes in all"),
     "a few bytes": (lambda good: b"\0\0\0", "3 bytes in all"),
     "cut in the header": (lambda good: good.read_bytes()[:500], "500 bytes in all, and announces a header of"),
-    "cut in the data": (lambda good: good.read_bytes()[:-100], r"of the [\d,]+ that layer\S+ ends with"),
+    "cut in the data": (lambda good: good.read_bytes()[:-100], r"bytes, but layer\S+ ends at byte [\d,]+"),
     "oversized header": (
         lambda good: struct.pack("<Q", 2**62) + good.read_bytes()[8:],
         "a header of 4,611,686,018,427,387,904 bytes",
     ),
-    "no header": (lambda good: struct.pack("<Q", 4) + b"{{{{", "header is not safetensors'"),
+    "no header": (lambda good: struct.pack("<Q", 4) + b"{{{{", "header is not valid safetensors"),
     "overlapping data": (lambda good: with_header(good, overlapping), "offset"),
     "data nobody owns": (lambda good: good.read_bytes() + b"\0" * 8, "not fully covered"),
     "a web page": (lambda good: b"<!DOCTYPE html><html></html>", "damaged"),
@@ -108,7 +108,7 @@ def test_damaged_safetensors(damage, good):
         (b"", "is empty"),
         (b"<!DOCTYPE html>", "a web page: get the file itself"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer to a file in Git LFS"),
-        (b"layer1.0.conv1", "neither safetensors nor of torch.save"),
+        (b"layer1.0.conv1", "neither safetensors nor written by torch.save"),
     ],
 )
 def test_what_is_no_weights_file(content, message, tmp_path):
@@ -198,7 +198,7 @@ CONTENT = {
         lambda state: {k: v for k, v in state.items() if k != "bn1.weight"},
         r"1 missing: bn1.weight",
     ),
-    "surplus": (lambda state: state | {"bn9.weight": torch.ones(1)}, r"1 without a place in the model: bn9\.weight"),
+    "surplus": (lambda state: state | {"bn9.weight": torch.ones(1)}, r"1 unexpected: bn9\.weight"),
     "shape": (lambda state: state | {"bn1.weight": torch.ones(5)}, r"size mismatch for bn1\.weight.*\[5\].*\[32\]"),
     "NaN": (lambda state: state | {"fc.bias": torch.full((10,), torch.nan)}, r"NaN or infinite, in fc\.bias"),
     "infinite": (lambda state: state | {"fc.bias": torch.full((10,), torch.inf)}, r"NaN or infinite, in fc\.bias"),
@@ -226,6 +226,47 @@ def test_weights_that_are_not_the_models(case, model, tmp_path):
             ):
                 load(**way)
     assert_scripts_refuse(message if case in ("NaN", "infinite") else r"bn\d\.weight", checkpoint=str(file))
+
+
+def dtypes(kind):
+    found = {value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+    return sorted((dtype for dtype in found if kind(dtype)), key=str)
+
+
+def cast(values, dtype):
+    if str(dtype) == "torch.float4_e2m1fn_x2":  # torch can store it, but not compute with it
+        return torch.zeros(len(values), dtype=torch.uint8).view(dtype)
+    return torch.tensor(values).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", dtypes(lambda dtype: dtype.is_floating_point or dtype.is_complex), ids=str)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.filterwarnings("ignore:.*Complex.* support is experimental:UserWarning")
+def test_weights_of_every_float_dtype_are_checked(dtype, bad, tmp_path):
+    file = tmp_path / "a.pth"
+    torch.save({"good": cast([1.0, 0.5], dtype), "other": cast([1.0, bad], dtype)}, file)
+    stored = cast([1.0, bad], dtype)
+    wide = torch.complex64 if dtype.is_complex else torch.float32
+    if str(dtype) == "torch.float4_e2m1fn_x2" or stored.to(wide).isfinite().all():
+        check_weights_file(file)  # the format has no such number
+    else:
+        with pytest.raises(WeightsError, match=r"NaN or infinite, in other\. "):
+            check_weights_file(file)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_integers_are_finite(dtype, tmp_path):
+    torch.save({"w": torch.ones(3, dtype=dtype)}, tmp_path / "a.pth")
+    check_weights_file(tmp_path / "a.pth")
+
+
+def test_a_dtype_that_torch_cannot_convert(model, tmp_path):
+    float4 = getattr(torch, "float4_e2m1fn_x2", None)
+    if float4 is None:
+        pytest.skip("this torch does not have the dtype")
+    torch.save(model.state_dict() | {"fc.bias": cast([0.0] * 10, float4)}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"a\.pth does not fit .*fc\.bias"):
+        check_weights_file(tmp_path / "a.pth", model)
 
 
 def test_a_sound_file_passes_and_the_model_stays(model, good):
@@ -321,5 +362,5 @@ def test_logs_beside_weights_lead_to_the_converter(model, tmp_path):
     np = pytest.importorskip("numpy")
     torch.save({"state_dict": model.state_dict(), "meta": {"score": np.float64(0.4)}}, tmp_path / "a.pth")
     check_weights_file(tmp_path / "a.pth", model)
-    with pytest.raises(WeightsError, match=r"a\.pth holds other objects beside its weights.*scripts/convert\.py"):
+    with pytest.raises(WeightsError, match=r"a\.pth holds other objects besides its weights.*scripts/convert\.py"):
         timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / "a.pth")))

@@ -163,7 +163,7 @@ def test_token_that_expires_between_two_files(hub, published, x):
     hub.repos[REPO].private = True
     hub.log_in(hub.add_user("ada"))
     hub.fail(Fault.expired_token().on("HEAD", "safetensors"))
-    with pytest.raises(RuntimeError, match=r"'ada/flowers': it refused your token as wrong or expired"):
+    with pytest.raises(RuntimeError, match=r"'ada/flowers': it rejected your token as invalid or expired"):
         load()
     assert_equal_logits(load(), published, x)
 

@@ -15,8 +15,9 @@ from timm.data import ImageNetInfo, create_transform
 
 from fdconv_zoo.data import open_image
 from fdconv_zoo.errors import ConfigError
-from fdconv_zoo.store.build import HUB, LOCAL, build_model, resolve_preprocessing
+from fdconv_zoo.store.build import build_model, resolve_preprocessing
 from fdconv_zoo.store.hub_errors import explained
+from fdconv_zoo.store.names import HUB, LOCAL
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

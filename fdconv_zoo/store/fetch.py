@@ -1,4 +1,4 @@
-"""Weights fetched into the Hub's cache ahead of time."""
+"""Fetches weights into the Hub client's cache ahead of time."""
 
 from pathlib import Path
 
@@ -7,37 +7,38 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from fdconv_zoo.errors import HubError
 from fdconv_zoo.store.cache import CachedFile, cached_files, remove_damaged
-from fdconv_zoo.store.find import CONFIG, Weights
+from fdconv_zoo.store.find import Weights
 from fdconv_zoo.store.hub_errors import explained
+from fdconv_zoo.store.names import CONFIG_FILE
 
 
 def download(weights: Weights) -> Path:
-    """Fetch weights, and the configuration where timm needs it; the client shows its progress bar.
+    """Fetch weights, and the configuration if timm needs it, unless they are cached; shows the client's progress bar.
 
     Returns:
-        The weights' path in the cache; what is there already is not fetched again.
+        Path of the weights in the cache.
 
     Raises:
-        HubError: they cannot be had, or arrived damaged.
+        HubError: a file could not be downloaded, or arrived damaged.
     """
     with explained(weights.repo_id, weights.revision):
         if weights.with_config:
-            _fetch(weights, CONFIG)
+            _fetch(weights, CONFIG_FILE)
         for name in weights.choices[:-1]:
             try:
                 return _fetch(weights, name)
             except LocalEntryNotFoundError:
-                raise  # the Hub was not reached: it may have this one
+                raise  # the Hub was not reached, so it may have this file
             except EntryNotFoundError:
                 continue
         return _fetch(weights, weights.choices[-1])
 
 
 def fetch_again(file: CachedFile) -> None:
-    """Remove a damaged file from the cache and fetch it anew.
+    """Remove a damaged file from the cache and fetch it again.
 
     Raises:
-        HubError: it cannot be had, or is damaged again; either way it is not in the cache any more.
+        HubError: the file could not be downloaded, or is damaged again. It is no longer in the cache.
     """
     file.remove()
     with explained(file.repo_id, file.commit):

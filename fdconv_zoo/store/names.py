@@ -1,12 +1,19 @@
-"""What to say of a model name that timm does not know."""
+"""Names of models and of their files, as timm and the Hub use them."""
 
 import difflib
 
 import timm
 
+HUB, LOCAL = "hf-hub:", "local-dir:"  # timm's prefixes for a repository and for a folder
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+# In timm's order of preference.
+HUB_WEIGHTS_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
+LOCAL_WEIGHTS_FILES = (*HUB_WEIGHTS_FILES, "pytorch_model.pth", "model.pth")
+
 
 def suggest_models(name: str) -> str:
-    """Near names that timm has, for an error message.
+    """Suggest similar model names, for an error message.
 
     Args:
         name: an architecture, without tag.
