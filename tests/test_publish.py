@@ -178,7 +178,7 @@ def test_a_failed_upload_leaves_nothing_and_goes_on_where_it_stopped(run, ada, m
 
 def test_what_arrives_otherwise_is_not_published(ada, made):
     ada.fail(Fault.wrong_content(), times=50)
-    with pytest.raises(PublishError, match=r"commit \w+ is there, but not verified"):
+    with pytest.raises(PublishError, match=r"commit \w+ was uploaded, but not verified"):
         publish(made, Target(REPO, tag="v1"))
     ada.heal()
     assert not HfApi().list_repo_refs(REPO).tags

@@ -88,8 +88,8 @@ def make_dynamic(layers: Mapping[nn.Module, str], **options: Any) -> dict[nn.Mod
     for layer, name in layers.items():
         try:
             new = _to_dynamic(layer, options)
-        except ValueError as error:
-            raise ValueError(f"{name} cannot become an FDConv layer: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name} cannot become an FDConv layer: {error}") from error
         new.fdw.spectrum.requires_grad_(layer.weight.requires_grad)
         new.fdw.spectrum = spectra.setdefault(layer.weight, new.fdw.spectrum)
         new.bias = layer.bias

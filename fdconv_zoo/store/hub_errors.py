@@ -77,7 +77,10 @@ def explain(error: BaseException, revision: str | None = None, cache: str | Path
     if status == 401 and not get_token():
         return "it requires a login: log in with `hf auth login`"
     if status == 401:
-        return "it rejected your token as invalid or expired: renew it with `hf auth login`, or `hf auth logout`"
+        return (
+            "it rejected your token as invalid or expired: renew it with `hf auth login`, or remove it with "
+            "`hf auth logout`"
+        )
     if status == 403:
         return f"{address} is forbidden: log in with `hf auth login` and a token that may do this, or try again"
     if status is not None:
