@@ -35,7 +35,7 @@ from fdconv_zoo.cli.recipes import run_script
 from fdconv_zoo.conversion.costs import count_parameters
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import read_entry
-from fdconv_zoo.profiling.timing import time_by_turns, training_step
+from fdconv_zoo.profiling.timing import time_interleaved, training_step
 from fdconv_zoo.store.files import write_text
 
 SCRIPTS = {"classification": train, "segmentation": segment, "detection": detect}
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         own = [*flags, "--model", model, "--seed", str(seed), "--output", str(run), *weights]
         rows.append({"model": model, "seed": seed, **train_and_test(script, own, run, args.test_split)})
     steps = networks_and_steps(script, [*flags, "--output", str(args.output)], args.models)
-    medians = [median for median, _ in time_by_turns([step for _, step in steps], 10, torch.device("cpu"))]
+    medians = [median for median, _ in time_interleaved([step for _, step in steps], 10, torch.device("cpu"))]
     table = []
     for model, (network, _), median in zip(args.models, steps, medians, strict=True):
         own = [row for row in rows if row["model"] == model]

@@ -1,4 +1,4 @@
-"""Rebuilds the small image dataset inside the package, `fdconv_zoo/sample`, from the full Fashion-MNIST.
+"""Rebuild the packaged image dataset, `fdconv_zoo/sample`, from the full Fashion-MNIST.
 
     python scripts/make_sample.py                     # writes train.parquet and validation.parquet
     python scripts/make_sample.py --linear-baseline   # a linear classifier's accuracy on the sample
@@ -21,8 +21,8 @@ from PIL import Image
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 SAMPLE = Path(__file__).resolve().parents[1] / "fdconv_zoo" / "sample"
 SEED = 0
-# Split of the sample -> (part of Fashion-MNIST, images of each class). Validation comes from the official test set,
-# so that nothing trained on the full training set, by us or by others, has seen it.
+# Split of the sample -> (part of Fashion-MNIST, images per class). Validation comes from the official test set, so no
+# model trained on the full training set has seen it.
 SPLITS = {"train": ("train", 350), "validation": ("t10k", 100)}
 CLASS_NAMES = [
     "T-shirt/top",
@@ -40,36 +40,36 @@ FEATURES = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(n
 
 
 def read_source(part: str, folder: Path = SOURCE) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 28, 28) and labels (N,), both uint8, of `part`: "train" (60,000) or "t10k" (10,000)."""
+    """Read images (N, 28, 28) and labels (N,), both uint8, of `part`: "train" (60,000) or "t10k" (10,000)."""
     images = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())
     labels = gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())
-    # IDX headers: 4 bytes for the type, then 4 for each dimension.
+    # IDX headers: 4 bytes for the type, then 4 per dimension.
     return np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)
 
 
 def choose(labels: np.ndarray, per_class: int) -> np.ndarray:
-    """Indices of `per_class` examples of every class, drawn and ordered by `SEED`."""
+    """Draw `per_class` examples of every class with `SEED`; return their indices, shuffled."""
     rng = np.random.default_rng(SEED)
     chosen = [rng.choice(np.flatnonzero(labels == label), per_class, replace=False) for label in np.unique(labels)]
     return rng.permutation(np.concatenate(chosen))
 
 
 def encode(pixels: np.ndarray) -> bytes:
-    """The image as lossless WebP, about an eighth smaller than optimized PNG at this size."""
+    """Encode an image as lossless WebP, about an eighth smaller than optimized PNG at this size."""
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, format="WEBP", lossless=True, quality=100, method=6)
     if not np.array_equal(decode(buffer.getvalue()), pixels):
-        raise RuntimeError("the WebP encoder changed an image: this build of Pillow cannot be used here")
+        raise RuntimeError("the WebP encoder changed an image: use another build of Pillow")
     return buffer.getvalue()
 
 
 def decode(encoded: bytes) -> np.ndarray:
-    """Pixels (28, 28), uint8, of an encoded image; WebP stores grayscale as three equal channels."""
+    """Decode an image to pixels (28, 28), uint8; WebP stores grayscale as three equal channels."""
     return np.asarray(Image.open(BytesIO(encoded)).convert("L"))
 
 
 def build(output: Path) -> None:
-    """Writes one parquet file a split into `output`."""
+    """Write one parquet file per split to `output`."""
     for split, (part, per_class) in SPLITS.items():
         images, labels = read_source(part)
         indices = choose(labels, per_class)
@@ -77,33 +77,33 @@ def build(output: Path) -> None:
 
 
 def build_full(output: Path) -> None:
-    """Writes the whole training and test parts, and some of the training images, to watch training by, into `output`.
+    """Write the whole training and test sets, and a validation set to monitor training, to `output`.
 
-    What is watched is trained on, too: no choice that it leads to touches the test part, nor costs training images.
+    The validation set is part of the training set, so that monitoring uses up neither training nor test images.
     """
     images, labels = read_source("train")
-    watched = choose(labels, SPLITS["train"][1])
+    validation = choose(labels, SPLITS["train"][1])
     output.mkdir(parents=True, exist_ok=True)
     write_split(output / "train.parquet", images, labels)
-    write_split(output / "validation.parquet", images[watched], labels[watched])
+    write_split(output / "validation.parquet", images[validation], labels[validation])
     write_split(output / "test.parquet", *read_source("t10k"))
 
 
 def write_split(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """Writes images (N, 28, 28), uint8, and their labels (N,) into a parquet file."""
+    """Write images (N, 28, 28), uint8, and their labels (N,) to a parquet file."""
     columns = {
         "image": [{"bytes": encode(pixels), "path": None} for pixels in images],
         "label": labels.astype(np.int64),
     }
-    # The schema carries the features, class names included, in its metadata. Dictionaries and statistics
-    # would only repeat image bytes.
+    # The schema's metadata hold the features with the class names. Dictionaries and statistics would only repeat
+    # image bytes.
     table = pa.table(columns, schema=FEATURES.arrow_schema)
     pq.write_table(table, path, compression="zstd", use_dictionary=["label"], write_statistics=False)
     print(f"{path}: {len(labels)} images, {path.stat().st_size:,} bytes")
 
 
 def linear_baseline(sample: Path) -> None:
-    """Prints the validation accuracy of logistic regression on raw pixels for a grid of regularization strengths."""
+    """Print the validation accuracy of logistic regression on raw pixels for a grid of regularization strengths."""
     from sklearn.linear_model import LogisticRegression
 
     pixels, labels = {}, {}
@@ -118,11 +118,11 @@ def linear_baseline(sample: Path) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the script."""
     parser = argparse.ArgumentParser(description="Rebuild the packaged sample of Fashion-MNIST.")
-    parser.add_argument("--output", type=Path, default=SAMPLE, help="folder of the two parquet files")
-    parser.add_argument("--linear-baseline", action="store_true", help="measure a linear classifier, write nothing")
-    parser.add_argument("--full", type=Path, metavar="DIR", help="write all of Fashion-MNIST there instead")
+    parser.add_argument("--output", type=Path, default=SAMPLE, help="folder for the two parquet files")
+    parser.add_argument("--linear-baseline", action="store_true", help="measure a linear classifier; write nothing")
+    parser.add_argument("--full", type=Path, metavar="DIR", help="write all of Fashion-MNIST to this folder instead")
     args = parser.parse_args()
     if args.full is not None:
         build_full(args.full)

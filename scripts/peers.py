@@ -1,16 +1,17 @@
-"""Dynamic convolutions a user would pick instead of FDConv, to be measured beside it.
+"""Other dynamic convolutions, to be measured beside FDConv.
 
-They are straightforward: all kernels of a layer summed for every image with its own weights, then one convolution in
-which the images are groups. Each layer takes the place of an ``nn.Conv2d`` without bias and groups, as in ResNets.
+The implementations are straightforward: each image's kernel is a weighted sum of the layer's kernels, and one grouped
+convolution applies them, with one group per image. Each layer replaces an ``nn.Conv2d`` without bias and groups, as in
+ResNets.
 
-In ResNet-50, in the place of the same layers as FDConv (the 48 convolutions of the residual branches), they add
+In ResNet-50, in place of the same layers as FDConv (the 48 convolutions of the residual branches), they add
 
     CondConv, 8 experts    +144.9M parameters    the FDConv paper's table: +90.0M
     DY-Conv, 4 kernels     + 66.7M                                         +75.3M
     ODConv, 4 kernels      + 65.1M                                         +65.1M
 
-With other layers the counts are the table's: CondConv in the last stage's 9 layers alone, DY-Conv in the 4 convolutions
-of the downsample paths too.
+The paper's counts belong to other layers: CondConv in the 9 layers of the last stage only, DY-Conv also in the 4
+convolutions of the downsample paths.
 """
 
 import math
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 
 class CondConv(nn.Module):
-    """timm's CondConv with a routing of its own: ``sigmoid(linear(mean(x)))`` (https://arxiv.org/abs/1904.04971)."""
+    """timm's CondConv with its routing, ``sigmoid(linear(mean(x)))`` (https://arxiv.org/abs/1904.04971)."""
 
     def __init__(self, conv: nn.Conv2d, num_experts: int = 8) -> None:
         super().__init__()
@@ -47,8 +48,8 @@ class CondConv(nn.Module):
 class DYConv(nn.Module):
     """Dynamic Convolution (https://arxiv.org/abs/1912.03458): ``sum_k pi_k * W_k``.
 
-    The attention pi is a squeeze to a quarter of the channels, ReLU, and a softmax with a high temperature, so that
-    all kernels are trained from the start.
+    The attention pi squeezes to a quarter of the channels, followed by ReLU and a softmax with a high temperature, so
+    that all kernels are trained from the start.
     """
 
     def __init__(self, conv: nn.Conv2d, num_kernels: int = 4, reduction: int = 4, temperature: float = 30) -> None:
@@ -67,8 +68,8 @@ class DYConv(nn.Module):
 class ODConv(nn.Module):
     """Omni-dimensional Dynamic Convolution (https://arxiv.org/abs/2209.07947).
 
-    The kernel ``sum_k a_k * W_k`` is scaled by a factor for each output channel, input channel and tap. All four
-    attentions come from one squeeze to a sixteenth of the channels, at least 16: softmax for a, sigmoid for the rest.
+    The kernel ``sum_k a_k * W_k`` is scaled by one factor per output channel, input channel and tap. All four
+    attentions share a squeeze to a sixteenth of the channels, at least 16; a uses softmax, the others sigmoid.
     """
 
     def __init__(self, conv: nn.Conv2d, num_kernels: int = 4, reduction: int = 16) -> None:
@@ -94,7 +95,7 @@ class ODConv(nn.Module):
 
 
 class _KernelBank(nn.Module):
-    """n kernels (n, O, I, a, b) of a convolution, each started as the convolution itself would be."""
+    """n kernels (n, O, I, a, b) of a convolution, each initialised as the convolution would be."""
 
     def __init__(self, conv: nn.Conv2d, num_kernels: int) -> None:
         super().__init__()
@@ -105,11 +106,11 @@ class _KernelBank(nn.Module):
         self.geometry = (conv.stride, conv.padding, conv.dilation)
 
     def mix(self, weights: Tensor) -> Tensor:
-        """Weights (B, n) to kernels (B, O, I, a, b)."""
+        """Mix the kernels with weights (B, n) to (B, O, I, a, b)."""
         return (weights @ self.weight.flatten(1)).unflatten(1, self.weight.shape[1:])
 
     def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
-        """(B, I, H, W) to (B, O, H', W'), every image with its kernel."""
+        """Convolve each image with its kernel: (B, I, H, W) to (B, O, H', W')."""
         y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1), None, *self.geometry, groups=len(x))
         return y.view(len(x), -1, *y.shape[2:])
 
@@ -122,7 +123,12 @@ PEERS: dict[str, Callable[[nn.Conv2d], nn.Module]] = {
 
 
 def replace_layers(model: nn.Module, names: Iterable[str], peer: Callable[[nn.Conv2d], nn.Module]) -> None:
-    """Put a peer in the place of the named ``nn.Conv2d`` layers, with random weights.
+    """Replace the named ``nn.Conv2d`` layers by a peer with random weights.
+
+    Args:
+        model: changed in place.
+        names: of the layers.
+        peer: class of the new layers.
 
     Raises:
         ValueError: a layer has a bias or groups, or does not pad with zeros.
@@ -134,7 +140,7 @@ def replace_layers(model: nn.Module, names: Iterable[str], peer: Callable[[nn.Co
 
 def _check(conv: nn.Conv2d) -> None:
     if conv.bias is not None or conv.groups != 1 or conv.padding_mode != "zeros":
-        raise ValueError(f"{conv}: the peers stand for convolutions without bias and groups, padded with zeros")
+        raise ValueError(f"{conv}: the peers support only convolutions without bias and groups, padded with zeros")
 
 
 def _pool(x: Tensor) -> Tensor:

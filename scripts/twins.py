@@ -1,6 +1,6 @@
-"""The plain twin of the small model, those with some parts of FDConv, and those with other dynamic convolutions.
+"""Twins of `resnet10s_fdconv` for comparisons: plain, with parts of FDConv, and with other dynamic convolutions.
 
-Importing this registers them as timm models to train: `resnet10s_fdconv` with something else in the places of FDConv.
+Importing this module registers them with timm.
 """
 
 from typing import Any
@@ -18,21 +18,21 @@ _OTHER_WEIGHTS = ("resnet10s_condconv", "resnet10s_odconv")
 
 
 def trained_twin(name: str) -> str:
-    """The twin whose trained weights `name` can start from: the plain one where it reads its weights, else itself."""
+    """Return the twin whose trained weights `name` can load: the plain one where possible, otherwise its own."""
     return name if name in _OTHER_WEIGHTS else PLAIN
 
 
 def _build(
     name: str, pretrained: bool, kwargs: dict[str, Any], *, peer: type[nn.Module] | None = None, **own: Any
 ) -> nn.Module:
-    kwargs = kwargs | own  # the configuration of a run has them too
+    kwargs = kwargs | own  # the configuration of a run repeats them
     cfg = (kwargs.pop("pretrained_cfg", None) or {}) | (kwargs.pop("pretrained_cfg_overlay", None) or {})
     kwargs["pretrained_cfg_overlay"] = {**cfg, "architecture": name}
     model = timm.create_model(MODEL, **kwargs)
     if peer is not None:
         replaced = [name for name, layer in timm.create_model(MODEL).named_modules() if isinstance(layer, FDConv2d)]
         replace_layers(model, replaced, peer)
-    if pretrained:  # from the folder of a run; there are no published weights
+    if pretrained:  # from a run's folder; there are no published weights
         load_pretrained(model, model.pretrained_cfg, model.num_classes, model.pretrained_cfg["input_size"][0])
     return model
 

@@ -1,4 +1,4 @@
-"""What is counted and compared; never how long anything took."""
+"""Benchmarks: counts, checks and the table, but no times."""
 
 import copy
 import csv
@@ -90,10 +90,10 @@ def test_peak_bytes_leave_out_other_models():
     assert 2 * own + x.nbytes <= alone < other.nbytes  # with gradients
 
 
-def test_steps_are_timed_by_turns():
+def test_timed_steps_are_interleaved():
     calls = []
     steps = [lambda: calls.append("A"), lambda: calls.append("B")]
-    times = profiling.time_by_turns(steps, repeats=1, device=torch.device("cpu"))
+    times = profiling.time_interleaved(steps, repeats=1, device=torch.device("cpu"))
     assert "".join(calls) == "AB" * (timing.WARM_UP + 1)
     assert all(median >= 0 and iqr == 0 for median, iqr in times)
 
@@ -233,7 +233,7 @@ def test_nothing_is_timed_before_the_check(dynamic, x, monkeypatch):
         return model
 
     monkeypatch.setattr(profiling.measure, "plain_copy", changed_copy)
-    monkeypatch.setattr(profiling.measure, "time_by_turns", None)
+    monkeypatch.setattr(profiling.measure, "time_interleaved", None)
     with pytest.raises(MismatchError, match=r"^model: the logits differ"):
         profiling.profile({"model": dynamic}, x)
 
@@ -250,7 +250,7 @@ def test_end_to_end(tmp_path, capsys):
     file = tmp_path / "costs.csv"
     benchmark.main(["--models", SMALL, "test_resnet", *TINY, "--csv", str(file)])
     output = capsys.readouterr().out
-    for fact in ("torch: " + torch.__version__, "timm: " + timm.__version__, "mode: eager", "path: the layers' own"):
+    for fact in ("torch: " + torch.__version__, "timm: " + timm.__version__, "mode: eager", "path: each layer chooses"):
         assert fact in output
     rows = read(file)
     plain = f"{SMALL} (plain)"
@@ -322,7 +322,7 @@ def test_the_table_is_one_flag(device):
 
 def test_counting_alone_takes_no_times(monkeypatch, capsys):
     monkeypatch.setattr(nn.Module, "compile", None)
-    monkeypatch.setattr(profiling.measure, "time_by_turns", None)
+    monkeypatch.setattr(profiling.measure, "time_interleaved", None)
     benchmark.main(["--models", SMALL, *TINY, "--count-only", "--compile", "--breakdown"])
     table = capsys.readouterr().out.partition("GMACs: ")[0]
     assert "params/M" in table
@@ -414,9 +414,9 @@ def test_arguments_a_model_does_not_take_are_refused():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--table", "--batch-size", "2"], "--table has sizes of its own"),
-        (["--table", "--image-size", "32"], "--table has sizes of its own"),
-        (["--picture", "costs.png", "--count-only"], "leave --count-only out"),
+        (["--table", "--batch-size", "2"], "--table sets the sizes"),
+        (["--table", "--image-size", "32"], "--table sets the sizes"),
+        (["--picture", "costs.png", "--count-only"], "remove --count-only"),
     ],
 )
 def test_flags_that_exclude_each_other_are_refused(flags, message):
@@ -431,7 +431,7 @@ def test_a_picture_without_matplotlib_is_refused_before_anything_is_measured(mon
 
 
 def test_peers_need_layers_to_stand_for():
-    with pytest.raises(benchmark.ConfigError, match="--peers stand for FDConv2d layers"):
+    with pytest.raises(benchmark.ConfigError, match="--peers replace FDConv2d layers"):
         benchmark.main(["--models", SMALL, *TINY, "--peers", "--model-kwargs", "fdconv_layers=()"])
 
 
