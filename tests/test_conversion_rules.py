@@ -1,4 +1,4 @@
-"""Which layers a conversion takes, what it says about the others, and that no error changes the model."""
+"""Selection of layers to convert, reasons for skipping the others, and errors that leave the model unchanged."""
 
 import copy
 
@@ -70,14 +70,14 @@ def test_linear_layers_without_an_example(small):
     assert planned(small, types=nn.Linear, include="*") == ["mlp", "fc"]
 
 
-def test_pooled_features_stay_with_plain_layers(small):
+def test_linear_layers_on_pooled_features_stay_plain(small):
     assert planned(small, example=X) == ["conv", "mlp"]
     assert reason_for(small, "fc", example=X) == "its input has 2 axes: FDConv needs (B, N, C) or (B, H, W, C)"
     with pytest.raises(ValueError, match="'fc' cannot become an FDConv layer: its input has 2 axes"):
         plan_conversion(small, include=["conv", "fc"], example=X, **OPTIONS)
 
 
-def test_the_classifier_is_left_alone_unless_named():
+def test_the_classifier_is_skipped_unless_named():
     model = timm.create_model("test_convnext", num_classes=20)
     model.head.fc = nn.Conv2d(model.num_features, 20, 1)
     assert model.get_classifier() is model.head.fc
@@ -86,7 +86,7 @@ def test_the_classifier_is_left_alone_unless_named():
     assert planned(model, include="head.*") == ["head.fc"]
 
 
-def test_windows_are_left_alone_unless_named(swin):
+def test_layers_on_windows_are_skipped_unless_named(swin):
     x = torch.randn(1, 3, 64, 64)
     assert reason_for(swin, "layers.0.blocks.0.attn.qkv", example=x).startswith(
         "its batch size is not the number of images (windows?)"
@@ -143,7 +143,7 @@ def test_layers_that_are_not_called():
 
 
 def with_layer(layer):
-    """A model of that layer, and one that can be converted."""
+    """Make a model of a layer that can be converted, and this one."""
     return nn.Sequential(nn.Conv2d(20, 20, 1), layer)
 
 
@@ -165,7 +165,7 @@ class Doubled(nn.Conv2d):
 
 
 class Relabelled(nn.Conv2d):
-    """Another name, the same function."""
+    """A subclass with the same function."""
 
 
 class Scaled(nn.Linear):
@@ -253,11 +253,11 @@ def test_layers_that_cannot_be_converted(name):
     assert model[1] is layer
 
 
-def test_a_subclass_of_the_same_function_is_converted():
+def test_a_subclass_with_the_same_function_is_converted():
     assert planned(with_layer(Relabelled(20, 20, 3))) == ["0", "1"]
 
 
-def test_weights_shared_with_what_stays():
+def test_weights_shared_with_plain_layers():
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
@@ -280,8 +280,7 @@ def test_weights_shared_with_what_stays():
     assert all(relative_error(a, b) < 1e-5 for a, b in zip(model(tokens), expected, strict=True))
 
 
-def test_one_of_two_tied_layers_drops_out():
-    """And takes along a third that shares the weight."""
+def test_skipping_a_layer_skips_those_tied_to_it():
     model = nn.Sequential(*(nn.Conv2d(20, 20, 3) for _ in range(4)))
     model[1].weight = model[2].weight = model[0].weight
     assert planned(model, exclude="0") == ["3"]
@@ -290,7 +289,7 @@ def test_one_of_two_tied_layers_drops_out():
         plan_conversion(model, include=["1", "2"], **OPTIONS)
 
 
-def test_converted_layers_are_left_alone(small):
+def test_converted_layers_are_skipped(small):
     convert_model(small, include="conv", **OPTIONS)
     conv = small.conv
     convert_model(small, example=X, **OPTIONS)
@@ -302,7 +301,7 @@ def test_converted_layers_are_left_alone(small):
         convert_model(conv, **OPTIONS)
 
 
-def test_nothing_selected_says_why(small):
+def test_selecting_nothing_explains_why(small):
     with pytest.raises(
         ValueError, match=r"types=\(nn\.Conv2d, nn\.Linear\), min_channels=30, exclude=\('fc',\)"
     ) as info:
@@ -355,7 +354,7 @@ def test_parents_may_lack_the_children_that_torch_reads():
 
 
 class Watching(Small):
-    """Its function depends on what its layer is, in one of several ways."""
+    """A model whose function depends on the type of its layer, in one of several ways."""
 
     def __init__(self, way):
         super().__init__()
@@ -389,7 +388,7 @@ class Watching(Small):
         ("interrupts", None),
     ],
 )
-def test_a_failed_check_leaves_the_model_as_it_was(way, message):
+def test_a_failed_check_leaves_the_model_unchanged(way, message):
     model = randomize(Watching(way)).train()
     modules, state = dict(model.named_modules()), copy.deepcopy(model.state_dict())
     parameters, random_state = dict(model.named_parameters()), torch.get_rng_state()
@@ -403,8 +402,8 @@ def test_a_failed_check_leaves_the_model_as_it_was(way, message):
     assert not torch.nn.modules.module._global_forward_hooks
 
 
-def test_outputs_of_other_shapes_are_never_rounding():
-    """A model that changes the number of its outputs at the slightest disturbance, as detectors may."""
+def test_rounding_does_not_explain_other_shapes():
+    """The number of outputs changes with the slightest disturbance, as in detectors."""
 
     class Brittle(Small):
         seen = None
@@ -420,7 +419,7 @@ def test_outputs_of_other_shapes_are_never_rounding():
     assert dynamic_names(model) == []
 
 
-def test_lazy_models_are_not_initialised_in_passing():
+def test_lazy_models_are_not_initialised_silently():
     model = nn.Sequential(nn.Conv2d(3, 20, 3), nn.LazyConv2d(20, 3))
     with pytest.raises(ValueError, match="'1' has lazy parameters that are not initialised: run the model once before"):
         convert_model(model, example=X)
@@ -451,7 +450,7 @@ def test_the_plan_counts(small):
     assert (conv.kind, mlp.kind) == ("FDConv2d", "FDLinear")
     assert conv.kernel_shape == (24, 10, 3, 3)
     assert conv.parameters[0] == 24 * 10 * 9
-    # 4x4 positions; the example holds two images.
+    # 4x4 positions; the example has two images.
     assert conv.multiply_adds[0] == 16 * 24 * 10 * 9
     assert mlp.multiply_adds[0] == 16 * 24 * 20
     # KSM: the hidden layer, and the heads for channel, filter and kernel. (No convolution: no FBM, no taps.)
@@ -470,7 +469,7 @@ def test_the_plan_counts(small):
     assert plan_conversion(small, num_kernels=4).layers[0].multiply_adds is None
 
 
-def test_hooks_on_the_model_and_its_blocks_stay(small):
+def test_hooks_on_the_model_and_its_blocks_are_kept(small):
     seen = []
     small.register_forward_hook(lambda *_: seen.append("model"))
     small.norm.register_forward_hook(lambda *_: seen.append("norm"))
