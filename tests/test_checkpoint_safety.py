@@ -346,9 +346,7 @@ def test_damaged_folders(folder, good, tmp_path):
         check_model_folder(folder)
     assert_scripts_refuse(r"has no model\.safetensors", str(folder))
 
-    trace = malicious_files(
-        {}, folder
-    )  # among them pytorch_model.bin, which timm loads next
+    trace = malicious_files({}, folder)  # among them pytorch_model.bin, which timm loads next
     for load in (check_model_folder, lambda path: timm.create_model(f"local-dir:{path}", pretrained=True)):
         with pytest.raises(WeightsError, match=r"pytorch_model\.bin is refused"):
             load(folder)

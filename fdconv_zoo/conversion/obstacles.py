@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from fdconv_zoo.layers.plain import own_forward
+
 # Children whose weights torch's own modules read without calling them.
 _READ_DIRECTLY = {nn.MultiheadAttention: ("out_proj",), nn.TransformerEncoderLayer: ("linear1", "linear2")}
 
@@ -23,9 +25,7 @@ def obstacle_in_layer(layer: nn.Conv2d | nn.Linear, min_channels: int, num_kerne
             "its weight is a buffer or computed from other tensors (weight norm, pruning, an adapter): make it a "
             "parameter first"
         )
-    methods = ("forward", "_conv_forward") if kind is nn.Conv2d else ("forward",)
-    if "forward" in vars(layer) or any(getattr(type(layer), name) is not getattr(kind, name) for name in methods):
-        own = f"{type(layer).__module__}.{type(layer).__qualname__}"
+    if own := own_forward(layer, kind):
         return f"a {own}, whose forward differs from nn.{kind.__name__}'s"
     weight = layer.weight
     is_float = weight.is_floating_point() and weight.dtype.itemsize > 1  # torch cannot compute with float8

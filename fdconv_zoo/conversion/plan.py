@@ -104,9 +104,10 @@ def make_plan(model: nn.Module, rules: Rules, calls: Calls | None, options: dict
     known_costs: dict[tuple[str, torch.Size], tuple[int, int]] = {}
     layers = []
     for layer, names in chosen.items():
-        # Counts are exact, and need no memory: these layers are on the meta device.
-        plain = bare_twin(layer, layer.weight.dtype)
-        dynamic = make_dynamic({plain: names[0]}, **options)[plain]
+        # Counts are exact, and need no memory on the meta device.
+        with torch.device("meta"):
+            plain = bare_twin(layer, layer.weight.dtype)
+            dynamic = make_dynamic({plain: names[0]}, **options)[plain]
         before = [parameter.numel() for parameter in layer.parameters() if parameter not in counted]
         after = count_parameters(dynamic)
         after -= dynamic.fdw.spectrum.numel() if layer.weight in counted else 0

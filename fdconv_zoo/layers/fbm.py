@@ -6,8 +6,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fdconv_zoo.layers.plain import conv_arguments
+from fdconv_zoo.layers.plain import check_plain, conv_arguments
 from fdconv_zoo.layers.precision import no_autocast, transform_dtype
+from fdconv_zoo.layers.programs import fx_leaf, trace_for_script
 from fdconv_zoo.ops import Path, choose_path, modulate_bands, modulate_bands_stretched
 
 BandMask = Literal["exact", "reference"]
@@ -22,14 +23,14 @@ _REFERENCE_MASK_SIZE = 64
 
 
 class FrequencyBandModulation(nn.Module):
-    """Weigh the frequency bands of a feature map anew at every pixel.
+    """Weigh the frequency bands of a feature map, at every pixel with weights of its own.
 
     Band m is multiplied with ``A_m = 2 * sigmoid(conv3x3(x))``; the lowest band passes unchanged. A fresh module
     returns its input, bit for bit.
 
     Args:
         channels: C.
-        band_edges: falling cutoff frequencies in cycles a sample, each in (0, 0.5]; M edges make M + 1 bands. A
+        band_edges: falling cutoff frequencies in cycles per sample, each in (0, 0.5]; M edges make M + 1 bands. A
             low-pass keeps ``max(|u|, |v|)`` strictly below its edge.
         band_mask: ``"exact"``: the bands as defined, at every feature size. ``"reference"``: the paper authors'
             masks, made at 64x64 and stretched, for checkpoints trained with their code.
@@ -65,6 +66,7 @@ class FrequencyBandModulation(nn.Module):
         nn.init.zeros_(self.attention.weight)
         nn.init.zeros_(self.attention.bias)
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape and dtype."""
         logits = self.attention(x)
@@ -76,6 +78,9 @@ class FrequencyBandModulation(nn.Module):
             if self.band_mask == "exact":
                 return modulate_bands(x, weights, self.band_edges, self.path)
             return modulate_bands_stretched(x.to(dtype), weights, self.band_edges, _REFERENCE_MASK_SIZE).to(x.dtype)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return trace_for_script(self, (2, self.attention.in_channels, 32, 32))
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
@@ -90,7 +95,7 @@ class BandModulatedConv2d(nn.Conv2d):
     It reads plain checkpoints: where they have nothing for ``fbm``, that becomes neutral.
 
     Args:
-        *args, **kwargs: of ``nn.Conv2d``.
+        *args, **kwargs: as in ``nn.Conv2d``.
         band_edges, band_mask: of :class:`FrequencyBandModulation`.
     """
 
@@ -112,7 +117,11 @@ class BandModulatedConv2d(nn.Conv2d):
         Args:
             conv: the plain layer; it is not changed.
             **options: ``band_edges`` and ``band_mask``.
+
+        Raises:
+            TypeError: ``conv`` is no ``nn.Conv2d``, or a subclass that computes in a way of its own.
         """
+        check_plain(conv, nn.Conv2d)
         layer = cls(**conv_arguments(conv), device="meta", **options)
         layer.to_empty(device=conv.weight.device).to(conv.weight.dtype)
         layer.fbm.reset_parameters()
@@ -122,6 +131,13 @@ class BandModulatedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) to (B, O, H', W')."""
         return super().forward(self.fbm(x))
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` shows."""
+        return f"{super().extra_repr()}, {self.fbm.extra_repr()}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         if prefix + "weight" in state_dict and prefix + "fbm.attention.weight" not in state_dict:

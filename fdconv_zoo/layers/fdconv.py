@@ -15,15 +15,19 @@ from torch import Tensor, nn
 
 from fdconv_zoo.layers.fbm import BAND_EDGES, BandMask, FrequencyBandModulation
 from fdconv_zoo.layers.fdw import FourierDisjointWeight
+from fdconv_zoo.layers.inputs import check_input
 from fdconv_zoo.layers.ksm import KernelSpatialModulation
-from fdconv_zoo.layers.plain import conv_arguments
+from fdconv_zoo.layers.plain import check_plain, conv_arguments
 from fdconv_zoo.layers.precision import compute_dtype, no_autocast, transform_dtype
+from fdconv_zoo.layers.programs import ScriptedTokens, fx_leaf, trace_for_script
 from fdconv_zoo.layers.reference import from_reference
-from fdconv_zoo.ops import Geometry, KernelParts, Path, assemble_kernels, choose_path, convolve, dynamic_convolution
+from fdconv_zoo.ops import POINTWISE, Geometry, Path, assemble_kernels, choose_path, dynamic_convolution
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class _DynamicKernel(nn.Module):
-    """What the two layers share: FDW and KSM, the bias, and reading plain and reference checkpoints."""
+    """What the two layers share: FDW and KSM, the bias, and reading plain and the authors' weights."""
 
     def __init__(
         self,
@@ -38,14 +42,20 @@ class _DynamicKernel(nn.Module):
         kernel_temperature: float,
         ksm_global: bool,
         ksm_local: bool,
+        stored_groups: bool,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        if min(temperature, kernel_temperature) <= 0:
-            raise ValueError(f"temperature ({temperature}) and kernel_temperature ({kernel_temperature}) must be > 0.")
+        for name, value in (("temperature", temperature), ("kernel_temperature", kernel_temperature)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}: it must be a finite number above 0.")
+        if (dtype or torch.get_default_dtype()) not in _DTYPES:
+            raise TypeError(f"dtype is {dtype}: FDConv layers take {', '.join(map(str, _DTYPES))}.")
         factory = {"device": device, "dtype": dtype}
-        self.fdw = FourierDisjointWeight(out_channels, in_channels // groups, kernel_size, num_kernels, **factory)
+        self.fdw = FourierDisjointWeight(
+            out_channels, in_channels // groups, kernel_size, num_kernels, stored_groups=stored_groups, **factory
+        )
         self.ksm = KernelSpatialModulation(
             in_channels,
             out_channels,
@@ -68,35 +78,38 @@ class _DynamicKernel(nn.Module):
 
     def assemble(self, pooled: Tensor) -> Tensor:
         """The kernels (B, O, I/groups, a, b) of images with pooled features (B, I); without KSM B is 1."""
-        return assemble_kernels(self._parts(pooled))
-
-    def _parts(self, pooled: Tensor) -> KernelParts:
-        fdw, ksm = self.fdw, self.ksm
-        kernel, *modulators, windows = ksm.predict(pooled)
-        spectrum, groups, attention = fdw.parts(kernel)
-        taps = None if windows is None else ksm.local_branch.conv.weight
-        modulators = [taps, windows, *modulators]
-        if spectrum.dtype != fdw.spectrum.dtype:  # half parameters are computed with in float32
-            modulators = [None if part is None else part.to(spectrum.dtype) for part in modulators]
-        # Inference has what does not depend on the image at hand.
-        mixed = fdw() if kernel is None and not torch.is_grad_enabled() else None
-        return KernelParts(spectrum, groups, attention, *modulators, fdw.kernel_shape, self.groups, mixed)
+        modulators = self.ksm(pooled, assemble=False)
+        weights = self.fdw(modulators.kernel, mix=False)
+        return assemble_kernels(weights, modulators.to(weights.spectrum.dtype), self.groups)
 
     def _convolve(self, x: Tensor, pooled: Tensor, geometry: Geometry) -> Tensor:
         """(B, I, H, W) to (B, O, H', W') with the kernels of images with pooled features (B, I), and the bias."""
+        modulators = self.ksm(pooled, assemble=False)
         x = x.to(compute_dtype(x))
         with no_autocast(x.device.type):
-            if self.ksm.global_branch is None and self.ksm.local_branch is None:
-                y = convolve(x, self.fdw().to(x.dtype), geometry)  # the images share one kernel
-            else:
-                y = dynamic_convolution(x, self._parts(pooled), geometry, self.path)
+            weights = self.fdw(modulators.kernel, mix=False)
+            y = dynamic_convolution(x, weights=weights, modulators=modulators, geometry=geometry, path=self.path)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
 
-    def _path_repr(self) -> str:
-        return f", path={choose_path(self.path)!r}"
+    def extra_repr(self) -> str:
+        """What ``print(module)`` shows besides the plain layer's settings."""
+        branches = [name for name, branch in self.ksm.named_children() if branch is not None]
+        ksm = "+".join(name.removesuffix("_branch") for name in branches) or None
+        return f"num_kernels={self.fdw.num_kernels}, ksm={ksm}, path={choose_path(self.path)!r}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"  # one line: the parts' sizes follow from the settings
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            raise AttributeError(
+                f"{type(self).__name__} has no weight: its kernels depend on the image. assemble(pooled) returns them, "
+                "and fdconv_zoo.to_plain makes plain layers of those whose modulators are neutral."
+            )
+        return super().__getattr__(name)
 
     def load_plain(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Take over a plain layer's parameters and make every modulator neutral: the plain layer's function.
+        """Take over a plain layer's parameters and make every modulator neutral, to compute the plain layer's function.
 
         Args:
             weight: of the shape of the plain twin's.
@@ -117,7 +130,7 @@ class _DynamicKernel(nn.Module):
         self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict, strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
-        """Besides our own checkpoints read the authors' and plain ones, in whatever model the layer stands."""
+        """Read our own weights, the authors' and plain ones, in whatever model the layer is."""
         ours = from_reference({key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)})
         weight = ours.pop(prefix + "weight", None)
         if weight is not None:
@@ -127,11 +140,19 @@ class _DynamicKernel(nn.Module):
                 neutral = {key: value for key, value in self.state_dict().items() if key.startswith(("ksm", "fbm"))}
                 ours = {prefix + key: value for key, value in neutral.items()} | ours
                 ours[prefix + "fdw.spectrum"] = self.fdw.to_spectrum(weight.view(expected))
+                if self.fdw.stored_groups:
+                    ours.setdefault(prefix + "fdw.group_index", self.fdw.group_index)
             else:
                 error_msgs.append(
                     f"size mismatch for {prefix}weight: the checkpoint's plain kernel is {found}, the FDConv layer "
                     f"stands for one of {expected}."
                 )
+        found = _count_kernels(ours, prefix)
+        if found is not None and self.ksm.global_branch is not None and found != self.fdw.num_kernels:
+            error_msgs.append(
+                f"size mismatch for {prefix or 'the layer'}: the checkpoint mixes {found} kernels, the layer "
+                f"{self.fdw.num_kernels}. Build the model with num_kernels={found}."
+            )
         state_dict.update(ours)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -152,12 +173,13 @@ class FDConv2d(_DynamicKernel):
         kernel_temperature: divides the kernel logits of KSM.
         ksm_global, ksm_local: switch KSM's branches.
         fbm: switch FBM; None: on for 3x3 kernels, as in the paper.
-        band_edges: of FBM, falling frequencies in cycles a sample.
+        band_edges: of FBM, falling frequencies in cycles per sample.
         band_mask: of FBM, ``"exact"`` or ``"reference"`` (the authors' stretched masks, for their checkpoints).
+        stored_groups: make the groups of Fourier coefficients a part of the state dict, for the authors' checkpoints.
 
     Raises:
         ValueError: an argument out of range, or an input that is not a non-empty batch of I-channel images.
-        TypeError: an input that is not of a floating type.
+        TypeError: a dtype that is not floating, of the layer or of an input.
     """
 
     def __init__(
@@ -182,6 +204,7 @@ class FDConv2d(_DynamicKernel):
         fbm: bool | None = None,
         band_edges: Sequence[float] = BAND_EDGES,
         band_mask: BandMask = "exact",
+        stored_groups: bool = False,
     ) -> None:
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(
@@ -202,6 +225,7 @@ class FDConv2d(_DynamicKernel):
             kernel_temperature=kernel_temperature,
             ksm_global=ksm_global,
             ksm_local=ksm_local,
+            stored_groups=stored_groups,
             device=device,
             dtype=dtype,
         )
@@ -215,7 +239,8 @@ class FDConv2d(_DynamicKernel):
         # What the convolution itself cannot pad ("same" may be lopsided) is padded before.
         pads_itself = padding_mode == "zeros" and not isinstance(plain.padding, str)
         self._explicit_padding = [0] * 4 if pads_itself else plain._reversed_padding_repeated_twice
-        self._geometry = Geometry(plain.stride, plain.padding if pads_itself else (0, 0), plain.dilation, groups)
+        padding = plain.padding if pads_itself else (0, 0)
+        self._geometry = Geometry(plain.kernel_size, plain.stride, padding, plain.dilation, groups)
         if fbm or (fbm is None and self.kernel_size == (3, 3)):
             self.fbm = FrequencyBandModulation(in_channels, band_edges, band_mask, device=device, dtype=dtype)
 
@@ -226,14 +251,19 @@ class FDConv2d(_DynamicKernel):
         Args:
             conv: the plain layer; it is not changed.
             **options: the keyword-only arguments of the class.
+
+        Raises:
+            TypeError: ``conv`` is not an ``nn.Conv2d``, or a subclass that computes in a way of its own.
         """
+        check_plain(conv, nn.Conv2d)
         layer = cls(**conv_arguments(conv), device=conv.weight.device, dtype=conv.weight.dtype, **options)
         layer.load_plain(conv.weight, conv.bias)
         return layer.train(conv.training)
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) to (B, O, H', W')."""
-        _check_input(x, self.in_channels, channel_dim=1, ndims=(4,), layout="(B, C, H, W)")
+        check_input(x, self.in_channels, channel_dim=1, ndims=(4,), layout="(B, C, H, W)")
         # The gradient of a sum is a view, that of a mean a tensor of x's size.
         pooled = x.sum((2, 3), dtype=transform_dtype(x)) / (x.shape[2] * x.shape[3])
         if self.fbm is not None:
@@ -245,7 +275,14 @@ class FDConv2d(_DynamicKernel):
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        return f"{text}, padding={self.padding}, dilation={self.dilation}, groups={self.groups}{self._path_repr()}"
+        text += (
+            f", padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}"
+        )
+        return f"{text}, {super().extra_repr()}, fbm={None if self.fbm is None else self.fbm.band_mask}"
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        reach = max(dilation * (taps - 1) + 1 for dilation, taps in zip(self.dilation, self.kernel_size, strict=True))
+        return trace_for_script(self, (2, self.in_channels, reach + 8, reach + 8))
 
 
 class FDLinear(_DynamicKernel):
@@ -255,11 +292,11 @@ class FDLinear(_DynamicKernel):
 
     Args:
         in_features, out_features, bias, device, dtype: as in ``nn.Linear``.
-        num_kernels, temperature, kernel_temperature, ksm_global, ksm_local: as in :class:`FDConv2d`.
+        num_kernels, temperature, kernel_temperature, ksm_global, ksm_local, stored_groups: as in :class:`FDConv2d`.
 
     Raises:
         ValueError: an argument out of range, or an input that is not a non-empty batch of I-feature tokens.
-        TypeError: an input that is not of a floating type.
+        TypeError: a dtype that is not floating, of the layer or of an input.
     """
 
     def __init__(
@@ -275,6 +312,7 @@ class FDLinear(_DynamicKernel):
         kernel_temperature: float = 1.0,
         ksm_global: bool = True,
         ksm_local: bool = True,
+        stored_groups: bool = False,
     ) -> None:
         super().__init__(
             in_features,
@@ -287,6 +325,7 @@ class FDLinear(_DynamicKernel):
             kernel_temperature=kernel_temperature,
             ksm_global=ksm_global,
             ksm_local=ksm_local,
+            stored_groups=stored_groups,
             device=device,
             dtype=dtype,
         )
@@ -300,7 +339,11 @@ class FDLinear(_DynamicKernel):
         Args:
             linear: the plain layer; it is not changed.
             **options: the keyword-only arguments of the class.
+
+        Raises:
+            TypeError: ``linear`` is not an ``nn.Linear``, or a subclass that computes in a way of its own.
         """
+        check_plain(linear, nn.Linear)
         layer = cls(
             linear.in_features,
             linear.out_features,
@@ -312,31 +355,27 @@ class FDLinear(_DynamicKernel):
         layer.load_plain(linear.weight, linear.bias)
         return layer.train(linear.training)
 
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, I) or (B, H, W, I) to the same with O features."""
-        _check_input(x, self.in_features, channel_dim=-1, ndims=(3, 4), layout="(B, N, C) or (B, H, W, C)")
+        check_input(x, self.in_features, channel_dim=-1, ndims=(3, 4), layout="(B, N, C) or (B, H, W, C)")
         tokens = x.flatten(1, -2)
         pooled = tokens.sum(1, dtype=transform_dtype(x)) / tokens.shape[1]
-        features = tokens.transpose(1, 2).unsqueeze(3)
-        y = self._convolve(features, pooled, Geometry((1, 1), (0, 0), (1, 1), 1))
+        y = self._convolve(tokens.transpose(1, 2).unsqueeze(3), pooled, POINTWISE)
         return y.squeeze(3).transpose(1, 2).reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
-        return f"in_features={self.in_features}, out_features={self.out_features}{self._path_repr()}"
+        text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return f"{text}, {super().extra_repr()}"
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return ScriptedTokens(trace_for_script(self, (2, 4, self.in_features)))
 
 
-def _check_input(x: Tensor, channels: int, *, channel_dim: int, ndims: tuple[int, ...], layout: str) -> None:
-    shape = tuple(x.shape)
-    if x.ndim not in ndims:
-        raise ValueError(
-            f"Input of shape {shape}: expected a batch {layout}. For a single image add a batch axis: x[None]."
-        )
-    if x.shape[channel_dim] != channels:
-        raise ValueError(
-            f"Input of shape {shape}: expected {channels} channels in {layout}, got {x.shape[channel_dim]}."
-        )
-    if x.numel() == 0:
-        raise ValueError(f"Input of shape {shape} is empty: FDConv needs at least one image and one position.")
-    if not x.is_floating_point():
-        raise TypeError(f"Input of type {x.dtype}: expected a floating type; convert it with x.float().")
+def _count_kernels(state_dict: dict[str, Tensor], prefix: str) -> int | None:
+    """How many kernels the weights of a layer mix; None where they do not tell."""
+    if prefix + "ksm.global_branch.reduce.weight" not in state_dict:
+        return None
+    head = state_dict.get(prefix + "ksm.global_branch.kernel.bias")
+    return 1 if head is None else len(head)

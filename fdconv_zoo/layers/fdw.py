@@ -1,12 +1,15 @@
 """FDW: Fourier Disjoint Weight (FDConv, section 3.1, https://arxiv.org/abs/2503.18783)."""
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Literal, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fdconv_zoo.ops import mix_spectrum
+from fdconv_zoo.layers.sharding import outlive_forward
+from fdconv_zoo.ops import DisjointWeights, mix_spectrum
 
 
 class FourierDisjointWeight(nn.Module):
@@ -20,14 +23,18 @@ class FourierDisjointWeight(nn.Module):
     parts in the last axis: the magnitude of ordinary weights, which is what an optimizer's step size and decay
     expect, and the authors' convention.
 
-    ``group_index`` (O*a, I*b//2 + 1), the group of each coefficient, follows from the shape and is not part of the
-    state dict; unless a converted checkpoint came with groups of its own (see ``from_reference``): then it is.
+    ``group_index`` (O*a, I*b//2 + 1), the group of each coefficient, follows from the shape and is then not part of
+    the state dict. A converted checkpoint of the authors has groups of its own (see ``from_reference``): loading it
+    replaces the groups, and where they differ from the shape's they are saved. A state dict without groups brings
+    back those of the shape.
 
     Args:
         out_channels: O.
         in_channels: I, the input channels of one group of the convolution.
         kernel_size: (a, b).
         num_kernels: n, from 1 to the number of coefficients.
+        stored_groups: make ``group_index`` a part of the state dict always, so that every loader restores it, also
+            those that only know the state dict of the model they fill.
 
     Raises:
         ValueError: ``num_kernels`` is out of range.
@@ -42,6 +49,7 @@ class FourierDisjointWeight(nn.Module):
         kernel_size: tuple[int, int],
         num_kernels: int = 64,
         *,
+        stored_groups: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -49,26 +57,22 @@ class FourierDisjointWeight(nn.Module):
         self.kernel_shape = (out_channels, in_channels, *kernel_size)
         self._plane = (out_channels * kernel_size[0], in_channels * kernel_size[1])
         self.num_kernels = num_kernels
+        self.stored_groups = stored_groups
         self.scale = max(min(out_channels, in_channels) // 2, 1)
-        rows, cols = out_channels * kernel_size[0], in_channels * kernel_size[1] // 2 + 1
+        rows, cols = self._plane[0], self._plane[1] // 2 + 1
         if not 1 <= num_kernels <= rows * cols:
             raise ValueError(
                 f"num_kernels is {num_kernels}: it must lie between 1 and {rows * cols}, the number of Fourier "
                 f"coefficients of a kernel of {out_channels}x{in_channels}x{kernel_size[0]}x{kernel_size[1]}."
             )
         self.spectrum = nn.Parameter(torch.empty(rows, cols, 2, device=device, dtype=dtype))
-        self.register_buffer("group_index", torch.empty(0), persistent=False)
-        self.init_non_persistent_buffers()
-        self._cache: tuple[tuple[int, ...], tuple[Tensor, ...], Tensor] | None = None
+        self.register_buffer("group_index", self._make_groups(device), persistent=stored_groups)
         self.reset_parameters()
 
     def init_non_persistent_buffers(self) -> None:
-        """Build what is derived from the shape alone; needed again after ``to_empty()`` (timm's convention)."""
-        if self.spectrum.is_meta:  # where large models are built to be counted: no time for sorting
-            self.group_index = torch.empty(self.spectrum.shape[:2], dtype=torch.uint8, device="meta")
-        else:
-            self.group_index = frequency_groups(*self._plane, self.num_kernels).to(self.spectrum.device)
-        self._has_own_groups = False
+        """Rebuild what follows from the shape alone (timm's convention, for models built on the meta device)."""
+        if not self.stored_groups:
+            self.group_index = self._make_groups(self.spectrum.device)
 
     def reset_parameters(self) -> None:
         """Start as ``nn.Conv2d`` does: uniform in +-1/sqrt(fan_in)."""
@@ -88,66 +92,99 @@ class FourierDisjointWeight(nn.Module):
         plane = kernel.double().transpose(1, 2).reshape(self._plane)
         return torch.view_as_real(torch.fft.rfft2(plane)).div(self.scale).to(kernel.dtype)
 
-    def forward(self, kernel_attention: Tensor | None = None) -> Tensor:
+    @overload
+    def forward(self, kernel_attention: Tensor | None = None, *, mix: Literal[True] = True) -> Tensor: ...
+
+    @overload
+    def forward(self, kernel_attention: Tensor | None = None, *, mix: Literal[False]) -> DisjointWeights: ...
+
+    def forward(self, kernel_attention: Tensor | None = None, *, mix: bool = True) -> Tensor | DisjointWeights:
         """Mix the n kernels.
 
         Args:
             kernel_attention: (B, n), weights whose neutral value is 1/n; None: all neutral, B = 1.
+            mix: False returns what the kernels are mixed from, for operations that mix them themselves.
 
         Returns:
             (B, O, I, a, b), in float32 or wider.
         """
-        if kernel_attention is None and self._can_cache():
-            return self._cached_kernel()
-        return mix_spectrum(*self.parts(kernel_attention), self.kernel_shape)
-
-    def parts(self, kernel_attention: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """What :meth:`forward` mixes: the spectrum in float32 or wider, its groups, the attention times its scale."""
+        spectrum = self.spectrum
         # No FFT exists in bfloat16, and in float16 only for powers of two.
-        spectrum = self.spectrum.float() if self.spectrum.dtype in (torch.bfloat16, torch.float16) else self.spectrum
+        spectrum = spectrum.float() if spectrum.dtype in (torch.bfloat16, torch.float16) else spectrum
         if kernel_attention is None:
             attention = spectrum.new_full((1, self.num_kernels), self.scale)
         else:
             attention = kernel_attention.to(spectrum.dtype) * (self.scale * self.num_kernels)
-        groups = self.group_index
-        is_eager_inference = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if is_eager_inference and groups.device.type == "cpu" and not self._has_own_groups:
-            groups = _gather_index(*self._plane, self.num_kernels)
-        return spectrum, groups, attention
+        groups = self.group_index.to("meta") if spectrum.is_meta else self.group_index
+        weights = DisjointWeights(spectrum, groups, attention, self.kernel_shape)
+        if mix:
+            return mix_spectrum(weights)
+        return weights._replace(spectrum=outlive_forward(self, spectrum))
 
-    def _can_cache(self) -> bool:
-        is_inference = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
-        return is_inference and not self.spectrum.is_inference()
+    def _make_groups(self, device: torch.device | str | None) -> Tensor:
+        """The groups that follow from the shape."""
+        if torch.empty(0).is_meta:  # where large models are built to be counted: no time for sorting
+            return torch.empty(self.spectrum.shape[:2], dtype=torch.uint8, device="meta")
+        if torch.device(device or "cpu").type == "meta":  # its parameters are to be loaded, the groups are in no file
+            device = None
+        return torch.tensor(frequency_groups(*self._plane, self.num_kernels), device=device)
 
-    def _cached_kernel(self) -> Tensor:
-        """What depends on the weights alone, made once until they change."""
-        key = (self.spectrum.data_ptr(), self.spectrum._version, self.group_index.data_ptr())
-        if self._cache is None or self._cache[0] != key:
-            # The tensors are held, so that no other can come to lie where they are.
-            held = (self.spectrum.detach(), self.group_index)
-            self._cache = (key, held, mix_spectrum(*self.parts(), self.kernel_shape).contiguous())
-        return self._cache[-1]
-
-    def train(self, mode: bool = True) -> "FourierDisjointWeight":
-        """As in ``nn.Module``; what inference has cached is forgotten."""
-        self._cache = None
-        return super().train(mode)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FourierDisjointWeight":
+        # `to_empty()` would leave uninitialized memory, which no loader fills where the groups are not in a file.
+        groups, self._buffers["group_index"] = self.group_index, None
+        super()._apply(fn, recurse)
+        if groups.is_meta and not self.spectrum.is_meta:
+            groups = self._make_groups(self.spectrum.device)
+        elif not groups.is_meta:
+            moved = fn(groups)
+            groups = moved if moved is groups or moved.is_meta else moved.copy_(groups)
+        self.group_index = groups
+        return self
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self._has_own_groups:
+        if not self.stored_groups and self._has_own_groups():
             destination[prefix + "group_index"] = self.group_index
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        own_groups = state_dict.pop(prefix + "group_index", None)
-        if own_groups is not None:
-            self.group_index = own_groups.to(self.spectrum.device, copy=True)
-            self._has_own_groups = True
-        elif self._has_own_groups:
+    def _has_own_groups(self) -> bool:
+        if self.group_index.is_meta:
+            return False
+        groups = torch.from_numpy(frequency_groups(*self._plane, self.num_kernels))
+        return not torch.equal(self.group_index.cpu(), groups.to(self.group_index.dtype))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        key = prefix + "group_index"
+        groups = state_dict.get(key)
+        if groups is not None:
+            problem = self._find_problem(groups)
+            if problem:
+                error_msgs.append(f"{key} {problem}: it does not belong to this layer, or the file is damaged.")
+                groups = self.group_index
+            state_dict[key] = groups = groups.to(self.group_index.dtype)
+            if not self.stored_groups:
+                del state_dict[key]
+                self.group_index = groups.to(self.spectrum.device, copy=True)
+        elif prefix + "spectrum" in state_dict and not self.group_index.is_meta:
             self.init_non_persistent_buffers()
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         if self.group_index.is_meta and not self.spectrum.is_meta:  # load_state_dict(..., assign=True)
             self.init_non_persistent_buffers()
+
+    def _find_problem(self, groups: Tensor) -> str | None:
+        """What keeps a tensor from being the groups of this layer's coefficients."""
+        expected = tuple(self.spectrum.shape[:2])
+        if groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
+            return f"is of type {groups.dtype}, not of integers"
+        if tuple(groups.shape) != expected:
+            return f"has the shape {tuple(groups.shape)}, the layer's coefficients have {expected}"
+        if not groups.is_meta and not 0 <= groups.min() <= groups.max() < self.num_kernels:
+            return f"has groups from {groups.min()} to {groups.max()}, the layer has {self.num_kernels} kernels"
+        return None
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
@@ -155,7 +192,7 @@ class FourierDisjointWeight(nn.Module):
 
 
 @lru_cache(maxsize=64)
-def frequency_groups(rows: int, cols: int, num_groups: int) -> Tensor:
+def frequency_groups(rows: int, cols: int, num_groups: int) -> np.ndarray:
     """Sort the real DFT's coefficients of a (rows, cols) plane by radius and cut them into equal groups.
 
     Many coefficients share a radius. The radii are compared as exact integers and ties keep row-major order, so that
@@ -165,22 +202,15 @@ def frequency_groups(rows: int, cols: int, num_groups: int) -> Tensor:
         (rows, cols//2 + 1), the group of each coefficient: see :func:`cut_into_groups`. Shared between callers: do
         not write into it.
     """
-    u = torch.arange(rows, device="cpu")
-    u = torch.minimum(u, rows - u)
-    v = torch.arange(cols // 2 + 1, device="cpu")
+    u = np.arange(rows)
+    u = np.minimum(u, rows - u)
+    v = np.arange(cols // 2 + 1)
     # (u/rows)^2 + (v/cols)^2, times (rows * cols)^2
     radius = (u[:, None] * cols) ** 2 + (v * rows) ** 2
-    return cut_into_groups(radius.flatten().sort(stable=True).indices, num_groups).view(radius.shape)
+    return cut_into_groups(np.argsort(radius, axis=None, kind="stable"), num_groups).reshape(radius.shape)
 
 
-@lru_cache(maxsize=64)
-def _gather_index(rows: int, cols: int, num_groups: int) -> Tensor:
-    """:func:`frequency_groups` in the type that torch gathers with, which a CPU takes a while to convert to."""
-    with torch.inference_mode(False):  # training may use it later
-        return frequency_groups(rows, cols, num_groups).long()
-
-
-def cut_into_groups(order: Tensor, num_groups: int) -> Tensor:
+def cut_into_groups(order: np.ndarray, num_groups: int) -> np.ndarray:
     """Cut a sorted list of coefficients into consecutive groups whose sizes differ by at most one.
 
     Args:
@@ -190,6 +220,7 @@ def cut_into_groups(order: Tensor, num_groups: int) -> Tensor:
     Returns:
         (N,), the group of each position, in the smallest integer type that holds it.
     """
-    rank_group = torch.arange(len(order), device=order.device) * num_groups // len(order)
-    dtype = next(d for d in (torch.uint8, torch.int16, torch.int32) if num_groups - 1 <= torch.iinfo(d).max)
-    return torch.empty_like(order).scatter_(0, order, rank_group).to(dtype)
+    dtype = next(d for d in (np.uint8, np.int16, np.int32) if num_groups - 1 <= np.iinfo(d).max)
+    groups = np.empty(len(order), dtype)
+    groups[order] = np.arange(len(order)) * num_groups // len(order)
+    return groups

@@ -5,26 +5,16 @@ modulators are ``2 * sigmoid(logit)``: a zero logit is an exact 1, so a fresh mo
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, overload
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from fdconv_zoo.layers.precision import no_autocast
-from fdconv_zoo.ops import local_factors
-
-
-class KernelModulators(NamedTuple):
-    """What KSM predicts for a batch; a part that is switched off is None. Shapes: see the fields."""
-
-    kernel: Tensor | None  # (B, n), neutral at 1/n
-    channel: Tensor | None  # (B, I)
-    filter: Tensor | None  # (B, O)
-    spatial: Tensor | None  # (B, a, b)
-    local: Tensor | None  # (B, O, I/groups, a, b)
+from fdconv_zoo.layers.precision import no_autocast, parameter_dtype
+from fdconv_zoo.layers.sharding import outlive_forward
+from fdconv_zoo.ops import KernelModulators, LocalFactors, local_factors
 
 
 def _modulator(logit: Tensor, temperature: float) -> Tensor:
@@ -46,7 +36,7 @@ class StarReLU(nn.Module):
 
 
 class GlobalBranch(nn.Module):
-    """From all channels together: one factor an input channel, output channel, tap, and kernel of FDW.
+    """From all channels together: one factor per input channel, output channel, tap, and kernel of FDW.
 
     Args:
         in_channels: I.
@@ -78,8 +68,7 @@ class GlobalBranch(nn.Module):
         self.temperature = temperature
         self.kernel_temperature = kernel_temperature
         self.reduce = nn.Linear(in_channels, hidden, bias=False, **factory)
-        # 2-D on (B, hidden, 1, 1), so that tools which freeze or synchronise a network's BatchNorm2d see this one.
-        self.norm = nn.BatchNorm2d(hidden, **factory)
+        self.norm = FeatureNorm(hidden, **factory)
         self.act = StarReLU(**factory)
         self.channel = nn.Linear(hidden, in_channels, **factory)
         self.filter = nn.Linear(hidden, out_channels, **factory)
@@ -94,29 +83,70 @@ class GlobalBranch(nn.Module):
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
 
-    def forward(self, pooled: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
+    def forward(self, pooled: Tensor) -> KernelModulators:
         """(B, I) to the modulators kernel (B, n), channel (B, I), filter (B, O) and spatial (B, a, b)."""
-        hidden = self.act(self._normalize(self.reduce(pooled)))
+        hidden = self.act(self._normalize(self.reduce(pooled)[..., None, None])[..., 0, 0])
         kernel = spatial = None
         if self.kernel is not None:
             kernel = _modulator(self.kernel(hidden), self.kernel_temperature) / self.num_kernels
         if self.spatial is not None:
             spatial = _modulator(self.spatial(hidden), self.temperature).unflatten(1, self.kernel_size)
-        channel = _modulator(self.channel(hidden), self.temperature)
-        filter = _modulator(self.filter(hidden), self.temperature)
-        return kernel, channel, filter, spatial
+        return KernelModulators(
+            kernel=kernel,
+            channel=_modulator(self.channel(hidden), self.temperature),
+            filter=_modulator(self.filter(hidden), self.temperature),
+            spatial=spatial,
+        )
 
     def _normalize(self, hidden: Tensor) -> Tensor:
         norm = self.norm
-        # One image has no batch statistics (its variance over the batch is zero): it takes the running ones too.
-        is_fixed = not norm.training or (hidden.shape[0] == 1 and not _synchronizes(norm))
-        if is_fixed and isinstance(norm, _BatchNorm):
-            return F.batch_norm(hidden, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-        return norm(hidden[..., None, None])[..., 0, 0]
+        if isinstance(norm, nn.SyncBatchNorm) and not (dist.is_available() and dist.is_initialized()):
+            return FeatureNorm.forward(norm, hidden) if len(hidden) == 1 else norm(hidden)
+        return norm(hidden)
 
 
-def _synchronizes(norm: nn.Module) -> bool:
-    return isinstance(norm, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized()
+class FeatureNorm(nn.BatchNorm2d):
+    """BatchNorm over B feature vectors; a single one has no statistics and takes the running ones, also in training.
+
+    It is 2-D, on (B, C, 1, 1), so that tools which freeze or synchronize a network's BatchNorm2d find it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, 1, 1) to the same shape."""
+        if self.training and x.shape[0] == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return nn.BatchNorm2d.forward(self, x)
+
+
+class ChannelConv1d(nn.Conv1d):
+    """A 1-D convolution along the channels that is not carried out: it returns its taps and what they apply to.
+
+    A layer with groups needs only some of the results, and a fast operation never holds all of them.
+
+    Args:
+        num_features: per channel.
+        width: T, odd; the edges are padded with zeros.
+        groups: of the FDConv layer.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        width: int,
+        groups: int = 1,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(1, num_features, width, padding=width // 2, bias=False, device=device, dtype=dtype)
+        self.channel_groups = groups
+
+    def forward(self, features: Tensor) -> LocalFactors:
+        """(B, G*I) to taps (num_features, 1, T) and windows (B, G, I, T)."""
+        padding = self.padding[0]
+        windows = F.pad(features, (padding, padding)).unfold(1, self.kernel_size[0], 1)
+        windows = windows.unflatten(1, (self.channel_groups, -1))
+        return LocalFactors(taps=outlive_forward(self, self.weight), windows=windows)
 
 
 class LocalBranch(nn.Module):
@@ -143,26 +173,26 @@ class LocalBranch(nn.Module):
     ) -> None:
         super().__init__()
         self.kernel_size = kernel_size
-        self.groups = groups
         num_features = out_channels * kernel_size[0] * kernel_size[1]
         width = round(math.log2(in_channels) / 2 + 0.5) // 2 * 2 + 1
         self.norm = nn.LayerNorm(in_channels, device=device, dtype=dtype)
-        self.conv = nn.Conv1d(1, num_features, width, padding=width // 2, bias=False, device=device, dtype=dtype)
+        self.conv = ChannelConv1d(num_features, width, groups, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Zero the logits: every factor starts at 1."""
         nn.init.zeros_(self.conv.weight)
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        """(B, I) to (B, O, I/groups, a, b)."""
-        return local_factors(self.conv.weight, self.windows(pooled), self.kernel_size)
+    @overload
+    def forward(self, pooled: Tensor, *, assemble: Literal[True] = True) -> Tensor: ...
 
-    def windows(self, pooled: Tensor) -> Tensor:
-        """(B, I) to each channel's normalized neighbourhood (B, G, I/G, T), which the convolution is applied to."""
-        padding = self.conv.padding[0]
-        windows = F.pad(self.norm(pooled), (padding, padding)).unfold(1, self.conv.kernel_size[0], 1)
-        return windows.unflatten(1, (self.groups, -1))
+    @overload
+    def forward(self, pooled: Tensor, *, assemble: Literal[False]) -> LocalFactors: ...
+
+    def forward(self, pooled: Tensor, *, assemble: bool = True) -> Tensor | LocalFactors:
+        """(B, I) to factors (B, O, I/groups, a, b), or to what they are assembled from."""
+        factors = self.conv(self.norm(pooled))
+        return local_factors(factors, self.kernel_size) if assemble else factors
 
 
 class KernelSpatialModulation(nn.Module):
@@ -209,22 +239,18 @@ class KernelSpatialModulation(nn.Module):
             if branch is not None:
                 branch.reset_parameters()
 
-    def forward(self, pooled: Tensor) -> KernelModulators:
-        """(B, I) to the modulators of B kernels. Computed in the dtype of the parameters, autocast or not."""
-        *modulators, windows = self.predict(pooled)
-        local = None
-        if self.local_branch is not None:
-            with no_autocast(pooled.device.type):
-                local = local_factors(self.local_branch.conv.weight, windows, self.local_branch.kernel_size)
-        return KernelModulators(*modulators, local)
+    def forward(self, pooled: Tensor, *, assemble: bool = True) -> KernelModulators:
+        """Predict the modulators of B kernels, in the parameters' dtype whatever autocast says.
 
-    def predict(self, pooled: Tensor) -> tuple[Tensor | None, ...]:
-        """:meth:`forward` with the local branch's windows (B, G, I/G, T) in the place of its B kernel-sized factors."""
+        Args:
+            pooled: (B, I).
+            assemble: False leaves the local factors to the operation that uses them.
+        """
+        modulators = KernelModulators()
         with no_autocast(pooled.device.type):
-            kernel = channel = filter = spatial = windows = None
             if self.global_branch is not None:
-                dtype = self.global_branch.reduce.weight.dtype
-                kernel, channel, filter, spatial = self.global_branch(pooled.to(dtype))
+                modulators = self.global_branch(pooled.to(parameter_dtype(self.global_branch.reduce)))
             if self.local_branch is not None:
-                windows = self.local_branch.windows(pooled.to(self.local_branch.norm.weight.dtype))
-        return kernel, channel, filter, spatial, windows
+                pooled = pooled.to(parameter_dtype(self.local_branch.norm))
+                modulators = modulators._replace(local=self.local_branch(pooled, assemble=assemble))
+        return modulators

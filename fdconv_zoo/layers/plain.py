@@ -17,5 +17,35 @@ _CONV_ARGUMENTS = (
 
 
 def conv_arguments(conv: nn.Module) -> dict[str, Any]:
-    """What builds an ``nn.Conv2d`` of the shape and settings of this one, or of the one this layer stands for."""
+    """The arguments that build an ``nn.Conv2d`` like this one, or like the one that this layer stands for."""
     return {name: getattr(conv, name) for name in _CONV_ARGUMENTS} | {"bias": conv.bias is not None}
+
+
+def check_plain(layer: nn.Module, kind: type[nn.Module]) -> None:
+    """Check that a layer computes what its kind does.
+
+    Raises:
+        TypeError: it is of another type, or of a subclass that computes in a way of its own; names the type.
+    """
+    if not isinstance(layer, kind):
+        raise TypeError(f"Expected an nn.{kind.__name__}, got {_qualified_name(layer)}: FDConv cannot stand for it.")
+    own = own_forward(layer, kind)
+    if own is not None:
+        raise TypeError(f"{own} computes in a way of its own, unlike nn.{kind.__name__}: FDConv cannot stand for it.")
+
+
+def own_forward(layer: nn.Module, kind: type[nn.Module]) -> str | None:
+    """The qualified class name of a layer that does not compute what its kind does; None where it does.
+
+    Args:
+        layer: an instance of ``kind``.
+        kind: ``nn.Conv2d`` or ``nn.Linear``.
+    """
+    methods = ("forward", "_conv_forward") if kind is nn.Conv2d else ("forward",)
+    if "forward" in vars(layer) or any(getattr(type(layer), name) is not getattr(kind, name) for name in methods):
+        return _qualified_name(layer)
+    return None
+
+
+def _qualified_name(layer: nn.Module) -> str:
+    return f"{type(layer).__module__}.{type(layer).__qualname__}"

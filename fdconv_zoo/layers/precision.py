@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def no_autocast(device_type: str) -> AbstractContextManager:
@@ -21,6 +21,13 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def transform_dtype(x: Tensor) -> torch.dtype:
     """For sums over whole maps, which overflow or drown in half precision: float32, or wider where x is."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def parameter_dtype(module: nn.Module) -> torch.dtype:
+    """The floating dtype a module with a weight takes its input in; float32 for a quantized one."""
+    weight = module.weight
+    is_floating = isinstance(weight, Tensor) and weight.is_floating_point()  # torch's quantized layers have a method
+    return weight.dtype if is_floating else torch.float32
 
 
 def _autocasts(device_type: str) -> bool:

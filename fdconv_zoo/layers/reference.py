@@ -80,4 +80,5 @@ def _reference_groups(rows: int, half_cols: int, num_groups: int) -> Tensor:
     u = torch.fft.fftfreq(rows, device="cpu")
     v = torch.fft.rfftfreq(2 * (half_cols - 1), device="cpu")
     radius = torch.stack(torch.meshgrid(u, v, indexing="ij"), dim=-1).norm(dim=-1)
-    return cut_into_groups(radius.flatten().sort().indices, num_groups).view(rows, half_cols)
+    groups = cut_into_groups(radius.flatten().sort().indices.numpy(), num_groups)
+    return torch.from_numpy(groups).view(rows, half_cols)

@@ -1,14 +1,23 @@
 """The hot operations of FDConv as plain functions: assembling kernels and convolving with them, splitting bands."""
 
 from fdconv_zoo.ops.bands_plain import low_pass_basis, modulate_bands_stretched
-from fdconv_zoo.ops.convolution import Geometry, convolve
-from fdconv_zoo.ops.dispatch import dynamic_convolution, modulate_bands
-from fdconv_zoo.ops.kernels_plain import KernelParts, assemble_kernels, local_factors, mix_spectrum
-from fdconv_zoo.ops.path import Path, choose_path
+from fdconv_zoo.ops.convolution import POINTWISE, Geometry, convolve
+from fdconv_zoo.ops.dispatch import Path, choose_path, dynamic_convolution, modulate_bands
+from fdconv_zoo.ops.kernels_plain import (
+    DisjointWeights,
+    KernelModulators,
+    LocalFactors,
+    assemble_kernels,
+    local_factors,
+    mix_spectrum,
+)
 
 __all__ = [
+    "POINTWISE",
+    "DisjointWeights",
     "Geometry",
-    "KernelParts",
+    "KernelModulators",
+    "LocalFactors",
     "Path",
     "assemble_kernels",
     "choose_path",

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fdconv_zoo.ops.path import is_free
+from fdconv_zoo.ops.context import is_free
 
 
 def low_pass_basis(size: int, cutoff: float, *, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -21,7 +21,7 @@ def low_pass_basis(size: int, cutoff: float, *, device: torch.device, dtype: tor
 
     Args:
         size: number of samples.
-        cutoff: cycles a sample, above 0 and at most 0.5.
+        cutoff: cycles per sample, above 0 and at most 0.5.
 
     Returns:
         (size, 2*K + 1) with K the number of passing frequencies above 0: the constant, then a cosine and a sine
@@ -59,21 +59,16 @@ def low_pass_projectors(
 
 
 class LowPasses:
-    """The ideal low-passes of a feature map at falling cutoffs; one analysis of the map serves them all.
+    """The ideal low-passes of a feature map (H, W) at falling cutoffs; one analysis of the map serves them all.
 
     Args:
-        height, width: of the map.
-        band_edges: M falling frequencies in cycles a sample.
+        rows, cols: the sinusoids of H and of W samples that pass the first edge, as :func:`low_pass_basis` gives them.
+        band_edges: M falling frequencies in cycles per sample.
     """
 
-    def __init__(
-        self, height: int, width: int, band_edges: Sequence[float], *, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self.size = (height, width)
-        self.rows = low_pass_basis(height, band_edges[0], device=device, dtype=dtype)
-        self.cols = low_pass_basis(width, band_edges[0], device=device, dtype=dtype)
-        # How many sinusoids of the rows and of the columns pass each edge.
-        self.passing = [tuple(2 * _num_frequencies(size, edge) + 1 for size in self.size) for edge in band_edges]
+    def __init__(self, rows: Tensor, cols: Tensor, band_edges: Sequence[float]) -> None:
+        self.rows, self.cols = rows, cols
+        self.passing = count_passing((len(rows), len(cols)), band_edges)
 
     def analyze(self, x: Tensor, band: int = 0) -> Tensor:
         """The coefficients (N, P, Q) of the sinusoids that pass edge ``band`` in x (N, H, W)."""
@@ -96,23 +91,20 @@ def modulate_bands_plain(x: Tensor, attention: Tensor, band_edges: Sequence[floa
     With the low-passes L_1, L_2, ... of x at the band edges, L_0 = x, and the lowest band unweighted, the sum is
     ``A_1 * x + sum_m (A_{m+1} - A_m) * L_m`` with A_{M+1} = 1.
 
-    Args:
-        x: (B, C, H, W), of attention's type.
-        attention: (B, M, H, W).
-        band_edges: M falling frequencies in cycles a sample.
-
-    Returns:
-        (B, C, H, W).
+    Arguments and result are those of :func:`fdconv_zoo.ops.modulate_bands`.
     """
+    dtype, x = x.dtype, x.to(attention.dtype)
     factory = {"device": x.device, "dtype": x.dtype}
     height, width = x.shape[2:]
     if is_free(height) or is_free(width):
         rows, cols = (low_pass_projectors(size, band_edges, **factory) for size in (height, width))
-        return _weigh_bands(x, attention, (row @ (x @ col) for row, col in zip(rows, cols, strict=True)))
-    low_passes = LowPasses(height, width, band_edges, **factory)
-    coefficients = low_passes.analyze(x.flatten(0, 1))
-    maps = (low_passes.synthesize(coefficients, band).view(x.shape) for band in range(len(band_edges)))
-    return _weigh_bands(x, attention, maps)
+        maps = (row @ (x @ col) for row, col in zip(rows, cols, strict=True))
+    else:
+        bases = (low_pass_basis(size, band_edges[0], **factory) for size in (height, width))
+        low_passes = LowPasses(*bases, band_edges)
+        coefficients = low_passes.analyze(x.flatten(0, 1))
+        maps = (low_passes.synthesize(coefficients, band).view(x.shape) for band in range(len(band_edges)))
+    return _weigh_bands(x, attention, maps).to(dtype)
 
 
 def modulate_bands_stretched(x: Tensor, attention: Tensor, band_edges: Sequence[float], mask_size: int) -> Tensor:
@@ -139,6 +131,11 @@ def _weigh_bands(x: Tensor, attention: Tensor, low_passes: Iterable[Tensor]) -> 
     for low_pass, weight, next_weight in zip(low_passes, weights, (*weights[1:], 1.0), strict=True):
         result = result + (next_weight - weight) * low_pass
     return result
+
+
+def count_passing(size: tuple[int, int], band_edges: Sequence[float]) -> list[tuple[int, int]]:
+    """How many sinusoids of the rows and of the columns of a map (H, W) pass each edge."""
+    return [tuple(2 * _num_frequencies(length, edge) + 1 for length in size) for edge in band_edges]
 
 
 def _num_frequencies(size: int, cutoff: float) -> int:

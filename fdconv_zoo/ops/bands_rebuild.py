@@ -13,22 +13,23 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-from fdconv_zoo.ops.bands_plain import LowPasses
-from fdconv_zoo.ops.path import refuse_second_derivative
+from fdconv_zoo.ops.bands_plain import LowPasses, count_passing, low_pass_basis, modulate_bands_plain
+from fdconv_zoo.ops.context import is_transformed
+from fdconv_zoo.ops.double_backward import plain_gradients
 from fdconv_zoo.ops.scratch import elements_at_once
 
 _SMALL_MAP = 20 * 20  # positions up to which rows and columns are transformed at once
 
 
-def modulate_bands_image_by_image(x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> Tensor:
-    """:func:`fdconv_zoo.ops.modulate_bands`; its arguments and result. Differentiable once."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return _operator(x, attention, band_edges)
-    return _forward(x, attention, band_edges)
+def modulate_bands_rebuild(x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> Tensor:
+    """The "rebuild" path of :func:`fdconv_zoo.ops.modulate_bands`; its arguments and result."""
+    return _operator(x, attention, band_edges)
 
 
 class _LowPasses(LowPasses):
@@ -39,28 +40,25 @@ class _LowPasses(LowPasses):
         if x.device.type != "cpu":
             return x @ matrix
         # The library behind torch's convolutions multiplies two to three times as fast as the one behind its matrix
-        # products on processors that the latter's maker has not made, and no slower on others.
+        # products on processors of other makers than the latter's, and no slower on its own.
         image = x.unsqueeze(0).permute(0, 3, 1, 2)  # W are the channels, last in memory
         return F.conv2d(image, matrix.T[:, :, None, None]).permute(0, 2, 3, 1).squeeze(0)
 
 
-class _SmallLowPasses(LowPasses):
+class _SmallLowPasses:
     """The same for small maps, rows and columns at once: one matrix product instead of many tiny ones.
 
     The coefficients are (N, P*Q), those of the lowest band first, so that here too a lower edge takes a prefix.
+
+    Args:
+        basis: (H*W, P*Q), as :func:`_plane_basis` orders it.
+        size: (H, W).
+        band_edges: M falling frequencies in cycles per sample.
     """
 
-    def __init__(
-        self, height: int, width: int, band_edges: Sequence[float], *, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        super().__init__(height, width, band_edges, device=device, dtype=dtype)
-        (num_rows, num_cols) = self.passing[0]
-        row, col = torch.arange(num_rows, device=device)[:, None], torch.arange(num_cols, device=device)
-        num_passed = sum(((row < rows) & (col < cols)).long() for rows, cols in self.passing)
-        order = num_passed.flatten().argsort(descending=True, stable=True)
-        basis = torch.einsum("hp,wq->hwpq", self.rows, self.cols).flatten(2).flatten(0, 1)
-        self.basis = basis[:, order].contiguous()  # (H*W, P*Q)
-        self.counts = [rows * cols for rows, cols in self.passing]
+    def __init__(self, basis: Tensor, size: tuple[int, int], band_edges: Sequence[float]) -> None:
+        self.basis, self.size = basis, size
+        self.counts = [rows * cols for rows, cols in count_passing(size, band_edges)]
 
     def analyze(self, x: Tensor, band: int = 0) -> Tensor:
         """(N, H, W) to (N, P*Q)."""
@@ -72,34 +70,54 @@ class _SmallLowPasses(LowPasses):
         return (coefficients[:, :count] @ self.basis[:, :count].T).unflatten(1, self.size)
 
 
+# The bases are kept as arrays: a tensor made under one of torch's modes (inference, fake, ...) would carry it into
+# all others.
+@lru_cache(maxsize=256)
+def _axis_basis(size: int, edge: float, dtype: torch.dtype) -> np.ndarray:
+    return low_pass_basis(size, edge, device=torch.device("cpu"), dtype=dtype).numpy()
+
+
 @lru_cache(maxsize=128)
-def _low_passes(
-    height: int, width: int, band_edges: tuple[float, ...], device: torch.device, dtype: torch.dtype
-) -> LowPasses:
-    kind = _SmallLowPasses if height * width <= _SMALL_MAP else _LowPasses
-    with torch.inference_mode(False), torch.no_grad():  # training may use it later
-        return kind(height, width, band_edges, device=device, dtype=dtype)
+def _plane_basis(size: tuple[int, int], band_edges: tuple[float, ...], dtype: torch.dtype) -> np.ndarray:
+    """(H*W, P*Q): the products of the sinusoids of rows and columns, those that pass the most edges first."""
+    rows, cols = (_axis_basis(length, band_edges[0], dtype) for length in size)
+    row, col = np.arange(rows.shape[1])[:, None], np.arange(cols.shape[1])
+    num_passed = sum(((row < p) & (col < q)).astype(int) for p, q in count_passing(size, band_edges))
+    order = np.argsort(-num_passed.flatten(), kind="stable")
+    basis = np.einsum("hp,wq->hwpq", rows, cols).reshape(size[0] * size[1], -1)
+    return np.ascontiguousarray(basis[:, order])
+
+
+def _low_passes(x: Tensor, band_edges: Sequence[float], dtype: torch.dtype) -> LowPasses | _SmallLowPasses:
+    size, band_edges = tuple(x.shape[2:]), tuple(band_edges)
+    if math.prod(size) <= _SMALL_MAP:
+        return _SmallLowPasses(_tensor(_plane_basis(size, band_edges, dtype), x.device), size, band_edges)
+    return _LowPasses(*(_tensor(_axis_basis(n, band_edges[0], dtype), x.device) for n in size), band_edges)
+
+
+def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def _forward(x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> Tensor:
-    low_passes = _low_passes(*x.shape[2:], tuple(band_edges), x.device, attention.dtype)
+    low_passes = _low_passes(x, band_edges, attention.dtype)
     y, differences = torch.empty_like(x), _differences(attention)
     for images in _chunks(x):
-        some_x = x[images].to(attention.dtype)
-        result = attention[images, :1] * some_x
-        coefficients = low_passes.analyze(some_x.flatten(0, 1))
+        x_chunk = x[images].to(attention.dtype)
+        y_chunk = attention[images, :1] * x_chunk
+        coefficients = low_passes.analyze(x_chunk.flatten(0, 1))
         for band, difference in enumerate(differences[images].split(1, dim=1)):
-            result.addcmul_(difference, low_passes.synthesize(coefficients, band).view(result.shape))
-        y[images] = result
+            y_chunk.addcmul_(difference, low_passes.synthesize(coefficients, band).view(y_chunk.shape))
+        y[images] = y_chunk
     return y
 
 
 def _backward(grad: Tensor, x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> tuple[Tensor, Tensor]:
-    low_passes = _low_passes(*x.shape[2:], tuple(band_edges), x.device, attention.dtype)
+    low_passes = _low_passes(x, band_edges, attention.dtype)
     grad_x, grad_attention = torch.empty_like(x), torch.empty_like(attention)
     differences = _differences(attention)
     for images in _chunks(x):
-        grad_x[images], grad_attention[images] = _backward_of_images(
+        grad_x[images], grad_attention[images] = _backward_of_chunk(
             grad[images].to(attention.dtype),
             x[images].to(attention.dtype),
             attention[images, :1],
@@ -109,8 +127,8 @@ def _backward(grad: Tensor, x: Tensor, attention: Tensor, band_edges: Sequence[f
     return grad_x, grad_attention
 
 
-def _backward_of_images(
-    grad: Tensor, x: Tensor, highest: Tensor, differences: Sequence[Tensor], low_passes: LowPasses
+def _backward_of_chunk(
+    grad: Tensor, x: Tensor, highest: Tensor, differences: Sequence[Tensor], low_passes: LowPasses | _SmallLowPasses
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x (b, C, H, W) and of attention (b, M, H, W); the maps of one band are (b, 1, H, W)."""
     coefficients = low_passes.analyze(x.flatten(0, 1))
@@ -167,9 +185,25 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    if torch.is_grad_enabled() or is_transformed():  # what is differentiated again consists of plain operations
+        return *plain_gradients(modulate_bands_plain, ctx, grad, ctx.band_edges), None
     return *_backward_operator(grad, *ctx.saved_tensors, ctx.band_edges), None
 
 
 _operator.register_autograd(_differentiate, setup_context=_setup_context)
-_backward_operator.register_autograd(refuse_second_derivative)
+
+
+@register_flop_formula(torch.ops.fdconv_zoo.modulate_bands)
+def _flops(x: torch.Size, attention: torch.Size, band_edges: Sequence[float], **_: Any) -> int:
+    """Those of the plain path's matrix products."""
+    batch, channels, height, width = x
+    (rows, cols), *_ = passing = count_passing((height, width), band_edges)
+    multiply_adds = height * width * cols + rows * height * cols  # analysis
+    multiply_adds += sum(height * p * q + height * q * width for p, q in passing)  # synthesis of each band
+    return 2 * batch * channels * multiply_adds
+
+
+@register_flop_formula(torch.ops.fdconv_zoo.modulate_bands_backward)
+def _backward_flops(grad: torch.Size, *args: Any, **kwargs: Any) -> int:
+    return _flops(*args, **kwargs)

@@ -1,4 +1,7 @@
-"""FDW's inverse transform as matrix products, for programs in ONNX."""
+"""FDW's inverse transform as matrix products, for programs in ONNX.
+
+All sizes are Python numbers of the kernel's shape: a tracing exporter's own sizes are tensors.
+"""
 
 import math
 
@@ -8,27 +11,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def inverse_transform_by_products(coefficients: Tensor, cols: int) -> Tensor:
-    """irfft2 as matrix products, for exports to ONNX.
+def inverse_transform_by_products(coefficients: Tensor, rows: int, cols: int) -> Tensor:
+    """irfft2 as matrix products.
 
-    Of lengths that are no power of two, onnxruntime's own DFT (1.32) takes 100 ns an element and errs by up to 4e-4.
+    onnxruntime's own DFT (1.32) takes 100 ns per element for lengths that are not powers of two, and errs by 4e-4.
 
     Args:
-        coefficients: (B, R, cols//2 + 1, 2).
-        cols: C.
+        coefficients: (B, R, C//2 + 1, 2).
+        rows, cols: R and C.
 
     Returns:
         (B, C, R), the transposed planes.
     """
-    coefficients = coefficients.permute(0, 3, 1, 2)
-    columns = _inverse_dft(coefficients, coefficients.shape[2])
-    # What is left is real where the inner columns stand for their mirror images too.
-    frequency = torch.arange(coefficients.shape[3], device=columns.device)
-    multiplicity = torch.where((frequency == 0) | (2 * frequency == cols), 1.0, 2.0)
-    return _inverse_dft((columns * multiplicity).transpose(2, 3), cols, parts=1).squeeze(1)
+    num_cols = cols // 2 + 1
+    columns = _inverse_dft(coefficients.permute(0, 3, 1, 2), rows, (rows, num_cols), parts=2)
+    # The rest is real where the inner columns stand for their mirror images too.
+    multiplicity = np.where(np.arange(num_cols) * 2 % cols == 0, 1.0, 2.0)
+    columns = columns * torch.tensor(multiplicity, dtype=columns.dtype, device=columns.device)
+    return _inverse_dft(columns.transpose(2, 3), cols, (num_cols, rows), parts=1).squeeze(1)
 
 
-def _inverse_dft(x: Tensor, length: int, parts: int = 2) -> Tensor:
+def _inverse_dft(x: Tensor, length: int, sizes: tuple[int, int], parts: int) -> Tensor:
     """The inverse DFT in two steps, each a matrix product.
 
     With length = P * Q, frequency k = Q*p + q and time t = u + P*v, the angle k*t / length is, but for whole turns,
@@ -37,20 +40,21 @@ def _inverse_dft(x: Tensor, length: int, parts: int = 2) -> Tensor:
     Args:
         x: (B, 2, K, N), the real and imaginary parts of the first K <= length coefficients; the others are zero.
         length: of the result.
+        sizes: (K, N).
         parts: 1 for the real part alone.
 
     Returns:
         (B, parts, length, N).
     """
-    batch, _, num_coefficients, num = x.shape
+    num_coefficients, num = sizes
     factor = next(factor for factor in range(math.isqrt(length), 0, -1) if length % factor == 0)  # Q
     outer, inner = -(-num_coefficients // factor), length // factor  # those p that occur, and P
     matrices = _inverse_dft_matrices(length, factor, outer, parts)
     first, second = (torch.tensor(matrix, dtype=x.dtype, device=x.device) for matrix in matrices)
     x = F.pad(x, (0, 0, 0, outer * factor - num_coefficients))
-    x = (first @ x.reshape(batch, 2 * outer, factor * num)).view(batch, 2, inner, factor * num)
-    x = second @ x.transpose(1, 2).reshape(batch, inner, 2 * factor, num)  # (B, P, parts*Q, N)
-    return x.view(batch, inner, parts, factor, num).permute(0, 2, 3, 1, 4).reshape(batch, parts, length, num)
+    x = (first @ x.reshape(-1, 2 * outer, factor * num)).view(-1, 2, inner, factor * num)
+    x = second @ x.transpose(1, 2).reshape(-1, inner, 2 * factor, num)  # (B, P, parts*Q, N)
+    return x.view(-1, inner, parts, factor, num).permute(0, 2, 3, 1, 4).reshape(-1, parts, length, num)
 
 
 def _inverse_dft_matrices(length: int, factor: int, outer: int, parts: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,32 +1,53 @@
-"""The two hot operations, each behind one signature for all its paths."""
+"""The two hot operations, each behind one signature for all its paths; the path is chosen here and nowhere else."""
 
 from collections.abc import Sequence
+from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from fdconv_zoo.ops.bands_plain import modulate_bands_plain
-from fdconv_zoo.ops.bands_rebuild import modulate_bands_image_by_image
-from fdconv_zoo.ops.convolution import Geometry, convolve
-from fdconv_zoo.ops.kernels_plain import KernelParts, assemble_kernels
-from fdconv_zoo.ops.kernels_rebuild import convolve_image_by_image
-from fdconv_zoo.ops.path import Path, choose_path
+from fdconv_zoo.ops.bands_rebuild import modulate_bands_rebuild
+from fdconv_zoo.ops.context import is_exported, is_transformed
+from fdconv_zoo.ops.convolution import Geometry
+from fdconv_zoo.ops.kernels_plain import DisjointWeights, KernelModulators, convolve_plain, mix_spectrum
+from fdconv_zoo.ops.kernels_rebuild import convolve_rebuild
+
+Path = Literal["plain", "rebuild"]
 
 
-def dynamic_convolution(x: Tensor, parts: KernelParts, geometry: Geometry, path: Path | None = None) -> Tensor:
-    """Assemble the kernel of every image and convolve it.
+def choose_path(forced: Path | None = None) -> Path:
+    """Choose the path to take; all compute the same.
+
+    ``"rebuild"``: works image by image and rebuilds kernels and bands in backward; fastest on a CPU, and needs least
+    memory. ``"plain"``: torch's own operations on the whole batch. Exported programs and what ``torch.func``
+    transforms consist of these, whatever is forced.
+    """
+    if is_exported() or is_transformed():
+        return "plain"
+    return forced or "rebuild"
+
+
+def dynamic_convolution(
+    x: Tensor, *, weights: DisjointWeights, modulators: KernelModulators, geometry: Geometry, path: Path | None = None
+) -> Tensor:
+    """Assemble the kernel of every image and convolve the image with it.
 
     Args:
-        x: (B, G*I, H, W).
-        parts: of the kernels, see :class:`KernelParts`.
+        x: (B, G*I, H, W); the kernels are applied in its dtype.
+        weights: FDW's, unmixed.
+        modulators: KSM's, with local factors that are not assembled.
         geometry: of the convolution.
         path: see :func:`choose_path`.
 
     Returns:
         (B, O, H', W').
     """
-    if choose_path(path) == "plain":
-        return convolve(x, assemble_kernels(parts).to(x.dtype), geometry)
-    return convolve_image_by_image(x, parts, geometry)
+    if all(modulator is None for modulator in modulators):  # the images share one kernel
+        return F.conv2d(x, mix_spectrum(weights)[0].to(x.dtype), None, *geometry.arguments)
+    modulators = modulators.to(weights.spectrum.dtype)
+    convolve = convolve_plain if choose_path(path) == "plain" else convolve_rebuild
+    return convolve(x, weights, modulators, geometry)
 
 
 def modulate_bands(x: Tensor, attention: Tensor, band_edges: Sequence[float], path: Path | None = None) -> Tensor:
@@ -38,12 +59,11 @@ def modulate_bands(x: Tensor, attention: Tensor, band_edges: Sequence[float], pa
         x: (B, C, H, W), of any floating type.
         attention: (B, M, H, W), the weight of each band at each pixel, highest band first; float32 or float64, which
             is what the bands are computed in.
-        band_edges: M falling frequencies in cycles a sample; band m lies between edge m-1 (m > 0) and edge m.
+        band_edges: M falling frequencies in cycles per sample; band m lies between edge m-1 (m > 0) and edge m.
         path: see :func:`choose_path`.
 
     Returns:
         (B, C, H, W), of x's type.
     """
-    if choose_path(path) == "plain":
-        return modulate_bands_plain(x.to(attention.dtype), attention, band_edges).to(x.dtype)
-    return modulate_bands_image_by_image(x, attention, band_edges)
+    modulate = modulate_bands_plain if choose_path(path) == "plain" else modulate_bands_rebuild
+    return modulate(x, attention, band_edges)

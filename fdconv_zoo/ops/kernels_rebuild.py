@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
+from fdconv_zoo.ops.context import is_transformed
 from fdconv_zoo.ops.convolution import (
     POINTWISE,
     Geometry,
@@ -29,14 +31,14 @@ from fdconv_zoo.ops.convolution import (
     extract_patches,
     fold_patches,
 )
-from fdconv_zoo.ops.kernels_plain import KernelParts
-from fdconv_zoo.ops.path import refuse_second_derivative
+from fdconv_zoo.ops.double_backward import plain_gradients
+from fdconv_zoo.ops.kernels_plain import DisjointWeights, KernelModulators, mix_spectrum
 from fdconv_zoo.ops.planes import LocalGates, MixedPlanes, plane_windows
 from fdconv_zoo.ops.scratch import elements_at_once, scratch
 
 
 class _Plan(NamedTuple):
-    """How a batch is gone through: all that is not a tensor."""
+    """How a batch is worked through: all that is not a tensor."""
 
     kernel_shape: tuple[int, int, int, int]
     geometry: Geometry
@@ -50,34 +52,24 @@ class _Plan(NamedTuple):
         return planes.view(planes.shape[0], self.geometry.groups, -1, self.kernel_shape[2], planes.shape[-1])
 
 
-def convolve_image_by_image(x: Tensor, parts: KernelParts, geometry: Geometry) -> Tensor:
-    """``convolve(x, assemble_kernels(parts), geometry)``, faster and with less memory.
+def convolve_rebuild(x: Tensor, weights: DisjointWeights, modulators: KernelModulators, geometry: Geometry) -> Tensor:
+    """The "rebuild" path of :func:`fdconv_zoo.ops.dynamic_convolution`, for kernels that differ between images.
 
-    Args:
-        x: (B, G*I, H, W); the kernels are applied in its dtype.
-        parts: of the kernels of x's B images.
-        geometry: of the convolution.
-
-    Returns:
-        (B, O, H', W'), in x's memory format. Differentiable once.
+    The result has x's memory format.
     """
-    _, in_channels, height, width = parts.kernel_shape
-    attention, taps, windows, columns = parts.attention, parts.taps, parts.windows, None
-    if taps is not None:
+    _, in_channels, height, width = weights.kernel_shape
+    groups, attention, taps, windows, columns = geometry.groups, weights.attention, None, None, None
+    if modulators.local is not None:
         attention = 2 * attention  # the 2 of the local factor 2 * sigmoid
-        taps = taps.view(parts.groups, -1, width * taps.shape[-1])
-        windows = plane_windows(windows, width)
-    if parts.channel is not None:
-        columns = parts.channel.view(-1, parts.groups, 1, in_channels, 1)
-        if parts.spatial is not None:
-            columns = columns * parts.spatial.view(-1, 1, height, 1, width)
+        taps, windows = modulators.local
+        taps, windows = taps.view(groups, -1, width * taps.shape[-1]), plane_windows(windows, width)
+    if modulators.channel is not None:
+        columns = modulators.channel.view(-1, groups, 1, in_channels, 1)
+        if modulators.spatial is not None:
+            columns = columns * modulators.spatial.view(-1, 1, height, 1, width)
         columns = columns.flatten(3)  # (B, G, a, I*b)
-    tensors = (x, parts.spectrum, parts.group_index, attention, taps, windows, columns, parts.filter)
-    sizes = (parts.kernel_shape, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return _operator(*tensors, *sizes)
-    mixed = parts.mixed if parts.mixed is None or taps is None else 2 * parts.mixed
-    return _forward(*tensors, *sizes, mixed=mixed)
+    tensors = (x, weights.spectrum, weights.group_index, attention, taps, windows, columns, modulators.filter)
+    return _operator(*tensors, weights.kernel_shape, *geometry.arguments)
 
 
 def _forward(
@@ -90,21 +82,20 @@ def _forward(
     columns: Tensor | None,
     rows: Tensor | None,
     *sizes: Any,
-    mixed: Tensor | None = None,
 ) -> Tensor:
     plan = _make_plan(x.shape, x.device.type, *map(_hashable, sizes))
-    planes = MixedPlanes(spectrum, group_index, attention, plan.kernel_shape[1] * plan.kernel_shape[3], mixed)
+    planes = MixedPlanes(spectrum, group_index, attention, plan.kernel_shape[1] * plan.kernel_shape[3])
     gates = None if taps is None else LocalGates(taps, windows)
     y = None
     for images in plan.chunks:
         kernels = _join(planes.make(images), None if gates is None else gates.make(images))
-        some_columns, some_rows = (None if factors is None else factors[images] for factors in (columns, rows))
-        some_y = _convolve(x[images], kernels, some_columns, some_rows, plan)
+        columns_chunk, rows_chunk = (None if factors is None else factors[images] for factors in (columns, rows))
+        y_chunk = _convolve(x[images], kernels, columns_chunk, rows_chunk, plan)
         if len(plan.chunks) == 1:
-            return some_y.contiguous(memory_format=_memory_format(x))
+            return y_chunk.contiguous(memory_format=_memory_format(x))
         if y is None:
             y = _empty_output(x, plan)
-        y[images] = some_y
+        y[images] = y_chunk
     return y
 
 
@@ -130,16 +121,16 @@ def _backward(
     for images in plan.chunks:
         kernels, gate = planes.make(images), None if gates is None else gates.make(images)
         kernels = _join(kernels, gate)
-        some_columns, some_rows = (None if factors is None else factors[images] for factors in (columns, rows))
-        some_grad_x, grad_plane, product = _convolve_backward(
-            grad[images], x[images], kernels, some_columns, some_rows, plan, needs_x
+        columns_chunk, rows_chunk = (None if factors is None else factors[images] for factors in (columns, rows))
+        grad_x_chunk, grad_plane, product = _convolve_backward(
+            grad[images], x[images], kernels, columns_chunk, rows_chunk, plan, needs_x
         )
         if needs_x:
-            grad_x[images] = some_grad_x
+            grad_x[images] = grad_x_chunk
         if columns is not None:
-            grad_columns[images] = _safe_divide(plan.split(product).sum(2), some_columns)
+            grad_columns[images] = _safe_divide(plan.split(product).sum(2), columns_chunk)
         if rows is not None:
-            grad_rows[images] = _safe_divide(plan.split(product).sum((3, 4)).flatten(1), some_rows)
+            grad_rows[images] = _safe_divide(plan.split(product).sum((3, 4)).flatten(1), rows_chunk)
         if gate is not None:
             gates.add_gradient(product.addcmul_(product, gate, value=-1), images)
             grad_plane.mul_(gate)
@@ -149,6 +140,28 @@ def _backward(
     return [gradient for gradient in gradients if gradient is not None]
 
 
+def _forward_plain(
+    x: Tensor,
+    spectrum: Tensor,
+    group_index: Tensor,
+    attention: Tensor,
+    taps: Tensor | None,
+    windows: Tensor | None,
+    columns: Tensor | None,
+    rows: Tensor | None,
+    *sizes: Any,
+) -> Tensor:
+    """:func:`_forward` in torch's own operations on the whole batch."""
+    plan = _make_plan(x.shape, x.device.type, *map(_hashable, sizes))
+    out_channels, in_channels, height, width = plan.kernel_shape
+    kernels = mix_spectrum(DisjointWeights(spectrum, group_index, attention, plan.kernel_shape))
+    planes = kernels.transpose(2, 3).reshape(-1, out_channels * height, in_channels * width)
+    if taps is not None:
+        planes = planes * torch.sigmoid(taps @ windows).view(len(x), *planes.shape[1:])
+    kernels = _scale(planes, columns, rows, plan).view(-1, out_channels, height, in_channels, width).transpose(2, 3)
+    return convolve(x, kernels.to(x.dtype), plan.geometry)
+
+
 # One opaque operator for torch.compile: traced step by step, the rebuilding in backward would be recognized as what
 # forward has computed already, and be kept instead.
 _TENSORS = "Tensor x, Tensor spectrum, Tensor group_index, Tensor attention, " + ", ".join(
@@ -156,10 +169,10 @@ _TENSORS = "Tensor x, Tensor spectrum, Tensor group_index, Tensor attention, " +
 )
 _SIZES = "int[] kernel_shape, int[] stride, int[] padding, int[] dilation, int groups"
 _operator = torch.library.custom_op(
-    "fdconv_zoo::convolve_image_by_image", _forward, mutates_args=(), schema=f"({_TENSORS}, {_SIZES}) -> Tensor"
+    "fdconv_zoo::convolve_rebuild", _forward, mutates_args=(), schema=f"({_TENSORS}, {_SIZES}) -> Tensor"
 )
 _backward_operator = torch.library.custom_op(
-    "fdconv_zoo::convolve_image_by_image_backward",
+    "fdconv_zoo::convolve_rebuild_backward",
     _backward,
     mutates_args=(),
     schema=f"(Tensor grad, bool needs_x, {_TENSORS}, {_SIZES}) -> Tensor[]",
@@ -169,7 +182,7 @@ _backward_operator = torch.library.custom_op(
 @_operator.register_fake
 def _(x: Tensor, *args: Any) -> Tensor:
     kernel_shape, stride, padding, dilation, groups = args[-5:]
-    size = Geometry(stride, padding, dilation, groups).output_size(x.shape[2:], kernel_shape[2:])
+    size = Geometry(kernel_shape[2:], stride, padding, dilation, groups).output_size(x.shape[2:])
     return x.new_empty(x.shape[0], kernel_shape[0], *size).to(memory_format=_memory_format(x))
 
 
@@ -187,6 +200,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    no_gradients = [None] * len(ctx.sizes)
+    if torch.is_grad_enabled() or is_transformed():  # what is differentiated again consists of plain operations
+        return *plain_gradients(_forward_plain, ctx, grad, *ctx.sizes), *no_gradients
     x, spectrum, group_index, *others = ctx.saved_tensors
     needs_x = ctx.needs_input_grad[0]
     gradients = iter(_backward_operator(grad, needs_x, x, spectrum, group_index, *others, *ctx.sizes))
@@ -196,12 +212,34 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_spectrum,
         None,
         *(None if tensor is None else next(gradients) for tensor in others),
-        *[None] * len(ctx.sizes),
+        *no_gradients,
     )
 
 
 _operator.register_autograd(_differentiate, setup_context=_setup_context)
-_backward_operator.register_autograd(refuse_second_derivative)
+
+
+@register_flop_formula(torch.ops.fdconv_zoo.convolve_rebuild)
+def _flops(*shapes: Any, **_: Any) -> int:
+    """Those of the convolution and of the local branch's product, as torch counts the plain path's."""
+    return 2 * sum(_multiply_adds(*shapes))
+
+
+@register_flop_formula(torch.ops.fdconv_zoo.convolve_rebuild_backward)
+def _backward_flops(grad: torch.Size, needs_x: bool, *shapes: Any, **_: Any) -> int:
+    """The convolution's again per gradient, of x and of the kernels; the product's for taps and for windows."""
+    convolution, product = _multiply_adds(*shapes)
+    return 2 * ((needs_x + 1) * convolution + 2 * product)
+
+
+def _multiply_adds(x: torch.Size, *args: Any) -> tuple[int, int]:
+    """Of the convolution, and of the local branch's product of taps and windows."""
+    taps = args[3]
+    kernel_shape, stride, padding, dilation, groups = args[-5:]
+    height, width = Geometry(kernel_shape[2:], stride, padding, dilation, groups).output_size(x[2:])
+    elements = x[0] * math.prod(kernel_shape)
+    # Of a row of the taps, which see b columns at once, all but one column meet zeros.
+    return elements * height * width, 0 if taps is None else elements * (taps[2] // kernel_shape[3])
 
 
 def _hashable(size: Any) -> Any:
@@ -225,10 +263,10 @@ def _make_plan(
     dilation: tuple[int, int],
     groups: int,
 ) -> _Plan:
-    geometry = Geometry(stride, padding, dilation, groups)
+    geometry = Geometry(kernel_shape[2:], stride, padding, dilation, groups)
     batch, in_features = shape[0], math.prod(shape[1:])
     out_channels, num_elements = kernel_shape[0], math.prod(kernel_shape)
-    size = geometry.output_size(shape[2:], kernel_shape[2:])
+    size = geometry.output_size(shape[2:])
     is_pointwise = kernel_shape[2:] == (1, 1)
     # Where there are more output channels than positions, copying out the patches moves less than rearranging planes
     # into kernels.
@@ -279,7 +317,7 @@ def _convolve_backward(
         if plan.scales_features and columns is not None:
             grad_x.mul_(columns)
         if plan.uses_patches:
-            grad_x = fold_patches(grad_x, input_size, plan.kernel_shape[2:], plan.geometry)
+            grad_x = fold_patches(grad_x, input_size, plan.geometry)
     if not plan.uses_patches:
         grad_kernels = grad_kernels.transpose(2, 3)
     grad_kernels = grad_kernels.reshape(kernels.shape).to(kernels.dtype)
@@ -293,7 +331,7 @@ def _operands(x: Tensor, kernels: Tensor, plan: _Plan) -> tuple[Tensor, Tensor, 
     kernels = kernels.to(x.dtype)
     out_channels, in_channels, height, width = plan.kernel_shape
     if plan.uses_patches:
-        patches = extract_patches(x, (height, width), plan.geometry)
+        patches = extract_patches(x, plan.geometry)
         return patches, kernels.reshape(-1, out_channels, patches.shape[1], 1, 1), POINTWISE
     return x, kernels.reshape(-1, out_channels, height, in_channels, width).transpose(2, 3), plan.geometry
 

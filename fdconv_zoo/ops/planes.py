@@ -20,12 +20,9 @@ class MixedPlanes:
         group_index: (R, H), any integer type.
         attention: (B, n), or (1, n) for all images.
         cols: C.
-        mixed: (1, O, I, a, b), the kernel that spectrum and shared attention give, where it is at hand already.
     """
 
-    def __init__(
-        self, spectrum: Tensor, group_index: Tensor, attention: Tensor, cols: int, mixed: Tensor | None = None
-    ) -> None:
+    def __init__(self, spectrum: Tensor, group_index: Tensor, attention: Tensor, cols: int) -> None:
         self.spectrum = torch.view_as_complex(spectrum)
         self.cols = cols
         # Complex, so that nothing is promoted on the way.
@@ -34,7 +31,7 @@ class MixedPlanes:
         if group_index.dtype != torch.int64:
             self.index = scratch("index", group_index.shape, torch.int64, group_index.device).copy_(group_index)
         self.is_shared = len(attention) == 1
-        self._shared = None if mixed is None else mixed.transpose(2, 3).reshape(1, -1, cols)
+        self._shared: Tensor | None = None
         self._grad_spectrum: Tensor | None = None
 
     def make(self, images: slice) -> Tensor:

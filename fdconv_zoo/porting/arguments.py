@@ -22,7 +22,7 @@ def implied_arguments(source: Source) -> dict[str, Any]:
 
 def _of_the_authors_layers(source: Source) -> dict[str, Any]:
     names = source.tensors
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {"stored_groups": True}
     kernels = {len(names[name]) for name in names if name.endswith(".KSM_Global.kernel_fc.bias")} or {1}
     if kernels != {64}:
         arguments["num_kernels"] = max(kernels)
