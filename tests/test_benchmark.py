@@ -196,7 +196,7 @@ def without_bands(model):
 
 def with_the_kernels_of_another_image(model):
     for layer in dynamic_layers(model):
-        layer._parts = lambda pooled, parts=layer._parts: parts(pooled.flip(0))
+        layer.ksm.register_forward_pre_hook(lambda _, args: (args[0].flip(0),))
 
 
 @pytest.mark.parametrize(
