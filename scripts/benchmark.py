@@ -201,7 +201,7 @@ def measure(name: str, setting: Setting, args: argparse.Namespace, device: torch
 
     Raises:
         ConfigError: the model does not accept the arguments, or the peers cannot replace its layers.
-        MismatchError: a model does not compute what it should.
+        MismatchError: a model computes wrong results.
     """
     chain, peers = create_models(name, args)
     models = chain | peers

@@ -1,4 +1,4 @@
-"""Other dynamic convolutions, to be measured beside FDConv.
+"""Other dynamic convolutions, for comparison with FDConv.
 
 The implementations are straightforward: each image's kernel is a weighted sum of the layer's kernels, and one grouped
 convolution applies them, with one group per image. Each layer replaces an ``nn.Conv2d`` without bias and groups, as in

@@ -26,11 +26,10 @@ def convert_model(
 ) -> nn.Module:
     """Convert layers of any torch model to FDConv layers, in place, without changing what it computes.
 
-    The converted model computes the same function up to float rounding. It converts all layers of ``types`` that pass
-    ``include``, ``exclude``, ``min_channels`` and ``select``, except timm's classifier and layers that FDConv does not
-    support (``dry_run=True`` lists the reasons). Linear layers are converted only where this is safe: where the example
-    shows that their input is (B, N, C) or (B, H, W, C) with one image per item of B, or where ``include`` or ``select``
-    asks for them.
+    The converted model computes the same function up to float rounding. All layers of ``types`` that pass ``include``,
+    ``exclude``, ``min_channels`` and ``select`` are converted, except timm's classifier and layers that FDConv does not
+    support (``dry_run=True`` lists the reasons). Linear layers are converted only if this is safe: if the example shows
+    that their input is (B, N, C) or (B, H, W, C) with B images, or if ``include`` or ``select`` asks for them.
 
     Shared layers and shared weights stay shared. A frozen weight becomes a frozen spectrum, with trainable modulators.
     Biases are kept; spectra and modulators are new parameters, so create the optimizer after the conversion.
@@ -38,7 +37,7 @@ def convert_model(
     Args:
         model: any module, or a single layer; FDConv layers in it are left alone.
         include: convert only layers whose names match this pattern, or one of several (``"layer4.*.conv2"``, as in
-            :mod:`fnmatch`). This includes the classifier and layers that see windows of an image.
+            :mod:`fnmatch`), even if they belong to the classifier or see windows of an image.
         exclude: skip layers whose names match this pattern, or one of several.
         types: ``nn.Conv2d``, ``nn.Linear``, or both.
         min_channels: skip layers with fewer input or output channels. The paper converts layers with more than 16.
@@ -46,7 +45,7 @@ def convert_model(
         example: an input of the model: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
             The model runs on it before and after the conversion, to see the layers' inputs and compare the outputs.
         dry_run: only print the plan; change nothing.
-        **options: of :class:`fdconv_zoo.FDConv2d` (``num_kernels``, ``fbm``, ...). Linear layers use those they have.
+        **options: of :class:`fdconv_zoo.FDConv2d` (``num_kernels``, ``fbm``, ...). Linear layers ignore those of FBM.
 
     Returns:
         The model; if the model itself is a converted layer, the new layer.

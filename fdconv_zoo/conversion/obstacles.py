@@ -1,4 +1,4 @@
-"""Reasons why a layer cannot be converted to FDConv, with a remedy where there is one."""
+"""Reasons why a layer cannot be converted to FDConv, with remedies."""
 
 from collections.abc import Collection
 

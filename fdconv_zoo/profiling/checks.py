@@ -1,4 +1,4 @@
-"""Checks that a model computes what it should, in the way it is timed, before its time means anything."""
+"""Checks that a model computes the right results in the way it is timed."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ STEP = 5e-2
 
 
 class MismatchError(RuntimeError):
-    """A model does not compute what it should, so its costs are meaningless."""
+    """A model computes wrong results, so its costs are meaningless."""
 
 
 def check_same_function(model: nn.Module, twin: nn.Module, x: Tensor) -> None:

@@ -60,7 +60,7 @@ def profile(
         repeats: Number of timings of each step.
 
     Raises:
-        MismatchError: a model does not compute what it should; names the model.
+        MismatchError: a model computes wrong results; names the model.
     """
     costs: dict[str, dict[str, Any]] = {}
     for name, model in models.items():

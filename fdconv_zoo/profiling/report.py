@@ -1,4 +1,4 @@
-"""Reports costs beside the plain twin's, as a table and as CSV."""
+"""Formats costs and their ratios to the plain twin's as a table and as CSV."""
 
 import csv
 import io

@@ -83,10 +83,10 @@ def cached_files(repo_id: str, cache: str | Path | None = None) -> Iterator[Cach
 
 
 def remove_damaged(files: Iterable[CachedFile]) -> str:
-    """Take files that just arrived out of the cache if they are damaged: the client compares sizes only.
+    """Remove files that arrived damaged from the cache; the client itself compares sizes only.
 
     Returns:
-        What happened and what to do; empty if all are as the Hub named them.
+        What happened and what to do; empty if no file is damaged.
     """
     damaged = [file for file in files if file.blob_hash and not file.has_hash(file.blob_hash)]
     for file in damaged:

@@ -31,7 +31,7 @@ class _Placeholder:
 
 
 # Trainers save arguments (timm), logs as NumPy arrays (mmengine) and scores (mmcv) along with the weights. Their names
-# are allowed in a pickle, but stand for a placeholder: even getattr, which pickled methods need.
+# are allowed in a pickle, but load as placeholders: even getattr, which pickled methods need.
 _NOT_WEIGHTS = [
     (_Placeholder, name)
     for name in (
