@@ -11,6 +11,7 @@ from fdconv_zoo.layers import (
     FourierDisjointWeight,
     FrequencyBandModulation,
     KernelSpatialModulation,
+    script_model,
     set_path,
 )
 from fdconv_zoo.layers.reference import from_reference
@@ -27,6 +28,7 @@ __all__ = [
     "convert_model",
     "from_reference",
     "plan_conversion",
+    "script_model",
     "set_path",
     "to_plain",
 ]

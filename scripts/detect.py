@@ -25,12 +25,13 @@ import fdconv_zoo  # noqa: F401 - registers the models
 from fdconv_zoo.cli.recipes import DEFAULT_WORKERS, ArgumentParser, run_script
 from fdconv_zoo.dense.canvases import FASHION_CANVASES
 from fdconv_zoo.dense.detection.augment import training_transform
-from fdconv_zoo.dense.detection.dataset import DetectionDataset
-from fdconv_zoo.dense.detection.evaluate import evaluate_detector, evaluation_loader
+from fdconv_zoo.dense.detection.dataset import DetectionDataset, EvaluationDataset
+from fdconv_zoo.dense.detection.evaluate import evaluate_detector
 from fdconv_zoo.dense.detection.loading import DetectionData, load_detection_data
 from fdconv_zoo.dense.detection.metrics import coco_truth
 from fdconv_zoo.dense.detection.model import HEADS, Detector
 from fdconv_zoo.dense.detection.pictures import draw_predictions
+from fdconv_zoo.dense.evaluation import evaluation_loader
 from fdconv_zoo.dense.saved_model import export
 from fdconv_zoo.dense.stand_ins import stand_in
 from fdconv_zoo.errors import ConfigError
@@ -126,7 +127,7 @@ def train(args: argparse.Namespace, dataset: str) -> None:
         accelerator.print(f"left out, or clipped, {data.skipped} bad annotations")
     batches = training_batches(args, data, model, accelerator)
     truth = coco_truth(data.validation)
-    loader = accelerator.prepare(evaluation_loader(data.validation, args.batch_size, args.workers))
+    loader = accelerator.prepare(evaluation_loader(EvaluationDataset(data.validation), args.batch_size, args.workers))
 
     def evaluate(model: Detector) -> dict[str, Any]:
         file = run.path / "predictions.json"
@@ -143,7 +144,7 @@ def train(args: argparse.Namespace, dataset: str) -> None:
     best = max(history, key=lambda row: row["box_ap"])
     accelerator.print(
         f"best: box AP {best['box_ap']:.2f} % after epoch {best['epoch']}, over {best['images']} images; load it with\n"
-        f"    fdconv_zoo.dense.detection.model.Detector.from_pretrained('{run.path}')"
+        f"    fdconv_zoo.dense.Detector.from_pretrained('{run.path}')"
     )
 
 
@@ -163,7 +164,7 @@ def evaluate_only(args: argparse.Namespace, dataset: str) -> None:
             f"{args.evaluate} finds {', '.join(model.class_names)}, but the dataset has {', '.join(data.class_names)}: "
             "evaluate it on the classes it was trained on, in their order"
         )
-    loader = accelerator.prepare(evaluation_loader(data.validation, args.batch_size, args.workers))
+    loader = accelerator.prepare(evaluation_loader(EvaluationDataset(data.validation), args.batch_size, args.workers))
     truth = coco_truth(data.validation)
     file = output / "predictions.json"
     result = evaluate_detector(
@@ -224,7 +225,9 @@ def training_batches(
 def save_pictures(args: argparse.Namespace, model: Detector, data: DetectionData, path: Path) -> None:
     """Draw what is found in the first validation images beside what is there."""
     if args.pictures:
-        picture = draw_predictions(model, data.validation, range(min(args.pictures, len(data.validation))))
+        picture = draw_predictions(
+            model, EvaluationDataset(data.validation), range(min(args.pictures, len(data.validation)))
+        )
         with replacing(path) as temporary:
             picture.save(temporary, format="png")
 

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 import fdconv_zoo  # noqa: F401 - registers the models
 from fdconv_zoo.cli.recipes import DEFAULT_WORKERS, ArgumentParser, run_script
 from fdconv_zoo.dense.canvases import FASHION_CANVASES
+from fdconv_zoo.dense.evaluation import evaluation_loader
 from fdconv_zoo.dense.saved_model import export
 from fdconv_zoo.dense.segmentation.augment import training_transform
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset, SegmentationDataset
-from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter, evaluation_loader
+from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter
 from fdconv_zoo.dense.segmentation.loading import SegmentationData, load_segmentation_data
 from fdconv_zoo.dense.segmentation.model import DECODERS, Segmenter
 from fdconv_zoo.dense.segmentation.pictures import draw_predictions
@@ -144,7 +145,7 @@ def train(args: argparse.Namespace, dataset: str) -> None:
     best = max(history, key=lambda row: row["miou"])
     accelerator.print(
         f"best: mIoU {best['miou']:.2f} % after epoch {best['epoch']}, over {best['images']} images; load it with\n"
-        f"    fdconv_zoo.dense.segmentation.model.Segmenter.from_pretrained('{run.path}')"
+        f"    fdconv_zoo.dense.Segmenter.from_pretrained('{run.path}')"
     )
 
 

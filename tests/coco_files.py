@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-CATEGORIES = ((90, "kite"), (3, "car"), (17, "cat"))  # neither in order nor without gaps
+CATEGORIES = ((90, "kite"), (3, "car"), (17, "cat"))  # ids are unordered and have gaps
 
 
 def box_polygon(x: float, y: float, width: float, height: float) -> list[float]:
@@ -33,7 +33,7 @@ def image(number: int, width: int = 40, height: int = 30) -> dict:
 
 
 def write_split(folder: Path, content: dict | str, annotations: str, images: str) -> None:
-    """An annotation file, and grey images, with their objects in white, where its entries are as they should be."""
+    """Write an annotation file and, if its entries are valid, grey images with white objects."""
     file = folder / annotations
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(content if isinstance(content, str) else json.dumps(content))
@@ -42,15 +42,15 @@ def write_split(folder: Path, content: dict | str, annotations: str, images: str
         return
     for entry in content["images"]:
         pixels = np.full((entry["height"], entry["width"], 3), 100, np.uint8)
-        for described in content["annotations"]:
-            if described.get("image_id") == entry["id"] and len(described.get("bbox", [])) == 4:
-                x, y, width, height = (max(int(value), 0) for value in described["bbox"])
+        for item in content["annotations"]:
+            if item.get("image_id") == entry["id"] and len(item.get("bbox", [])) == 4:
+                x, y, width, height = (max(int(value), 0) for value in item["bbox"])
                 pixels[y : y + height, x : x + width] = 255
         Image.fromarray(pixels).save(folder / images / entry["file_name"])
 
 
 def write_dataset(folder: Path, train: dict | str, validation: dict | str | None = None) -> str:
-    """Both splits in the layout of the demo data."""
+    """Write both splits in the layout of the demo data, and return the folder."""
     validation = train if validation is None else validation
     for split, content in (("train", train), ("validation", validation)):
         write_split(folder, content, f"annotations/instances_{split}.json", f"images/{split}")

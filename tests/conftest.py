@@ -31,6 +31,18 @@ def hub(tmp_path: Path) -> Iterator[ConnectedHub]:
 
 
 @pytest.fixture
+def datasets_cache(tmp_path: Path, monkeypatch) -> Path:
+    """An empty cache for `datasets`, instead of the user's."""
+    import datasets
+
+    folder = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", folder / "downloads")
+    monkeypatch.setattr(datasets.config, "EXTRACTED_DATASETS_PATH", folder / "extracted")
+    return folder
+
+
+@pytest.fixture
 def on_one_cpu_thread(monkeypatch):
     """Training in this process, which leaves accelerate as new."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

@@ -1,4 +1,4 @@
-"""The demo data for dense prediction: what is drawn, what is written, and the cache it lies in."""
+"""The demo data for dense prediction: images, files and cache."""
 
 import contextlib
 import hashlib
@@ -55,11 +55,11 @@ def pixels_of(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-# The folder, read by others' code
+# Files
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_coco_annotations_are_the_class_masks(folder, split):
+def test_coco_annotations_agree_with_class_masks(folder, split):
     coco = coco_of(folder, split)
     assert sorted(coco.getCatIds()) == list(range(1, 11))
     for image_id, image in coco.imgs.items():
@@ -77,13 +77,13 @@ def test_coco_annotations_are_the_class_masks(folder, split):
             assert isinstance(annotation["segmentation"]["counts"], str)
             covered += annotation["category_id"] * mask
             times += mask
-        assert times.max(initial=0) <= 1, "two objects are seen at one pixel"
+        assert times.max(initial=0) <= 1, "two objects are visible at one pixel"
         assert np.array_equal(covered, classes)
-    assert 0 not in coco.anns, "pycocotools takes the annotation 0 for none"
+    assert 0 not in coco.anns, "pycocotools treats the annotation id 0 as no match"
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_all_files_are_there_and_no_others(folder, split):
+def test_all_files_are_listed(folder, split):
     numbers = {f"{number:06}.png" for number in range(COUNTS[split])}
     images = json.loads((folder / "annotations" / f"instances_{split}.json").read_text())["images"]
     assert {image["file_name"] for image in images} == numbers
@@ -91,7 +91,7 @@ def test_all_files_are_there_and_no_others(folder, split):
         assert set(os.listdir(folder / kind / split)) == numbers
 
 
-def test_classes_are_named_in_the_order_of_their_numbers(folder):
+def test_classes_are_named_in_the_order_of_their_indices(folder):
     names = (folder / "classes.txt").read_text().splitlines()
     assert names[0] == "background"
     for split in SPLITS:
@@ -101,7 +101,7 @@ def test_classes_are_named_in_the_order_of_their_numbers(folder):
     assert names[8] == "Sneaker"
 
 
-def test_licence_and_origin_are_beside_it(folder):
+def test_licence_and_origin_are_included(folder):
     assert "Copyright (c) 2017 Zalando SE" in (folder / "LICENSE").read_text()
     assert "24 for training, 6 for validation, 128x128 pixels, seed 0" in (folder / "README.txt").read_text()
 
@@ -112,10 +112,10 @@ def test_pixels_are_fixed(folder):
         for number in range(3):
             for kind in ("images", "masks"):
                 digest.update(pixels_of(folder / kind / split / f"{number:06}.png").tobytes())
-    assert digest.hexdigest() == PIXELS, "if this is meant, raise the version of the cache"
+    assert digest.hexdigest() == PIXELS, "if this is intended, increase the version of the cache"
 
 
-def test_a_small_set_begins_a_large_one_and_seeds_differ(folder, tmp_path):
+def test_a_small_set_is_the_start_of_a_large_one_and_seeds_differ(folder, tmp_path):
     write_canvases(tmp_path / "small", train=2, validation=1)
     write_canvases(tmp_path / "other", train=2, validation=1, seed=1)
     for number in range(2):
@@ -131,17 +131,17 @@ def test_small_canvases(tmp_path, size):
     assert coco_of(tmp_path / "small", "train").anns
 
 
-# What is drawn
+# Images
 
 
-def test_every_kind_of_canvas_is_there(canvases):
+def test_number_of_objects(canvases):
     objects = [len(canvas.categories) for canvas in canvases]
     assert objects.count(0) >= 1
     assert 3 < np.mean(objects) < 5.5
     assert max(objects) == 8
 
 
-def test_every_class_is_common_enough_to_learn(canvases):
+def test_classes_are_balanced(canvases):
     share = np.bincount(np.concatenate([canvas.classes.ravel() for canvas in canvases]), minlength=11)
     share = share / share.sum()
     assert 0.75 < share[0] < 0.9
@@ -149,45 +149,45 @@ def test_every_class_is_common_enough_to_learn(canvases):
     assert share[1:].max() < 4 * share[1:].min()
 
 
-def test_every_object_is_seen(canvases):
+def test_every_object_is_visible(canvases):
     for canvas in canvases:
         seen = np.bincount(canvas.instances.ravel(), minlength=len(canvas.categories) + 1)[1:]
         assert len(seen) == len(canvas.categories)
         assert np.all(seen >= 10)
 
 
-def test_objects_hide_each_other_but_never_almost_wholly(garments, monkeypatch):
-    # A canvas draws garments in order: what each covers is noted as it is cut out.
+def test_objects_occlude_each_other_but_never_almost_completely(garments, monkeypatch):
+    # A canvas draws garments in order: record what each of them covers when it is cut out.
     from fdconv_zoo.dense.canvases import compose as module
 
     drawn = []
 
-    def noting(*arguments):
+    def recording(*arguments):
         window, gray, alpha = cut_out(*arguments)
         whole = np.zeros((128, 128), bool)
         whole[window] = alpha >= 0.5
         drawn.append(whole)
         return window, gray, alpha
 
-    monkeypatch.setattr(module, "cut_out", noting)
+    monkeypatch.setattr(module, "cut_out", recording)
     hidden = []
     for number in range(60):
         drawn.clear()
         canvas = compose(garments, np.random.default_rng((2, number)), 128)
-        # Garments that were not placed are passed over: each object is the next one that covers what is seen of it.
+        # Skip garments that were not placed: each object is the next one that covers its visible pixels.
         candidates = iter(drawn)
         for instance in range(1, len(canvas.categories) + 1):
             seen = canvas.instances == instance
             whole = next(mask for mask in candidates if not np.any(seen & ~mask))
             above = canvas.instances > instance
-            assert np.array_equal(seen, whole & ~above), "hidden by something that is not above it"
+            assert np.array_equal(seen, whole & ~above), "occluded by something that is not above it"
             assert seen.sum() >= MIN_VISIBLE * whole.sum()
             hidden.append(1 - seen.sum() / whole.sum())
     assert np.mean(np.array(hidden) > 0.2) > 0.1
 
 
-def test_the_mask_is_where_the_image_shows_the_object(garments, monkeypatch):
-    # The same canvas, once with garments in a colour that nothing else has, without light and noise.
+def test_masks_agree_with_the_image(garments, monkeypatch):
+    # White garments on black, without light and noise: the image is the opacity.
     from fdconv_zoo.dense.canvases import compose as module
 
     monkeypatch.setattr(module, "dye", lambda rng, gray, around: np.ones((*gray.shape, 3)))
@@ -197,11 +197,11 @@ def test_the_mask_is_where_the_image_shows_the_object(garments, monkeypatch):
         canvas = compose(garments, np.random.default_rng((3, number)), 128)
         opacity = canvas.image[..., 0]
         assert np.all(opacity[canvas.instances > 0] >= 0.5)
-        # Outside only edges, of one garment or of two that meet.
+        # Outside there are only edges, of one garment or of two adjacent ones.
         assert np.all(opacity[canvas.instances == 0] < 0.5 + 0.25)
 
 
-def test_a_garment_lies_where_its_pose_says():
+def test_a_garment_is_at_its_pose():
     pixels = np.zeros((28, 28))
     pixels[:14, :14] = 1.0  # a square in the upper left corner: light above, dim below
     pixels[7:14, :14] = 0.25
@@ -223,19 +223,19 @@ def test_a_garment_lies_where_its_pose_says():
         assert np.mean((alpha > 0) & (alpha < 1)) < 0.025, "the edge is wider than a pixel"
 
 
-def test_bilinear_is_that_of_scipy():
+def test_bilinear_agrees_with_scipy():
     from scipy.ndimage import map_coordinates
 
     rng = np.random.default_rng(0)
     planes = rng.random((2, 9, 11))
-    places = rng.uniform(-3, 13, (2, 50, 60))
-    expected = [map_coordinates(plane, places, order=1, mode="grid-constant") for plane in planes]
-    np.testing.assert_allclose(bilinear(planes, *places), expected, atol=1e-12)
+    positions = rng.uniform(-3, 13, (2, 50, 60))
+    expected = [map_coordinates(plane, positions, order=1, mode="grid-constant") for plane in planes]
+    np.testing.assert_allclose(bilinear(planes, *positions), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", [band_noise, grating, plaid])
 @pytest.mark.parametrize("frequency", [1 / 64, 1 / 16, 0.1, 0.25, 0.4])
-def test_textures_hold_the_frequency_asked_for(kind, frequency):
+def test_textures_have_the_requested_frequency(kind, frequency):
     image = kind(np.random.default_rng(5), 128, frequency)
     assert abs(image.std() - 1) < 0.3
     window = np.hanning(128)
@@ -262,7 +262,7 @@ def test_splits_share_no_garment(garments):
     assert np.bincount(garments.labels).tolist() == [350] * 10
 
 
-def test_canvases_hold_garments_of_their_own_split(tmp_path, monkeypatch):
+def test_canvases_have_garments_of_their_own_split(tmp_path, monkeypatch):
     def one_class(split):
         found, label = load_garments(split), {"train": 1, "validation": 9}[split]
         chosen = np.flatnonzero(found.labels == label)
@@ -275,7 +275,7 @@ def test_canvases_hold_garments_of_their_own_split(tmp_path, monkeypatch):
         assert {annotation["category_id"] for annotation in found} == {category}
 
 
-# Errors, and the cache
+# Errors and cache
 
 
 @pytest.mark.parametrize(
@@ -287,13 +287,13 @@ def test_canvases_hold_garments_of_their_own_split(tmp_path, monkeypatch):
         ({"seed": -1}, "seed"),
     ],
 )
-def test_wrong_numbers_are_named(tmp_path, wrong, message):
+def test_invalid_arguments_are_named(tmp_path, wrong, message):
     with pytest.raises(DataError, match=message):
         write_canvases(tmp_path / "made", **wrong)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path):
+def test_a_folder_with_files_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(DataError, match=r"not an empty folder\. Remove it"):
         write_canvases(tmp_path)
@@ -301,7 +301,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
         write_canvases(tmp_path / "notes.txt")
 
 
-def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failure_leaves_no_files(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -313,7 +313,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache; the set for it is small, and every making of it leaves a line in `made`."""
+    """An empty cache for a small dataset; every creation appends a line to `made`."""
 
     def write(folder: Path) -> None:
         with (tmp_path / "made").open("a") as stream:
@@ -327,7 +327,7 @@ def small_cache(tmp_path, monkeypatch) -> Path:
 
 def test_the_cache_is_filled_once(small_cache, caplog, monkeypatch):
     folder = canvases_folder()
-    monkeypatch.delattr(cache, "FileLock")  # what is there needs no lock: its folder may be read-only
+    monkeypatch.delattr(cache, "FileLock")  # an existing cache needs no lock, and may be read-only
     assert folder == small_cache / "cache/fdconv_zoo/canvases-v1"
     assert str(folder) in caplog.text
     assert canvases_folder() == folder
@@ -341,7 +341,7 @@ def test_the_cache_is_in_the_home_folder_by_default(small_cache, monkeypatch):
     assert canvases_folder() == small_cache / "home/.cache/fdconv_zoo/canvases-v1"
 
 
-def test_processes_that_start_together_make_it_once(small_cache):
+def test_concurrent_processes_create_it_once(small_cache):
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=canvases_folder) for _ in range(4)]
     for process in processes:
@@ -353,14 +353,14 @@ def test_processes_that_start_together_make_it_once(small_cache):
     assert set(os.listdir(small_cache / "cache/fdconv_zoo")) <= {"canvases-v1", "canvases-v1.lock"}
 
 
-def test_what_a_crash_left_is_replaced(small_cache):
+def test_leftovers_of_a_crash_are_replaced(small_cache):
     left = small_cache / "cache/fdconv_zoo/.writing-canvases-v1/images"
     left.mkdir(parents=True)
     assert (canvases_folder() / "classes.txt").is_file()
     assert not left.exists()
 
 
-def test_a_cache_that_cannot_be_written_is_named(small_cache):
+def test_an_unwritable_cache_is_named(small_cache):
     (small_cache / "cache").write_text("a file")
     with pytest.raises(DataError, match=r"could not write .*canvases-v1.*Set XDG_CACHE_HOME"):
         canvases_folder()

@@ -14,15 +14,7 @@ from PIL import Image
 from fdconv_zoo.data import SAMPLE, StreamedImageDataset, load_image_data, open_image
 from fdconv_zoo.errors import DataError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    """Keeps what `datasets` stores out of the user's cache."""
-    folder = tmp_path / "cache"
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
-    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", folder / "downloads")
-    monkeypatch.setattr(datasets.config, "EXTRACTED_DATASETS_PATH", folder / "extracted")
-    return folder
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 def png(value: int) -> bytes:
@@ -32,7 +24,7 @@ def png(value: int) -> bytes:
 
 
 def make_folder(folder: Path, **classes: int) -> Path:
-    """A sub-folder for each class with so many images."""
+    """Make one sub-folder per class, with `count` images each."""
     for name, count in classes.items():
         (folder / name).mkdir(parents=True)
         for index in range(count):
@@ -41,7 +33,7 @@ def make_folder(folder: Path, **classes: int) -> Path:
 
 
 def make_table(path: Path, labels: list, feature: object = None, **columns: list) -> Path:
-    """A parquet file with a column `picture` of images, a column `kind` of labels and further ones."""
+    """Write a parquet file with a column `picture` of images, a column `kind` of labels and `columns`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = [{"bytes": png(index), "path": None} for index in range(len(labels))]
     table = datasets.Dataset.from_dict({"picture": pictures, "kind": labels, **columns})
@@ -56,7 +48,7 @@ def labels(source) -> list[int]:
     return [record["label"] for record in source]
 
 
-# What can be loaded
+# Loading
 
 
 def test_train_and_validation_folders(tmp_path):
@@ -72,7 +64,7 @@ def test_train_and_validation_folders(tmp_path):
     assert open_image(record["image"]).size == (8, 8)
 
 
-def test_validation_is_preferred_to_test(tmp_path):
+def test_validation_is_preferred_over_test(tmp_path):
     for split, count in (("train", 3), ("test", 2), ("valid", 1)):
         make_folder(tmp_path / "photos" / split, cat=count, dog=count)
     folder = str(tmp_path / "photos")
@@ -94,7 +86,7 @@ def test_class_folders_alone_are_split_by_class_and_seed(tmp_path):
     assert paths(load_image_data(folder, validation_fraction=0.25, seed=1).validation) != paths(data.validation)
 
 
-def test_split_names_within_a_class_layout_lose_nothing(tmp_path):
+def test_classes_named_like_splits(tmp_path):
     folder = make_folder(tmp_path / "vehicles", bus=4, car=4, train=4)
     (folder / "car" / "test 1.png").write_bytes(png(1))
     data = load_image_data(str(folder))
@@ -123,7 +115,7 @@ def test_arrow_files_of_a_saved_dataset(tmp_path):
     assert labels(data.validation) == [0, 1]
 
 
-def test_labels_are_numbered_alike_in_all_splits(tmp_path):
+def test_classes_have_the_same_indices_in_all_splits(tmp_path):
     make_table(tmp_path / "tables/train.parquet", [30, 4, 5])
     make_table(tmp_path / "tables/validation.parquet", [30, 5])
     data = load_image_data(str(tmp_path / "tables"))
@@ -170,7 +162,7 @@ def test_streaming(tmp_path):
     assert labels(alone.validation) == [0, 1]
 
 
-# What cannot, and what is said about it
+# Errors
 
 
 def refused(dataset: object, **options) -> str:
@@ -179,7 +171,7 @@ def refused(dataset: object, **options) -> str:
     return str(error.value)
 
 
-def test_path_that_does_not_exist(tmp_path):
+def test_missing_path(tmp_path):
     for name in (tmp_path / "nothing", "./nothing", "nothing.parquet"):
         assert "no such file or folder" in refused(name)
     assert "no file matches" in refused(tmp_path / "*.parquet")
@@ -245,7 +237,7 @@ def test_training_classes_missing_from_validation_are_logged(tmp_path, caplog):
     assert [record.levelno for record in caplog.records if "classes dog" in record.message] == [logging.WARNING]
 
 
-def test_splits_that_do_not_exist_or_cannot_be_told(tmp_path):
+def test_unknown_and_ambiguous_splits(tmp_path):
     make_folder(tmp_path / "photos/train", cat=2, dog=2)
     make_folder(tmp_path / "photos/val", cat=1, dog=2)
     folder = tmp_path / "photos"
@@ -253,7 +245,7 @@ def test_splits_that_do_not_exist_or_cannot_be_told(tmp_path):
         message = refused(folder, **{flag: "holdout"})
         assert "'holdout'" in message
         assert "train, val" in message
-    assert "cannot both" in refused(folder, train_split="train", validation_split="train")
+    assert "cannot be used for both" in refused(folder, train_split="train", validation_split="train")
 
     make_table(tmp_path / "tables/train.parquet", [0, 1])
     make_table(tmp_path / "tables/others.parquet", [0, 1])
@@ -276,7 +268,7 @@ def test_columns(tmp_path):
     assert load_image_data(str(path)).class_names == ["no", "yes"]
 
 
-def test_columns_that_are_missing_or_many(tmp_path):
+def test_missing_and_ambiguous_columns(tmp_path):
     pictures = [{"bytes": png(0), "path": None}] * 2
     tables = {
         "bare": {"image": pictures},
@@ -317,8 +309,8 @@ def test_labels_missing_or_out_of_range(tmp_path):
     assert "0 to 1" in message
 
 
-def test_streams_that_cannot_be_prepared(tmp_path):
-    assert "held out" in refused(make_folder(tmp_path / "photos", cat=2, dog=2), streaming=True)
+def test_unusable_streams(tmp_path):
+    assert "hold out" in refused(make_folder(tmp_path / "photos", cat=2, dog=2), streaming=True)
     make_table(tmp_path / "tables/train.parquet", ["cat", "dog"])
     make_table(tmp_path / "tables/test.parquet", ["cat", "dog"])
     assert "ClassLabel" in refused(tmp_path / "tables", streaming=True)
@@ -329,7 +321,7 @@ def test_streams_that_cannot_be_prepared(tmp_path):
 
 @pytest.fixture
 def damaged(tmp_path) -> Path:
-    """Twelve images of 1010 cannot be read: eleven are no images, one is truncated."""
+    """1010 images of which twelve cannot be read: eleven are not images, one is truncated."""
     folder = make_folder(tmp_path / "photos", cat=505, dog=505)
     for index in range(11):
         (folder / "cat" / f"{index:03}.png").write_text("not an image")
@@ -347,7 +339,7 @@ def test_bad_images_are_named_and_counted(damaged, num_workers, monkeypatch):
     assert "--skip-bad-images" in message
 
 
-def test_bad_images_are_left_out_and_counted(damaged, caplog):
+def test_bad_images_are_skipped_and_counted(damaged, caplog):
     data = load_image_data(str(damaged), skip_bad_images=True)
     assert data.skipped == 12
     assert len(data.train) + len(data.validation) == 1010 - 12
@@ -356,7 +348,7 @@ def test_bad_images_are_left_out_and_counted(damaged, caplog):
     assert not bad & {record["image"]["path"] for source in (data.train, data.validation) for record in source}
 
 
-def test_repairing_and_breaking_files_is_noticed(tmp_path):
+def test_repaired_and_damaged_files_are_checked_again(tmp_path):
     folder = make_folder(tmp_path / "photos", cat=2, dog=2)
     image = folder / "cat/000.png"
     image.write_bytes(b"broken")
@@ -368,7 +360,7 @@ def test_repairing_and_breaking_files_is_noticed(tmp_path):
     assert "000.png" in refused(folder)
 
 
-def test_bad_images_within_tables_are_named_by_row(tmp_path):
+def test_bad_images_in_tables_are_named_by_row(tmp_path):
     pictures = [{"bytes": png(index), "path": None} for index in range(20)]
     pictures[13] = {"bytes": b"broken", "path": None}
     pictures[17] = None
@@ -379,25 +371,25 @@ def test_bad_images_within_tables_are_named_by_row(tmp_path):
     assert "row 17 of split 'train': the record is empty" in message
 
 
-def test_nothing_left(tmp_path):
+def test_all_images_are_bad(tmp_path):
     folder = make_folder(tmp_path / "photos", cat=2, dog=2)
     for image in folder.glob("*/*"):
         image.write_bytes(b"broken")
-    assert "not one image" in refused(folder, skip_bad_images=True)
+    assert "no readable images" in refused(folder, skip_bad_images=True)
 
 
-def test_a_second_run_does_not_check_again(tmp_path, cache, monkeypatch):
+def test_a_second_run_does_not_check_again(tmp_path, datasets_cache):
     folder = make_folder(tmp_path / "photos", cat=5, dog=5)
     load_image_data(str(folder))
-    stored = sorted(cache.rglob("*.arrow"))
+    stored = sorted(datasets_cache.rglob("*.arrow"))
     load_image_data(str(folder))
     assert stored
-    assert sorted(cache.rglob("*.arrow")) == stored
+    assert sorted(datasets_cache.rglob("*.arrow")) == stored
 
 
-def test_the_sample_comes_the_same_way(cache):
+def test_the_sample_is_loaded_like_other_data(datasets_cache):
     data = load_image_data(SAMPLE, limit=20)
     assert len(data.class_names) == 10
     assert data.class_names[9] == "Ankle boot"
     assert open_image(data.train[0]["image"], "L").size == (28, 28)
-    assert any(cache.iterdir())
+    assert any(datasets_cache.iterdir())

@@ -33,7 +33,7 @@ def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("stored", ["1", "L", "P", "LA", "RGB", "RGBA"])
-def test_every_mode_becomes_the_one_asked_for(stored, mode):
+def test_every_mode_is_converted(stored, mode):
     image = open_image(encoded(noise(7, 5, stored)), mode)
     assert (image.mode, image.size) == (mode, (7, 5))
 
@@ -43,7 +43,7 @@ def test_plain_pixels_are_untouched():
     assert np.array_equal(open_image(encoded(image)), image)
 
 
-def test_transparency_is_laid_over_white():
+def test_transparency_is_composited_over_white():
     alpha = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
     alpha.putpixel((1, 0), (0, 0, 0, 0))
     assert np.array_equal(open_image(encoded(alpha)), [[[255, 0, 0], [255, 255, 255]]])
@@ -81,7 +81,7 @@ def test_images_without_a_defined_range_are_refused():
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
 def test_exif_rotation(format):
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright: turn by a quarter clockwise to view
+    exif[0x0112] = 6  # the camera was held upright: rotate by 90 degrees clockwise to view
     stored = Image.new("RGB", (24, 16), "black")
     stored.paste("white", (0, 0, 12, 16))
     upright = np.asarray(open_image(encoded(stored, format, exif=exif), "L"))
@@ -105,7 +105,7 @@ def test_exif_rotation(format):
         ("TIFF", {"compression": "tiff_lzw"}),
     ],
 )
-def test_a_truncated_image_is_refused_or_complete(format, options):
+def test_a_truncated_image_is_refused_or_decoded_completely(format, options):
     whole = encoded(noise(40, 30), format, **options)
     expected = np.asarray(open_image(whole))
     refused = []
@@ -156,7 +156,7 @@ def images(dataset, **loader) -> torch.Tensor:
     return torch.cat([batch for batch, _ in DataLoader(dataset, batch_size=2, **loader)])
 
 
-def test_augmentation_depends_on_seed_epoch_and_index_alone(source, transform):
+def test_augmentation_depends_only_on_seed_epoch_and_index(source, transform):
     dataset = ImageDataset(source, transform, seed=1)
     dataset.set_epoch(3)
     first = images(dataset)
@@ -179,7 +179,7 @@ def test_every_index_is_augmented_differently(transform):
     assert not torch.equal(dataset[0][0], dataset[1][0])
 
 
-def test_the_global_generators_are_left_alone(source, transform):
+def test_global_generators_are_unchanged(source, transform):
     def draws() -> tuple:
         return random.random(), np.random.rand(), torch.rand(()).item()  # noqa: NPY002
 
@@ -211,7 +211,7 @@ def test_evaluation_transform_and_grayscale(source):
     assert torch.equal(images(dataset), images(dataset, num_workers=2))
 
 
-def test_a_file_that_broke_since_the_check_is_named(tmp_path, transform):
+def test_a_file_damaged_after_the_check_is_named(tmp_path, transform):
     path = tmp_path / "late.png"
     path.write_bytes(b"broken")
     source = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": str(path)}], "label": [0]})
@@ -224,7 +224,7 @@ def streamed(source: datasets.Dataset, transform, shards: int = 1, **options) ->
     return StreamedImageDataset(stream, transform, **options)
 
 
-def test_a_stream_repeats_and_reshuffles(source, transform):
+def test_a_stream_is_repeatable_and_reshuffled(source, transform):
     dataset = streamed(source, transform)
     first = images(dataset)
     assert torch.equal(images(streamed(source, transform)), first)
@@ -238,7 +238,7 @@ def test_a_stream_repeats_and_reshuffles(source, transform):
 
 
 @pytest.mark.parametrize(("workers", "done_batches"), [(0, 3), (1, 3), (2, 2)])
-def test_a_stream_goes_on_where_it_was_left(source, transform, workers, done_batches):
+def test_a_stream_resumes_where_it_stopped(source, transform, workers, done_batches):
     dataset = streamed(source, transform, shards=2)
     dataset.set_epoch(1)
     whole = images(dataset, num_workers=workers)
@@ -247,7 +247,7 @@ def test_a_stream_goes_on_where_it_was_left(source, transform, workers, done_bat
     assert torch.equal(images(dataset, num_workers=workers), whole[2 * done_batches :])
 
 
-def test_what_a_stream_passes_over_is_not_decoded(source, transform):
+def test_skipped_batches_of_a_stream_are_not_decoded(source, transform):
     columns = {"image": [{"bytes": b"broken", "path": None}, source[0]["image"]], "label": [0, 0]}
     stream = datasets.Dataset.from_dict(columns, features=source.features).to_iterable_dataset()
     dataset = StreamedImageDataset(stream, transform)

@@ -1,4 +1,4 @@
-"""Pictures of what segmenters and detectors see: in images, folders and videos, from the command line."""
+"""Predictions of segmenters and detectors on images, folders and videos, from the command line."""
 
 import json
 
@@ -11,8 +11,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from run_scripts import load_script
 
-from fdconv_zoo.dense.detection.model import Detector
-from fdconv_zoo.dense.segmentation.model import Segmenter
+from fdconv_zoo.dense import Detector, Segmenter
 from fdconv_zoo.errors import ConfigError, DataError
 
 CLASSES = ["background", "cat", "dog"]
@@ -81,9 +80,9 @@ def test_a_segmenter_writes_masks_and_pictures(segmenter, photo, tmp_path, capsy
         expected = model(((image - mean) / std)[None])[0].argmax(0)
     assert np.array_equal(mask, expected)
     assert Image.open(tmp_path / "seen" / "photo.png").size == (70, 40)
-    words = capsys.readouterr().out
+    summary = capsys.readouterr().out
     share = 100 * (mask == mask[0, 0]).mean()
-    assert f"{CLASSES[mask[0, 0]]} {share:.1f} %" in words
+    assert f"{CLASSES[mask[0, 0]]} {share:.1f} %" in summary
 
 
 def test_a_detector_writes_objects_and_pictures(detector, photo, tmp_path):
@@ -117,14 +116,14 @@ def test_videos_frame_by_frame(kind, request, video, tmp_path, capsys):
     assert "3 frames" in capsys.readouterr().out
 
 
-def test_folders_and_a_model_of_the_hub(segmenter, photo, hub, tmp_path, capsys):
+def test_folders_and_a_model_from_the_hub(segmenter, photo, hub, tmp_path, capsys):
     _, folder = segmenter
     hub.add_repo("ada/pets", {file.name: file.read_bytes() for file in folder.iterdir()})
     run("--model", "hf-hub:ada/pets", "--output", tmp_path / "seen", photo.parent)
     assert (tmp_path / "seen" / "photo.mask.png").exists()
 
 
-def test_nothing_is_overwritten_and_bad_input_is_named(segmenter, photo, video, tmp_path):
+def test_output_is_not_overwritten_and_bad_input_is_named(segmenter, photo, video, tmp_path):
     _, folder = segmenter
     model, output = ("--model", folder), ("--output", tmp_path / "seen")
     with pytest.raises(ConfigError, match="give --output DIR"):

@@ -1,4 +1,4 @@
-"""Loading and checking of images with boxes and masks in COCO's format."""
+"""Loading, checks and augmentation of images with boxes and masks in COCO's format, and pictures of them."""
 
 import json
 import random
@@ -21,7 +21,7 @@ from fdconv_zoo.dense.detection.augment import enclosing_boxes, training_transfo
 from fdconv_zoo.dense.detection.dataset import DetectionDataset, EvaluationDataset, read_image, read_target
 from fdconv_zoo.dense.detection.loading import load_detection_data
 from fdconv_zoo.dense.detection.pictures import draw_detections, draw_grid
-from fdconv_zoo.dense.detection.rle import decode_masks, encode_mask, run_lengths, usable_segmentation
+from fdconv_zoo.dense.detection.rle import decode_counts, decode_masks, encode_mask, usable_segmentation
 from fdconv_zoo.errors import DataError
 
 PLAIN = coco([image(7), image(5)], [annotation(1, 5, 17, [4, 6, 10, 8]), annotation(2, 7, 90, [0, 0, 5, 5])])
@@ -31,10 +31,10 @@ def load(folder: Path, train: dict | str = PLAIN, validation: dict | str | None 
     return load_detection_data(write_dataset(folder, train, validation), **{"masks": True, **arguments})
 
 
-# What can be loaded
+# Loading
 
 
-def test_labels_count_the_categories_in_the_order_of_their_ids(tmp_path):
+def test_labels_number_the_categories_in_the_order_of_their_ids(tmp_path):
     data = load(tmp_path)
     assert data.class_names == ["car", "cat", "kite"]
     assert data.category_ids == [3, 17, 90]
@@ -45,7 +45,7 @@ def test_labels_count_the_categories_in_the_order_of_their_ids(tmp_path):
     assert "masks" not in targets[5]
 
 
-def test_the_layout_of_coco_and_explicit_places(tmp_path):
+def test_the_layout_of_coco_and_explicit_paths(tmp_path):
     write_split(tmp_path, PLAIN, "annotations/instances_train2017.json", "train2017")
     write_split(tmp_path, PLAIN, "annotations/instances_val2017.json", "val2017")
     data = load_detection_data(str(tmp_path), masks=False)
@@ -60,7 +60,7 @@ def test_the_layout_of_coco_and_explicit_places(tmp_path):
     assert alone.validation.path(0) == tmp_path / "pictures/8.png"
 
 
-def test_the_demo_data_is_made_when_it_is_named(tmp_path, monkeypatch):
+def test_the_demo_data_are_created(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "canvases_folder", lambda: tmp_path / "made")
     write_canvases(tmp_path / "made", train=3, validation=2, size=32)
     data = load_detection_data("fashion_canvases", masks=True)
@@ -68,7 +68,7 @@ def test_the_demo_data_is_made_when_it_is_named(tmp_path, monkeypatch):
     assert data.category_ids == list(range(1, 11))
 
 
-def test_images_without_objects_stay_and_crowds_do_not_train(tmp_path):
+def test_images_without_objects_are_kept_and_crowds_do_not_train(tmp_path):
     crowd = {"size": [30, 40], "counts": [600, 600]}  # the right half, as COCO stores crowds
     annotations = [
         annotation(1, 1, 3, [2, 2, 6, 6]),
@@ -84,7 +84,7 @@ def test_images_without_objects_stay_and_crowds_do_not_train(tmp_path):
     assert len(data.train) == 2
 
 
-def test_limit_takes_some_images_with_their_own_annotations(tmp_path):
+def test_limit_selects_images_with_their_own_annotations(tmp_path):
     images = [image(number) for number in range(30, 0, -1)]
     annotations = [annotation(100 - n, n, 3, [n, 1, 2, 3]) for n in range(1, 31)]
     data = load(tmp_path, coco(images, annotations), limit=4)
@@ -101,7 +101,7 @@ def test_limit_takes_some_images_with_their_own_annotations(tmp_path):
 
 
 def literal_runs(mask: np.ndarray) -> list[int]:
-    """Column by column, how many pixels lie outside, inside, outside..."""
+    """Lengths of the runs of pixels outside, inside, outside..., column by column."""
     runs, inside = [0], 0
     for pixel in mask.T.ravel().tolist():
         if pixel != inside:
@@ -112,10 +112,10 @@ def literal_runs(mask: np.ndarray) -> list[int]:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 70), st.integers(1, 70), st.floats(0, 1))
-def test_compressed_run_lengths_are_read_as_pycocotools_writes_them(seed, height, width, density):
+def test_compressed_run_lengths_of_pycocotools_are_decoded(seed, height, width, density):
     mask = (np.random.default_rng(seed).random((height, width)) < density).astype(np.uint8)
     rle = encode_mask(mask)
-    assert run_lengths(rle["counts"]) == literal_runs(mask)
+    assert decode_counts(rle["counts"]) == literal_runs(mask)
     assert usable_segmentation(rle, width, height) == rle
 
 
@@ -146,7 +146,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("segmentation", UNUSABLE.values(), ids=UNUSABLE)
-def test_masks_that_are_none(tmp_path, segmentation):
+def test_unusable_masks(tmp_path, segmentation):
     content = coco([image(1)], [annotation(8, 1, 3, [1, 1, 5, 5]), annotation(9, 1, 3, [1, 1, 5, 5])])
     content["annotations"][1]["segmentation"] = segmentation
     with pytest.raises(DataError, match=r"instances_train.json: 1 annotations have no segmentation[^$]*id 9, box"):
@@ -157,7 +157,7 @@ def test_masks_that_are_none(tmp_path, segmentation):
     assert skipping.skipped == 2  # one of each split
 
 
-# What is refused
+# Errors
 
 
 def without(key: str) -> dict:
@@ -167,28 +167,28 @@ def without(key: str) -> dict:
 
 
 BAD_FILES = {
-    "no json": ('{"images": [', r"not valid json \(.*line 1 column"),
-    "a list": ("[]", "not COCO's format, which has the three lists images, annotations, categories"),
-    "no object": (coco([image(5), 3], []), "entries of 'images' are no objects.*number 1 of the list"),
+    "no json": ('{"images": [', r"not valid JSON \(.*line 1 column"),
+    "a list": ("[]", "not in COCO's format, which has the lists images, annotations, categories"),
+    "no object": (coco([image(5), 3], []), "entries of 'images' are not objects.*index 1"),
     "no size": (
         coco([{"id": 5, "file_name": "5.png"}], []),
-        "'images' have no 'width' that is a positive integer: id 5",
+        r"'images' have no valid 'width' \(a positive integer\): id 5",
     ),
-    "text for an id": (coco([image(5)], [annotation("4", 5, 3, [1, 1, 2, 2])]), "'id' that is an integer: id 4"),
-    "no box": (coco([image(5)], [without("bbox")]), r"have no 'bbox' that is \[x, y, width, height\]: id 4"),
+    "text for an id": (coco([image(5)], [annotation("4", 5, 3, [1, 1, 2, 2])]), r"'id' \(an integer\): id 4"),
+    "no box": (coco([image(5)], [without("bbox")]), r"have no valid 'bbox' \(\[x, y, width, height\]\): id 4"),
     "infinite box": (coco([image(5)], [annotation(4, 5, 3, [1, 1, 2, float("inf")])]), "'bbox'.*: id 4"),
     "short box": (coco([image(5)], [annotation(4, 5, 3, [1, 1, 2])]), "'bbox'.*: id 4"),
     "unknown image": (
         coco([image(5)], [annotation(4, 6, 3, [1, 1, 2, 2])]),
-        "refer with 'image_id' to what the file .*: id 4",
+        "refer with 'image_id' to an id that the file .*: id 4",
     ),
     "unknown category": (coco([image(5)], [annotation(4, 5, 1, [1, 1, 2, 2])]), "refer with 'category_id' .*: id 4"),
     "annotation twice": (coco([image(5)], [annotation(4, 5, 3, [1, 1, 2, 2])] * 2), "once in 'annotations': 4"),
     "image twice": (coco([image(5), image(5)], []), "more than once in 'images': 5"),
     "category twice": (coco([image(5)], [], ((3, "a"), (3, "b"))), "more than once in 'categories': 3"),
-    "no annotations": (coco([image(5)], []), "not one object is annotated in 1 images. Add"),
+    "no annotations": (coco([image(5)], []), "no objects are annotated in its 1 images. Add"),
     "only crowds": (coco([image(5)], [annotation(4, 5, 3, [1, 1, 2, 2], iscrowd=1)]), r"\(but 1 crowds\)"),
-    "no images": (coco([], []), "annotated in 0 images"),
+    "no images": (coco([], []), "annotated in its 0 images"),
 }
 
 
@@ -200,8 +200,8 @@ def test_bad_annotation_files(tmp_path, content, message):
         load_detection_data(folder, masks=False)
 
 
-def test_places_where_nothing_is(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere: no such folder\. Name one"):
+def test_missing_files(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no such folder\. Choose"):
         load_detection_data(str(tmp_path / "nowhere"), masks=False)
     with pytest.raises(DataError, match=r"no train annotations found.*instances_train2017.json.*--train-annotations"):
         load_detection_data(str(tmp_path), masks=False)
@@ -209,7 +209,7 @@ def test_places_where_nothing_is(tmp_path):
         load_detection_data(write_dataset(tmp_path, PLAIN), masks=False, train_annotations=str(tmp_path / "other.json"))
 
 
-def test_boxes_outside_and_without_area(tmp_path):
+def test_boxes_outside_the_image_and_without_area(tmp_path):
     boxes = {1: [-0.9, 0, 10, 30.5], 2: [35, 5, 20, 5], 3: [4, 4, 6, 0], 4: [41, 3, 5, 5], 5: [4, 4, -3, 3]}
     annotations = [annotation(number, 1, 3, box) for number, box in boxes.items()]
     content = coco([image(1)], annotations)
@@ -219,7 +219,7 @@ def test_boxes_outside_and_without_area(tmp_path):
         load(tmp_path, content)
     content["annotations"] = annotations[:2]
     with pytest.raises(
-        DataError, match=r"(?s)1 annotations have boxes that reach out.*id 2, box .* in 1.png \(40x30\)"
+        DataError, match=r"(?s)1 annotations have boxes that extend beyond.*id 2, box .* in 1.png \(40x30\)"
     ):
         load(tmp_path, content)
 
@@ -228,10 +228,10 @@ def test_boxes_outside_and_without_area(tmp_path):
     assert data.skipped == 8  # numbers 2 to 5 in both splits; number 1 is off by rounding
     expected = [[0, 0, 9.1, 30], [35, 5, 40, 10]]
     np.testing.assert_allclose(read_target(data.train, 0, masks=False)["boxes"], expected, rtol=1e-6)
-    assert data.validation.boxes.tolist() == [boxes[1], boxes[2]]  # the truth stays as it is in the file
+    assert data.validation.boxes.tolist() == [boxes[1], boxes[2]]  # the ground truth is unchanged
 
 
-def test_no_more_than_ten_are_named(tmp_path):
+def test_at_most_ten_are_named(tmp_path):
     annotations = [annotation(number, 1, 3, [1, 1, 0, 5]) for number in range(1, 31)]
     with pytest.raises(DataError, match="30 annotations") as caught:
         load(tmp_path, coco([image(1)], annotations))
@@ -242,7 +242,7 @@ def test_no_more_than_ten_are_named(tmp_path):
 
 def test_categories_that_do_not_match(tmp_path):
     validation = coco([image(1)], [annotation(1, 1, 3, [1, 1, 5, 5])], (*CATEGORIES[:2], (17, "dog"), (18, "cat")))
-    with pytest.raises(DataError, match=r"categories: id 17: cat / dog, id 18: \(missing\) / cat\. Give both"):
+    with pytest.raises(DataError, match=r"categories: id 17: cat / dog, id 18: \(missing\) / cat\. Use the same"):
         load(tmp_path, PLAIN, validation)
 
 
@@ -253,18 +253,18 @@ def test_missing_unreadable_and_wrong_image_files(tmp_path):
     with pytest.raises(DataError, match=r"5.png: has 30x40 pixels, but 40x30 in the annotation file\n"):
         load_detection_data(folder, masks=False)
     Image.new("I;16", (40, 30)).save(file)
-    with pytest.raises(DataError, match=r"5.png: has more than 8 bits a channel"):
+    with pytest.raises(DataError, match=r"5.png: has more than 8 bits per channel"):
         load_detection_data(folder, masks=False)
     file.write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"1 of 2 images opened cannot be used:\n .*5.png: cannot be read as an image"):
+    with pytest.raises(DataError, match=r"1 of 2 opened images cannot be used:\n .*5.png: cannot be read as an image"):
         load_detection_data(folder, masks=False)
     file.unlink()
-    with pytest.raises(DataError, match=r"1 of its 2 images are missing:\n .*5.png\nName .*--validation-images"):
+    with pytest.raises(DataError, match=r"1 of its 2 images are missing:\n .*5.png\nSet .*--validation-images"):
         load_detection_data(folder, masks=False)
 
 
-def test_a_file_that_was_not_opened_before_is_named_when_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "OPENED", 0)
+def test_an_unchecked_file_is_named_when_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "MAX_OPENED", 0)
     folder = write_dataset(tmp_path, PLAIN)
     (tmp_path / "images/train/7.png").write_bytes((tmp_path / "images/train/7.png").read_bytes()[:-30])
     Image.new("RGB", (30, 40)).save(tmp_path / "images/train/5.png")
@@ -275,26 +275,26 @@ def test_a_file_that_was_not_opened_before_is_named_when_it_is_read(tmp_path, mo
         dataset[1]
 
 
-def test_boxes_are_those_of_the_stored_pixels(tmp_path):
+def test_boxes_refer_to_the_stored_pixels(tmp_path):
     folder = write_dataset(tmp_path, PLAIN)
     file = tmp_path / "images/train/5.png"
     stored = np.array(Image.open(file))
-    turning = Image.Exif()
-    turning[0x0112] = 6
-    Image.open(file).save(file, exif=turning)
+    rotation = Image.Exif()
+    rotation[0x0112] = 6
+    Image.open(file).save(file, exif=rotation)
     train = load_detection_data(folder, masks=False).train
     assert torch.equal(read_image(train, 1), torch.from_numpy(stored).permute(2, 0, 1))
-    Image.open(file).resize((30, 40)).save(file, exif=turning)
-    with pytest.raises(DataError, match="its EXIF tag turns it, boxes must be those of the stored pixels"):
+    Image.open(file).resize((30, 40)).save(file, exif=rotation)
+    with pytest.raises(DataError, match="its EXIF tag rotates it, but boxes must refer to the stored pixels"):
         load_detection_data(folder, masks=False)
 
 
-# What trains
+# Training and evaluation
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """One image whose two objects are painted in pure red and blue, which no other pixel is."""
+    """One image with two objects, painted in pure red and blue, on grey."""
     folder = tmp_path_factory.mktemp("scene")
     boxes = [[10, 20, 30, 16], [60, 40, 12, 24]]
     content = coco([image(1, 100, 80)], [annotation(n + 1, 1, 3 + 14 * n, box) for n, box in enumerate(boxes)])
@@ -307,7 +307,7 @@ def scene(tmp_path_factory):
 
 
 def painted_box(picture: torch.Tensor, label: int) -> list[int] | None:
-    """Where the pixels are that are nearer to the object's colour than to others."""
+    """Box of the pixels that are closest to the object's colour."""
     red, green, blue = picture
     rows, columns = torch.where((red if label == 1 else blue) - green > 0.7)
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else None
@@ -330,7 +330,7 @@ def test_boxes_and_masks_move_with_the_pixels(scene, masks):
         assert len(target["boxes"]) == len(target["labels"])
         for place, label in enumerate(target["labels"].tolist()):
             box = painted_box(picture, label)
-            if box is not None:  # else a sliver whose pixels are mixed with those beside
+            if box is not None:  # else too thin: its pixels are mixed with their neighbours
                 np.testing.assert_allclose(target["boxes"][place], box, atol=1.5)
                 seen += 1
             if masks:
@@ -339,14 +339,14 @@ def test_boxes_and_masks_move_with_the_pixels(scene, masks):
     assert seen > 20
 
 
-def test_a_crop_draws_the_box_anew_around_what_is_left_of_the_mask():
+def test_enclosing_boxes():
     mask = torch.zeros(3, 10, 10, dtype=torch.uint8)
     mask[0, 2:5, 3:9] = 1
     mask[1, 9, 0] = 1
     assert enclosing_boxes(mask).tolist() == [[3, 2, 9, 5], [0, 9, 1, 10], [0, 0, 0, 0]]
 
 
-def test_targets_are_what_torchvision_trains_on(scene):
+def test_targets_have_the_format_of_torchvision(scene):
     transform = training_transform(scale_jitter=(0.8, 1.2), crop_size=64, photometric=True)
     dataset = DetectionDataset(scene, transform, masks=True)
     images, targets = dataset.collate([dataset[0], dataset[0]])
@@ -370,13 +370,13 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(scene):
     torch.set_rng_state(state)
     dataset = DetectionDataset(scene, training_transform(photometric=True), masks=False)
     dataset[0]
-    assert torch.equal(torch.get_rng_state(), state)  # nothing is drawn from the run's own generator
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is unchanged
     assert torch.equal(first, draw(0, 3))
     assert not torch.equal(first, draw(0, 4))
     assert not torch.equal(first, draw(1, 3))
 
 
-def test_evaluation_gives_images_as_they_are(scene):
+def test_evaluation_does_not_change_images(scene):
     picture, number = EvaluationDataset(scene)[0]
     assert number == 1
     assert picture.shape == (3, 80, 100)
@@ -386,41 +386,41 @@ def test_evaluation_gives_images_as_they_are(scene):
 # Pictures
 
 
-def test_pictures_show_boxes_masks_and_truth_in_the_colours_of_the_classes():
+def test_pictures_show_boxes_masks_and_truth_in_class_colours():
     grey = Image.new("RGB", (60, 60), (128, 128, 128))
-    boxes, labels = torch.tensor([[10.0, 20.0, 50.0, 50.0]]), torch.tensor([2])
+    objects = {"boxes": torch.tensor([[10.0, 20.0, 50.0, 50.0]]), "labels": torch.tensor([2])}
+    nothing = {key: value[:0] for key, value in objects.items()}
     mask = torch.zeros(1, 1, 60, 60)
     mask[..., 30:40, 20:30] = 0.9
-    picture = draw_detections(grey, boxes, labels, torch.tensor([0.5]), mask, ["a", "b"])
+    picture = draw_detections(grey, {**objects, "scores": torch.tensor([0.5]), "masks": mask}, ["a", "b"])
     assert picture.size == (480, 480)  # enlarged by 8
     assert picture.getpixel((80, 300)) == class_colour(2)
     assert picture.getpixel((160 + 120, 350)) == (128, 128, 128)
     red, _, blue = picture.getpixel((200, 280))
     assert (red - blue) * (class_colour(2)[0] - class_colour(2)[2]) > 0  # tinted
-    both = draw_detections(
-        grey, boxes[:0], labels[:0], None, None, ["a", "b"], truth={"boxes": boxes, "labels": labels}
-    )
+    both = draw_detections(grey, nothing, ["a", "b"], truth=objects)
     assert both.size == (968, 480)
     assert both.getpixel((80, 300)) == class_colour(2)
     assert both.getpixel((488 + 80, 300)) == (128, 128, 128)
     assert draw_grid([picture] * 3, columns=2).size == (968, 968)
 
 
-def test_the_first_and_surest_object_lies_on_top():
+def test_the_object_with_the_highest_score_is_on_top():
     boxes, scores = torch.tensor([[10.0, 20.0, 50.0, 50.0]] * 2), torch.tensor([0.9, 0.1])
-    picture = draw_detections(Image.new("RGB", (60, 60)), boxes, torch.tensor([1, 2]), scores, None, ["a", "b"])
+    detections = {"boxes": boxes, "labels": torch.tensor([1, 2]), "scores": scores}
+    picture = draw_detections(Image.new("RGB", (60, 60)), detections, ["a", "b"])
     assert picture.getpixel((80, 300)) == class_colour(1)
 
 
-def test_labels_stay_inside_the_picture():
+def test_captions_stay_inside_the_picture():
     white = Image.new("RGB", (480, 480), "white")
     corners = torch.tensor([[0.0, 0.0, 20.0, 20.0], [460.0, 460.0, 480.0, 480.0]])
-    picture = np.asarray(draw_detections(white, corners, torch.tensor([1, 1]), None, None, ["W" * 8]))
+    picture = np.asarray(draw_detections(white, {"boxes": corners, "labels": torch.tensor([1, 1])}, ["W" * 8]))
     filled = (picture == class_colour(1)).all(2)
     widths = [filled[rows].any(0).sum() for rows in (slice(0, 60), slice(420, 480))]
     assert min(widths) > 70
 
 
-def test_decoding_no_masks_gives_none():
+def test_decoding_an_empty_list_of_masks():
     assert decode_masks([], 4, 3).shape == (0, 3, 4)
     assert coco_mask.decode(encode_mask(np.eye(3))).tolist() == np.eye(3).tolist()

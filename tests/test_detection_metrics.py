@@ -1,4 +1,4 @@
-"""COCO's average precision, against a literal one and another library; and the evaluation of a detector."""
+"""COCO's average precision, compared with a literal one and another library; and the evaluation of a detector."""
 
 import json
 import os
@@ -17,9 +17,11 @@ from pycocotools import mask as coco_mask
 from torch import nn
 
 from fdconv_zoo.dense.detection.coco import CocoImages
-from fdconv_zoo.dense.detection.evaluate import evaluate_detector, evaluation_loader, to_coco_results
+from fdconv_zoo.dense.detection.dataset import EvaluationDataset
+from fdconv_zoo.dense.detection.evaluate import evaluate_detector, to_coco_results
 from fdconv_zoo.dense.detection.loading import load_detection_data
 from fdconv_zoo.dense.detection.metrics import DetectionResult, coco_truth, score_detections
+from fdconv_zoo.dense.evaluation import evaluation_loader
 
 SIZES = {"ap": (0, 1e10), "ap_small": (0, 32**2), "ap_medium": (32**2, 96**2), "ap_large": (96**2, 1e10)}
 
@@ -32,7 +34,7 @@ def found(box: list[float], image_id: int = 1, category: int = 3, score: float =
     return {"image_id": image_id, "category_id": category, "bbox": box, "score": score, **more}
 
 
-# A literal average precision of boxes, from COCO's description of it
+# Literal average precision of boxes, as COCO describes it
 
 
 def overlap(detected: list[float], true: list[float], crowd: bool) -> float:
@@ -42,8 +44,8 @@ def overlap(detected: list[float], true: list[float], crowd: bool) -> float:
 
 
 def literal_ap(truth: list[dict], predictions: list[dict], threshold: float, area: tuple[float, float]) -> float | None:
-    """Of one category, in 0..1; None without an object of that size."""
-    ranked = []  # score, whether right
+    """Average precision of one category, in 0..1; None if there are no objects of that size."""
+    ranked = []  # score, whether correct
     count = 0
     for image_id in {entry["image_id"] for entry in truth + predictions}:
         objects = [dict(entry, found=False) for entry in truth if entry["image_id"] == image_id]
@@ -53,7 +55,7 @@ def literal_ap(truth: list[dict], predictions: list[dict], threshold: float, are
         here = sorted((p for p in predictions if p["image_id"] == image_id), key=lambda p: -p["score"])
         for prediction in here[:100]:
             match, best = None, threshold
-            for ignored in (False, True):  # an ignored object only where no other fits
+            for ignored in (False, True):  # an ignored object only if no other matches
                 for entry in objects:
                     if match is not None and ignored and not match["ignored"]:
                         continue
@@ -88,7 +90,7 @@ def literal_mean(truth: list[dict], predictions: list[dict], thresholds: list[fl
 
 @pytest.fixture(scope="module")
 def messy(tmp_path_factory) -> tuple[CocoImages, list[dict], Path]:
-    """Objects of all sizes, crowds among them, and detections near them, far from them and twice."""
+    """Objects of all sizes, some of them crowds, and detections near them, far from them and repeated."""
     rng = np.random.default_rng(0)
     annotations, predictions = [], []
     for image_id in range(1, 13):
@@ -157,12 +159,14 @@ def test_boxes_and_masks_agree_with_another_library(messy):
     result = score_detections(coco_truth(images), predictions, masks=True)
     raw = json.loads(file.read_text())
     for entry in raw["annotations"]:
-        entry["id"] += 1  # it takes 0 for "not found", as pycocotools does
+        entry["id"] += 1  # like pycocotools, it treats the id 0 as "not found"
     truth = faster.COCO(raw)
     for kind, name in (("box", "bbox"), ("mask", "segm")):
         detections = json.loads(json.dumps(predictions))
         for entry in detections:
-            entry.pop("bbox" if kind == "mask" else "segmentation")  # so that sizes are those of what is evaluated
+            entry.pop(
+                "bbox" if kind == "mask" else "segmentation"
+            )  # so that sizes are those of masks when masks are evaluated
         evaluation = faster.COCOeval_faster(truth, truth.loadRes(detections), name, print_function=lambda *_: None)
         evaluation.run()
         for place, column in enumerate(("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")):
@@ -171,18 +175,18 @@ def test_boxes_and_masks_agree_with_another_library(messy):
             assert 1 < value < 99
 
 
-# Ends of the scale
+# Special cases
 
 
-def test_what_is_right_gets_everything_and_nothing_gets_0(tmp_path):
+def test_perfect_partial_and_no_detections(tmp_path):
     content = coco([image(1), image(2)], [annotation(0, 1, 3, [2, 2, 20, 10]), annotation(1, 2, 17, [5, 5, 9, 9])])
     images = load(tmp_path, content)
-    right = [
+    perfect = [
         found([2, 2, 20, 10], segmentation=coco_mask.frPyObjects([box_polygon(2, 2, 20, 10)], 30, 40)[0]),
         found([5, 5, 9, 9], 2, 17, segmentation=coco_mask.frPyObjects([box_polygon(5, 5, 9, 9)], 30, 40)[0]),
     ]
     truth = coco_truth(images)
-    for predictions, value in ((right, 100.0), ([], 0.0), (right[:1], 50.0)):
+    for predictions, value in ((perfect, 100.0), ([], 0.0), (perfect[:1], 50.0)):
         result = score_detections(truth, predictions, masks=True)
         for name in ("box_ap", "box_ap75", "mask_ap", "mask_ap_small"):
             assert getattr(result, name) == pytest.approx(value)
@@ -192,7 +196,7 @@ def test_what_is_right_gets_everything_and_nothing_gets_0(tmp_path):
     assert [part.mask_ap for part in result.classes] == [pytest.approx(100), 0, None]
 
 
-def test_a_detection_in_a_crowd_is_no_mistake(tmp_path):
+def test_detections_in_a_crowd_are_ignored(tmp_path):
     crowd = annotation(2, 1, 3, [20, 0, 20, 30], iscrowd=1, segmentation={"size": [30, 40], "counts": [600, 600]})
     truth = coco_truth(load(tmp_path, coco([image(1)], [annotation(1, 1, 3, [1, 1, 8, 8]), crowd])))
     good = found([1, 1, 8, 8], score=0.3)
@@ -201,7 +205,7 @@ def test_a_detection_in_a_crowd_is_no_mistake(tmp_path):
     assert score_detections(truth, [good, found([1, 20, 8, 8], score=0.9)], masks=False).box_ap == pytest.approx(50)
 
 
-def test_the_size_of_a_mask_is_not_that_of_its_box(tmp_path):
+def test_the_size_of_a_mask_is_its_own_area(tmp_path):
     side = 100
     line = [[0, 0, 5, 0, side, side - 5, side, side, side - 5, side, 0, 5]]  # small, in a large box
     area = float(coco_mask.area(coco_mask.frPyObjects(line, side, side)[0]))
@@ -215,10 +219,10 @@ def test_the_size_of_a_mask_is_not_that_of_its_box(tmp_path):
     result = score_detections(truth, [wrong, right], masks=True)
     assert area < 32**2
     assert result.mask_ap == pytest.approx(50)
-    assert result.mask_ap_small == pytest.approx(50)  # by its box, the wrong one would be large and not count here
+    assert result.mask_ap_small == pytest.approx(50)  # by its box, the wrong one would be large and ignored here
 
 
-def test_the_file_need_not_give_areas_and_crowds(tmp_path):
+def test_areas_and_crowds_are_optional(tmp_path):
     content = coco([image(1, 200, 200)], [annotation(1, 1, 3, [1, 1, 50, 50])])
     del content["annotations"][0]["area"], content["annotations"][0]["iscrowd"]
     result = score_detections(coco_truth(load(tmp_path, content)), [found([1, 1, 50, 50])], masks=False)
@@ -232,11 +236,11 @@ def test_table(tmp_path):
     assert table[-3:] == ["| car | 1 | 100.00 | - |", "| cat | 0 | - | - |", "| kite | 0 | - | - |"]
 
 
-# Running a detector
+# Evaluation of a detector
 
 
 class Oracle(nn.Module):
-    """Finds the white boxes of `coco_files`, one an image, as a torchvision detector would say it."""
+    """Finds the white box of each image of `coco_files`, with the outputs of a torchvision detector."""
 
     def __init__(self):
         super().__init__()
@@ -265,7 +269,9 @@ class Oracle(nn.Module):
 
 def seven_images() -> dict:
     sizes = [(40, 30), (50, 20), (30, 30), (40, 30), (64, 48), (20, 20), (33, 31)]
-    annotations = [annotation(n, 10 * n, 17, [n, 2 * n, 9 - n, 5]) for n in range(1, 7)]  # the seventh is empty
+    annotations = [
+        annotation(n, 10 * n, 17, [n, 2 * n, 9 - n, 5]) for n in range(1, 7)
+    ]  # the seventh image has no objects
     return coco([image(10 * (n + 1), *size) for n, size in enumerate(sizes)], annotations)
 
 
@@ -273,7 +279,7 @@ def evaluate(folder: Path) -> DetectionResult:
     data = load_detection_data(str(folder), masks=True, split="validation")
     accelerator = Accelerator(cpu=True)
     model = Oracle()
-    loader = accelerator.prepare(evaluation_loader(data.validation, batch_size=2, workers=0))
+    loader = accelerator.prepare(evaluation_loader(EvaluationDataset(data.validation), batch_size=2, workers=0))
     truth = coco_truth(data.validation)
     file = folder / "predictions.json"
     result = evaluate_detector(

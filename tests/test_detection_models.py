@@ -1,4 +1,4 @@
-"""Detectors: what they compute, what their BatchNorm does in training, how they are saved and come back, and ONNX."""
+"""Detectors: computation, training, BatchNorm, saving and loading, and ONNX export."""
 
 import json
 from copy import deepcopy
@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from timm.optim import create_optimizer_v2
 from torch import nn
 
-pytest.importorskip("torchvision", reason="torchvision, which has the detectors, is not installed")
+pytest.importorskip("torchvision", reason="torchvision is not installed")
 
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork, box_iou
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from fdconv_zoo.dense.detection.model import Detector
+from fdconv_zoo.dense import Detector
 from fdconv_zoo.dense.detection.onnx import export_onnx
 from fdconv_zoo.errors import ConfigError, HubError, WeightsError
 from fdconv_zoo.layers.ksm import GlobalBranch
@@ -56,7 +56,7 @@ def make_random(head="faster_rcnn", seed=0, **options):
 
 
 def data():
-    """Two images of different sizes, the second with nothing on it."""
+    """Two images of different sizes; the second has no objects."""
     torch.manual_seed(1)
     images = [torch.rand(3, 64, 80), torch.rand(3, 60, 52)]
     boxes = torch.tensor([[5.0, 5.0, 50.0, 40.0], [30.0, 20.0, 70.0, 60.0]])
@@ -78,11 +78,11 @@ def assert_equal_detections(actual, expected):
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-# What it computes.
+# Computation and training.
 
 
-class ByHand(nn.Module):
-    """What torchvision's documentation has one write."""
+class PlainPyramid(nn.Module):
+    """A backbone as in torchvision's documentation."""
 
     def __init__(self):
         super().__init__()
@@ -95,12 +95,12 @@ class ByHand(nn.Module):
 
 
 @both_heads
-def test_as_written_by_hand(head):
-    """The strides of this backbone are 2, 4, 8 and 16, and of what is pooled from the last 32."""
+def test_equals_plain_torchvision(head):
+    """The strides of this backbone are 2, 4, 8 and 16; the pooled level has stride 32."""
     model = make_random(head, fpn_channels=256)
     anchors = AnchorGenerator(((16,), (32,), (64,), (128,), (256,)), ((0.5, 1.0, 2.0),) * 5)
     network = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}[head]
-    by_hand = network(ByHand(), num_classes=3, rpn_anchor_generator=anchors, **SIZES, **HEAD)
+    by_hand = network(PlainPyramid(), num_classes=3, rpn_anchor_generator=anchors, **SIZES, **HEAD)
     weights = {key.removeprefix("network.").replace("body.model.", "body."): v for key, v in model.state_dict().items()}
     by_hand.load_state_dict(weights)
     assert_equal_detections(detect(model), detect(by_hand))
@@ -122,9 +122,9 @@ def test_the_heads_are_as_wide_as_the_pyramid(channels):
 
 
 @both_heads
-@pytest.mark.parametrize("first", [0, 1], ids=["objects", "nothing"])
+@pytest.mark.parametrize("first", [0, 1], ids=["objects", "no_objects"])
 def test_trains(head, first):
-    """Every parameter has a gradient, as distributed training wants it, even where there is nothing in the images."""
+    """Every parameter has a gradient, as distributed training requires, even for images without objects."""
     model = make_random(head).train()
     losses = model(*(part[first:] for part in data()))
     assert all(loss.isfinite() and loss.ndim == 0 for loss in losses.values())
@@ -137,7 +137,7 @@ def test_trains(head, first):
 
 
 def test_learns():
-    """Two squares at fixed places: the losses fall, and the boxes end up there."""
+    """Overfits two squares at fixed positions."""
     torch.manual_seed(0)
     model = make(head_args=HEAD | dict(box_score_thresh=0.5), fpn_channels=64)
     image, target = torch.zeros(3, 64, 64), dict(labels=torch.tensor([1, 2]))
@@ -189,11 +189,11 @@ def test_half_precision():
         found = detect(model)[0]
     sum(losses.values()).backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-    # Places have more than the 8 bits of bfloat16, which at 1000 pixels are steps of 4.
+    # Coordinates have more than the 8 bits of bfloat16, whose steps at 1000 pixels are 4.
     assert not torch.equal(found["boxes"], found["boxes"].bfloat16().float())
     boxes = torch.rand(100, 4) + torch.tensor([700.0, 800.0, 900.0, 1000.0])
-    for part in (model.network.rpn, model.network.roi_heads):
-        same = part.box_coder.decode(torch.zeros(100, 4, dtype=torch.bfloat16), [boxes])[:, 0]
+    for stage in (model.network.rpn, model.network.roi_heads):
+        same = stage.box_coder.decode(torch.zeros(100, 4, dtype=torch.bfloat16), [boxes])[:, 0]
         assert torch.allclose(same, boxes, atol=1e-3)
 
 
@@ -208,10 +208,10 @@ def test_weights_of_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(head="yolo"), "head yolo: no such head; there are faster_rcnn, mask_rcnn"),
+        (dict(head="yolo"), "head yolo: no such head; choose one of faster_rcnn, mask_rcnn"),
         (dict(backbone="resnet51_fdconv"), "resnet51_fdconv: no such model; did you mean .*resnet50_fdconv"),
         (dict(backbone="test_vit", backbone_args={}), "its maps have strides .*choose another"),
-        (dict(anchor_sizes=[8, 16]), r"anchor_sizes \[8, 16\]: one for each of 5 levels"),
+        (dict(anchor_sizes=[8, 16]), r"anchor_sizes \[8, 16\]: expected 5 sizes, one per level"),
         (dict(head_args=dict(box_score_tresh=0.1)), "head_args box_score_tresh: .*did you mean box_score_thresh"),
         (dict(head_args=dict(min_size=3)), "head_args min_size: "),
         (dict(backbone_args=dict(blocks=3)), "cannot be built with .*blocks"),
@@ -226,7 +226,7 @@ def test_errors(options, message):
 
 @pytest.mark.parametrize("name", ["resnet50_fdconv", "swin_tiny_patch4_window7_224_fdconv"])
 def test_layer_decay(name):
-    """As timm's own model has it, with all that comes after the backbone in the place of the classifier."""
+    """The same as for the timm model, with everything after the backbone in place of the classifier."""
     classifier = small(name)
     arguments = SMALL["resnet" if "resnet" in name else "swin"]
     model = Detector(name, CLASSES, backbone_args=arguments, fpn_channels=16, head_args=HEAD)
@@ -238,7 +238,7 @@ def test_layer_decay(name):
 
 
 def lr_scales(model):
-    """Each parameter's factor of the learning rate, and its weight decay."""
+    """Return each parameter's learning rate factor and weight decay."""
     groups = create_optimizer_v2(model, "sgd", lr=1.0, weight_decay=0.1, layer_decay=0.5).param_groups
     by_id = {id(p): (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
     return {name: by_id[id(parameter)] for name, parameter in model.named_parameters()}
@@ -256,7 +256,7 @@ def other_norms(model):
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and n not in own}
 
 
-def test_frozen_norms_stay():
+def test_frozen_norms_do_not_change():
     model = make_random()
     set_norm(model.backbone, "frozen")
     before = deepcopy(model.state_dict())
@@ -275,19 +275,19 @@ def test_frozen_norms_stay():
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
-def test_running_norm_knows_all_that_passed(batch):
+def test_running_norm_averages_all_batches(batch):
     norm = RunningNorm(4).double()
     x = 3 * torch.randn(36, 4, 2, 2, dtype=torch.float64) - 5
     for images in x.split(batch):
         norm(images)
     assert torch.allclose(norm.running_mean, x.mean((0, 2, 3)))
     assert torch.allclose(norm.running_var, x.var((0, 2, 3), unbiased=False))
-    for _ in range(400):  # and forgets what it was long ago
+    for _ in range(400):  # and forgets old batches
         norm(x + 10)
     assert torch.allclose(norm.running_mean, x.mean((0, 2, 3)) + 10, atol=0.5)
 
 
-def test_running_norm_is_its_batch_norm():
+def test_running_norm_equals_its_batch_norm():
     plain = randomize(nn.BatchNorm2d(4))
     norm = RunningNorm.from_batch_norm(deepcopy(plain))
     x = torch.randn(5, 4, 1, 1)
@@ -295,7 +295,7 @@ def test_running_norm_is_its_batch_norm():
     norm.train()(x)
     plain.load_state_dict(norm.state_dict())
     assert torch.equal(norm.eval()(x), plain(x))
-    # In training an image's result does not depend on those beside it, once the statistics are settled.
+    # In training, the output of an image does not depend on the others once the statistics have converged.
     norm.momentum = 0.0
     norm.num_batches_tracked.fill_(10**9)
     assert torch.allclose(norm.train()(x)[:1], norm(x[:1]))
@@ -317,7 +317,7 @@ def test_one_image_trains():
     assert all(norm.running_mean.any() for norm in ksm_norms(model).values())
 
 
-def test_frozen_weights_come_back_as_they_are(tmp_path):
+def test_frozen_weights_are_saved_unchanged(tmp_path):
     model = make_random()
     set_norm(model.backbone, "frozen")
     train_mode(model)
@@ -339,7 +339,7 @@ def test_synchronized_norms():
     assert model.state_dict().keys() == expected.state_dict().keys()
 
 
-def test_norms_that_cannot_be(tmp_path):
+def test_unsupported_norms(tmp_path):
     with pytest.raises(ConfigError, match="norm group: no such choice; there are batch, frozen, sync"):
         set_norm(nn.BatchNorm2d(3), "group")
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
@@ -351,25 +351,25 @@ def test_norms_that_cannot_be(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-# Saved, and back.
+# Saving and loading.
 
 
 @both_heads
-def test_comes_back_from_a_folder(head, tmp_path):
+def test_saved_to_a_folder(head, tmp_path):
     model = make_random(head, mean=[0.1, 0.2, 0.3], anchor_sizes=[12, 24, 48, 96, 192])
     model.save_pretrained(tmp_path)
-    back = Detector.from_pretrained(tmp_path)
-    assert not back.training
-    assert back.config == json.loads((tmp_path / "config.json").read_text()) == json.loads(json.dumps(model.config))
-    assert "pretrained" not in back.config
-    assert back.class_names == CLASSES
-    assert_equal_detections(detect(back), detect(model))
+    loaded = Detector.from_pretrained(tmp_path)
+    assert not loaded.training
+    assert loaded.config == json.loads((tmp_path / "config.json").read_text()) == json.loads(json.dumps(model.config))
+    assert "pretrained" not in loaded.config
+    assert loaded.class_names == CLASSES
+    assert_equal_detections(detect(loaded), detect(model))
     card = (tmp_path / "README.md").read_text()
     assert "1. cat\n2. dog" in card
     assert ("masks" in card) == (head == "mask_rcnn")
 
 
-def test_comes_back_from_the_hub(hub, tmp_path):
+def test_pushed_to_the_hub(hub, tmp_path):
     hub.log_in(hub.add_user("ada"))
     first, second = make_random(seed=0), make_random(seed=1)
     first.push_to_hub(REPO, private=True)
@@ -379,7 +379,7 @@ def test_comes_back_from_the_hub(hub, tmp_path):
     assert_equal_detections(detect(Detector.from_pretrained(REPO)), detect(second))
     info = HfApi().model_info(REPO)
     assert info.private
-    assert not any("timm/" in request.path for request in hub.requests)  # nobody looks for the backbone's weights
+    assert not any("timm/" in request.path for request in hub.requests)  # the backbone's weights are not requested
     hub.log_out()
     with pytest.raises(HubError, match="does not exist, or is private"):
         Detector.from_pretrained(REPO, cache_dir=tmp_path)
@@ -411,11 +411,11 @@ def test_damaged_folders(tmp_path, damage, message):
         Detector.from_pretrained(tmp_path)
 
 
-# Exported.
+# Export.
 
 
 def test_onnx(tmp_path):
-    """Images with many detections and with none, of a program that was exported with none."""
+    """Images with many detections and with none, in a graph that was exported with none."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     for name in ("onnx", "onnxscript"):
         pytest.importorskip(name, reason="torch's exporter to ONNX needs onnx and onnxscript")
@@ -427,15 +427,14 @@ def test_onnx(tmp_path):
     export_onnx(model, tmp_path / "model.onnx", (60, 72))
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    numbers = []
+    counts = []
     for image in images:
         expected = detect(model, [image])[0]
         found = dict(zip(names, map(torch.from_numpy, session.run(None, {"image": image.numpy()})), strict=True))
-        numbers.append(len(expected["scores"]))
+        counts.append(len(expected["scores"]))
         assert found.keys() == expected.keys()
         assert all(found[key].shape == expected[key].shape for key in found)
-        if numbers[-1]:
+        if counts[-1]:
             assert torch.equal(found["labels"], expected["labels"])
             assert all(relative_error(found[key], expected[key]) < 1e-3 for key in ("boxes", "scores", "masks"))
-    assert numbers[0] == 0 < max(numbers)
-    assert min(numbers) != max(numbers)
+    assert counts[0] == 0 < max(counts)

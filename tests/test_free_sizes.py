@@ -47,23 +47,23 @@ class Convolution(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("kernel_size", "geometry"),
+    "geometry",
     [
-        ((3, 3), Geometry((1, 1), (1, 1), (1, 1), 1)),
-        ((3, 3), Geometry((2, 2), (1, 1), (1, 1), 1)),
-        ((3, 3), Geometry((1, 1), (2, 2), (2, 2), 1)),
-        ((5, 3), Geometry((2, 3), (3, 0), (1, 2), 1)),
-        ((3, 3), Geometry((2, 1), (1, 1), (1, 1), 2)),
-        ((7, 7), Geometry((1, 1), (3, 3), (1, 1), 4)),
-        ((1, 1), Geometry((2, 2), (0, 0), (1, 1), 1)),
-        ((1, 1), Geometry((1, 1), (0, 0), (1, 1), 1)),
-        ((1, 1), Geometry((1, 1), (0, 0), (1, 1), 2)),
+        Geometry((3, 3), padding=(1, 1)),
+        Geometry((3, 3), (2, 2), (1, 1)),
+        Geometry((3, 3), (1, 1), (2, 2), (2, 2)),
+        Geometry((5, 3), (2, 3), (3, 0), (1, 2)),
+        Geometry((3, 3), (2, 1), (1, 1), groups=2),
+        Geometry((7, 7), padding=(3, 3), groups=4),
+        Geometry((1, 1), (2, 2)),
+        Geometry((1, 1)),
+        Geometry((1, 1), groups=2),
     ],
     ids=str,
 )
-def test_exported_convolutions_of_any_batch_and_size(kernel_size, geometry):
+def test_exported_convolutions_of_any_batch_and_size(geometry):
     def inputs(batch, height, width):
-        kernels = torch.randn(batch, 8, 4 // geometry.groups, *kernel_size)
+        kernels = torch.randn(batch, 8, 4 // geometry.groups, *geometry.kernel_size)
         return torch.randn(batch, 4, height, width), kernels
 
     free = ({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}, {0: Dim.AUTO})
@@ -71,5 +71,7 @@ def test_exported_convolutions_of_any_batch_and_size(kernel_size, geometry):
     assert not any("conv2d" in str(node.target) for node in program.graph.nodes)
     for sizes in ((2, 12, 14), (3, 17, 9), (1, 8, 11)):
         x, kernels = inputs(*sizes)
-        expected = [F.conv2d(image[None], kernel, None, *geometry) for image, kernel in zip(x, kernels, strict=True)]
+        expected = [
+            F.conv2d(image[None], kernel, None, *geometry.arguments) for image, kernel in zip(x, kernels, strict=True)
+        ]
         assert relative_error(program.module()(x, kernels), torch.cat(expected)) < 1e-5

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fdconv_zoo import FDConv2d, FourierDisjointWeight, FrequencyBandModulation, KernelSpatialModulation
+from fdconv_zoo import FourierDisjointWeight, FrequencyBandModulation, KernelSpatialModulation
 from fdconv_zoo.layers.fdw import frequency_groups
 from fdconv_zoo.ops import low_pass_basis
 
@@ -24,13 +24,13 @@ taps = st.integers(1, 5)
 def test_groups_match_the_literal_definition(rows, cols, data):
     n = data.draw(st.integers(1, rows * (cols // 2 + 1)))
     groups = frequency_groups(rows, cols, n)
-    assert np.array_equal(groups.numpy(), literal.frequency_groups(rows, cols, n))
-    sizes = groups.flatten().int().bincount()
+    assert np.array_equal(groups, literal.frequency_groups(rows, cols, n))
+    sizes = np.bincount(groups.flatten())
     assert len(sizes) == n
     assert sizes.max() - sizes.min() <= 1
 
 
-@pytest.mark.parametrize(("n", "dtype"), [(256, torch.uint8), (257, torch.int16), (40000, torch.int32)])
+@pytest.mark.parametrize(("n", "dtype"), [(256, np.uint8), (257, np.int16), (40000, np.int32)])
 def test_groups_use_the_smallest_integer_type(n, dtype):
     groups = frequency_groups(300, 300, n)
     assert groups.dtype == dtype
@@ -78,59 +78,10 @@ def test_fdw_is_the_same_on_a_gpu(shape):
     assert relative_error(fdw.cuda()(attention.cuda()).cpu(), expected) < 1e-5
 
 
-def count_transforms(monkeypatch):
-    """How often an inverse transform has run."""
-    calls = []
-    irfft = torch.fft.irfft
-    monkeypatch.setattr(torch.fft, "irfft", lambda *args, **kwargs: calls.append(1) or irfft(*args, **kwargs))
-    return calls
-
-
-@pytest.mark.parametrize("options", [{"ksm_local": False}, {"ksm_local": True}], ids=["static", "local"])
-def test_inference_transforms_weights_once_until_they_change(monkeypatch, options):
-    layer = randomize(FDConv2d(8, 6, 3, padding=1, num_kernels=4, ksm_global=False, **options)).eval()
-    x = torch.randn(2, 8, 5, 5)
-
-    def infer(layer):
-        with torch.inference_mode():
-            return layer(x)
-
-    calls = count_transforms(monkeypatch)
-    assert torch.equal(infer(layer), infer(layer))
-    assert len(calls) == 1
-
-    def step():
-        layer(x).square().sum().backward()
-        torch.optim.SGD(layer.parameters(), lr=0.1).step()
-
-    def write_behind_autograd():  # as some averages of weights do, between train() and eval()
-        layer.train()
-        layer.fdw.spectrum.data.mul_(1.5)
-        layer.eval()
-
-    changes = {
-        "optimizer": step,
-        "load": lambda: layer.load_state_dict(nn.Conv2d(8, 6, 3, padding=1).state_dict()),
-        "in place": lambda: nn.init.normal_(layer.fdw.spectrum),
-        "data": write_behind_autograd,
-        "dtype": layer.bfloat16,
-    }
-    for name, change in changes.items():
-        before = infer(layer)
-        change()
-        x = x.to(layer.fdw.spectrum.dtype)
-        expected = layer(x).detach()  # not inference: nothing is taken from the cache
-        assert relative_error(infer(layer), expected) < 1e-6, name
-        assert not torch.equal(infer(layer), before), name
-    twin = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
-    assert torch.equal(infer(twin), infer(layer))
-
-
 def test_fdw_buffers_are_derived():
     fdw = FourierDisjointWeight(8, 6, (3, 3), 4)
     assert set(fdw.state_dict()) == {"spectrum"}
     empty = FourierDisjointWeight(8, 6, (3, 3), 4, device="meta").to_empty(device="cpu")
-    empty.init_non_persistent_buffers()
     assert torch.equal(empty.group_index, fdw.group_index)
 
 

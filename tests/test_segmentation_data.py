@@ -1,4 +1,4 @@
-"""Loading and checking of images with masks, and what happens to both before training."""
+"""Loading, checks and augmentation of images with masks."""
 
 from io import BytesIO
 from pathlib import Path
@@ -18,21 +18,13 @@ from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset, Segmentatio
 from fdconv_zoo.dense.segmentation.loading import load_segmentation_data
 from fdconv_zoo.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("datasets_cache")
+
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    """Keeps what `datasets` stores out of the user's cache."""
-    folder = tmp_path / "cache"
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
-    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", folder / "downloads")
-    monkeypatch.setattr(datasets.config, "EXTRACTED_DATASETS_PATH", folder / "extracted")
-    return folder
-
-
 def mask_of(*values: int, shape: tuple[int, int] = (6, 8)) -> np.ndarray:
-    """A mask that has these values, in its first pixels, and else the last of them."""
+    """Return a mask with these values in its first pixels, and the last value elsewhere."""
     mask = np.full(shape, values[-1], np.uint8)
     mask.flat[: len(values)] = values
     return mask
@@ -51,7 +43,7 @@ def picture(shape: tuple[int, int] = (6, 8), value: int = 90) -> np.ndarray:
 
 
 def make_pairs(folder: Path, **splits: list[np.ndarray]) -> Path:
-    """images/<split> and masks/<split> with these masks, and an image of the same size for each."""
+    """Write images/<split> and masks/<split> with these masks, and an image of the same size for each."""
     for split, masks in splits.items():
         for index, mask in enumerate(masks):
             write(folder / "images" / split / f"{index:03}.jpg", picture(mask.shape))
@@ -63,12 +55,12 @@ def good_pairs(folder: Path) -> Path:
     return make_pairs(folder, train=[mask_of(0, 1), mask_of(1, 2)], validation=[mask_of(0, 2)])
 
 
-def values(references) -> list[set[int]]:
-    """The class numbers in each mask."""
-    return [set(np.unique(mask).tolist()) for _, mask in references]
+def values(pairs) -> list[set[int]]:
+    """Return the class indices in each mask."""
+    return [set(np.unique(mask).tolist()) for _, mask in pairs]
 
 
-# What can be loaded
+# Loading
 
 
 def test_folder_of_pairs(tmp_path):
@@ -82,7 +74,7 @@ def test_folder_of_pairs(tmp_path):
     assert (image.mode, image.size) == ("RGB", (8, 6))
     assert mask.dtype == np.uint8
     np.testing.assert_array_equal(mask, mask_of(1, 2))
-    assert data.train.place(1, "mask") == str(folder.resolve() / "masks/train/001.png")
+    assert data.train.describe(1, "mask") == str(folder.resolve() / "masks/train/001.png")
 
 
 def test_splits_above_images_and_masks(tmp_path):
@@ -126,7 +118,7 @@ def test_one_split_is_divided_by_the_seed(tmp_path):
     assert len(data.validation) == 3
 
 
-def test_limit_only_looks_at_what_it_takes(tmp_path):
+def test_limit_only_checks_the_selected_images(tmp_path):
     folder = make_pairs(tmp_path, train=[mask_of(0, 1)] * 8, validation=[mask_of(0, 1)] * 3)
     data = load_segmentation_data(str(folder), limit=2)
     assert (len(data.train), len(data.validation)) == (2, 2)
@@ -188,12 +180,14 @@ def test_ade20k(tmp_path):
     assert values(data.train) == [{IGNORE, 0, 149}, {1, 12}]
     assert values(data.validation) == [{0, 1}]
     assert load_segmentation_data(str(folder), class_names=["x"] * 149 + ["y"]).class_names[-1] == "y"
-    with pytest.raises(DataError, match="2 class names are given, but this dataset has 150"):
+    with pytest.raises(DataError, match="Got 2 class names, but this dataset has 150"):
         load_segmentation_data(str(folder), class_names=["x", "y"])
     with pytest.raises(DataError, match="--ignore-index"):
         load_segmentation_data(str(folder), ignore_index=0)
     write(folder / "annotations/training/ADE_training_00000000.png", mask_of(0, 151))
-    with pytest.raises(DataError, match=r"00000000.png: 151\nKnown are 0 to 150, 255, of which 0, 255 ignored"):
+    with pytest.raises(
+        DataError, match=r"00000000.png: 151\nValid values are 0 to 150, 255, of which 0, 255 are ignored"
+    ):
         load_segmentation_data(str(folder))
 
 
@@ -216,7 +210,7 @@ def make_cityscapes(folder: Path, ids: list[int], ending: str = "labelIds") -> P
     return folder
 
 
-# The classes that are evaluated, in the order of their training ids: as the benchmark publishes them.
+# The evaluated classes in the order of their training ids, as the benchmark publishes them.
 CITYSCAPES_NAMES = (
     "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, terrain, sky, person, "
     "rider, car, truck, bus, train, motorcycle, bicycle"
@@ -230,7 +224,7 @@ def test_cityscapes(tmp_path):
     assert ", ".join(data.class_names) == CITYSCAPES_NAMES
     expected = [CITYSCAPES_IDS.index(value) if value in CITYSCAPES_IDS else IGNORE for value in range(34)]
     assert data.validation[0][1].flat[:34].tolist() == expected
-    with pytest.raises(DataError, match=r"Split 'test': not one pixel of its 1 masks"):
+    with pytest.raises(DataError, match=r"Split 'test': no pixel of its 1 masks"):
         load_segmentation_data(str(folder), validation_split="test")
 
 
@@ -239,14 +233,14 @@ def test_cityscapes_with_training_ids(tmp_path):
     trained = make_cityscapes(tmp_path, [*range(19), 255], "labelTrainIds")
     data = load_segmentation_data(str(trained))
     assert data.validation[0][1].flat[:20].tolist() == [*range(19), IGNORE]
-    next(trained.glob("gtFine/train/*/*_labelTrainIds.png")).unlink()  # then the published ids, of all
+    next(trained.glob("gtFine/train/*/*_labelTrainIds.png")).unlink()  # then the published ids are used for all
     data = load_segmentation_data(str(trained))
     assert data.validation[0][1].flat[:9].tolist() == [IGNORE] * 7 + [0, 1]
 
 
 def test_cityscapes_ids_agree_with_its_training_ids():
     for number, value in enumerate(CITYSCAPES_IDS):
-        assert cityscapes_classes(train_ids=False).numbers[value] == cityscapes_classes(train_ids=True).numbers[number]
+        assert cityscapes_classes(train_ids=False).lookup[value] == cityscapes_classes(train_ids=True).lookup[number]
 
 
 def encoded(pixels: np.ndarray, **options) -> dict:
@@ -282,16 +276,16 @@ def test_columns_of_tables(tmp_path, image, mask, options):
     data = load_segmentation_data(str(tmp_path), **options)
     assert values(data.train) == [{0, 4}, {1, 2}]
     assert values(data.validation) == [{3}]
-    assert data.train.place(1, "mask") == "mask of row 1 of split 'train'"
+    assert data.train.describe(1, "mask") == "mask of row 1 of split 'train'"
     assert np.asarray(data.train[0][0]).tolist() == picture().tolist()
 
 
-def test_columns_that_cannot_be_told(tmp_path):
+def test_ambiguous_and_missing_columns(tmp_path):
     empty = [encoded(picture())] * 2
     path = make_table(tmp_path / "a.parquet", [mask_of(0, 4), mask_of(1, 2)], "image", "depth", normals=empty)
     with pytest.raises(DataError, match=r"Several columns could be the mask: depth, normals.*--mask-column"):
         load_segmentation_data(str(path))
-    with pytest.raises(DataError, match=r"'image_id' holds no masks. Columns of images: image, depth, normals"):
+    with pytest.raises(DataError, match=r"'image_id' does not hold masks. Image columns: image, depth, normals"):
         load_segmentation_data(str(path), mask_column="image_id")
     lone = make_table(tmp_path / "b.parquet", [mask_of(0, 4)], "image", "depth")
     datasets.Dataset.from_parquet(str(lone)).remove_columns("depth").to_parquet(lone)
@@ -306,11 +300,11 @@ def test_arrow_files_of_a_saved_dataset(tmp_path):
     assert (len(data.train), len(data.validation)) == (4, 2)
 
 
-# What is wrong, named before training
+# Errors
 
 
 def refused(folder: Path, *words: str, **options) -> str:
-    """The message of the error, in which all these words stand."""
+    """Return the message of the error, which must contain all these words."""
     with pytest.raises(DataError) as caught:
         load_segmentation_data(str(folder), **options)
     message = str(caught.value)
@@ -325,16 +319,18 @@ def test_files_without_a_partner(tmp_path):
         (folder / f"masks/train/{index:03}.png").rename(folder / f"masks/train/x{index:03}.png")
     message = refused(folder, "12 images without a mask", "12 masks without an image", "train/x009.png", "and 2 more")
     assert "x010.png" not in message
-    refused(make_pairs(tmp_path / "none", validation=[mask_of(0, 1)]), "no images for validation")  # all of it trains
+    refused(
+        make_pairs(tmp_path / "none", validation=[mask_of(0, 1)]), "no images for validation"
+    )  # all of it is used for training
     (tmp_path / "none/images/train").mkdir()
     (tmp_path / "none/masks/train").mkdir()
     refused(tmp_path / "none", "images/train: no images found")
 
 
-def test_a_mask_of_two_suffixes(tmp_path):
+def test_masks_that_differ_only_in_suffix(tmp_path):
     folder = good_pairs(tmp_path)
     write(folder / "masks/train/000.tif", mask_of(0, 1))
-    refused(folder, "000.png and ", "000.tif differ in their suffix only")
+    refused(folder, "000.png and ", "000.tif differ only in their suffix")
 
 
 def test_a_broken_link_has_no_partner(tmp_path):
@@ -344,7 +340,7 @@ def test_a_broken_link_has_no_partner(tmp_path):
     refused(folder, "1 images without a mask", "images/train/000.jpg")
 
 
-def test_splits_that_only_one_side_has(tmp_path, caplog):
+def test_splits_without_masks(tmp_path, caplog):
     folder = good_pairs(tmp_path)
     write(folder / "images/test/0.jpg", picture())
     assert len(load_segmentation_data(str(folder)).validation) == 1
@@ -355,14 +351,14 @@ def test_splits_that_only_one_side_has(tmp_path, caplog):
 def test_masks_of_another_size(tmp_path):
     folder = good_pairs(tmp_path)
     write(folder / "masks/train/001.png", mask_of(0, 1, shape=(8, 6)))
-    refused(folder, "1 masks differ in size", "masks/train/001.png: 6x8, but the image 8x6", "nearest neighbour")
+    refused(folder, "1 masks differ in size", "masks/train/001.png: 6x8, but the image is 8x6", "nearest neighbour")
 
 
 @pytest.mark.parametrize(
     ("part", "suffix", "keep"),
     [
         *(("image", suffix, keep) for suffix in ("jpg", "png", "bmp") for keep in (0, 0.5, -6)),
-        ("image", "png", -12),  # all but the last chunk, which is empty
+        ("image", "png", -12),  # all except the last chunk, which is empty
         *(("mask", suffix, keep) for suffix in ("png", "bmp") for keep in (0, 0.5)),
     ],
 )
@@ -390,7 +386,7 @@ def test_a_flipped_bit_in_a_png_is_found_without_decoding(tmp_path):
     refused(folder, "images/train/000.png")
 
 
-def test_masks_of_other_kinds(tmp_path):
+def test_masks_of_unsupported_formats(tmp_path):
     folder = make_pairs(tmp_path, train=[mask_of(0, 1)] * 5, validation=[mask_of(0, 1)])
     write(folder / "masks/train/000.png", picture())
     write(folder / "masks/train/001.png", mask_of(0, 1).astype(np.uint16))
@@ -398,7 +394,7 @@ def test_masks_of_other_kinds(tmp_path):
     write(folder / "masks/train/002.jpg", mask_of(0, 1))
     write(folder / "masks/train/003.png", mask_of(0, 1), "LA")
     (folder / "masks/train/004.png").write_text("no image")
-    message = refused(folder, "5 masks cannot be used", "000.png: mode RGB", "001.png: mode I;16", "class numbers")
+    message = refused(folder, "5 masks cannot be used", "000.png: mode RGB", "001.png: mode I;16", "class indices")
     assert "002.jpg: a JPEG file, whose compression" in message
     assert "003.png: mode LA" in message
     assert "004.png: not an image format" in message
@@ -417,14 +413,14 @@ def test_values_outside_the_classes(tmp_path):
     folder = make_pairs(tmp_path, train=[mask_of(0, 1), mask_of(0, 3, 4, 9, 200)], validation=[mask_of(0, 1)])
     (folder / "classes.txt").write_text("a\nb\nc")
     message = refused(
-        folder, "1 masks have values that are no class", "train/001.png: 3 to 4, 9, 200", "Known are 0 to 2"
+        folder, "1 masks have values that are not a class", "train/001.png: 3 to 4, 9, 200", "Valid values are 0 to 2"
     )
-    assert "255 ignored" in message
+    assert "255 are ignored" in message
     refused(folder, "3 to 4, 9", ignore_index=200)
     refused(folder, "train/001.png: 9, 200", class_names=list("abcde"))
 
 
-def test_more_values_than_classes_can_be(tmp_path):
+def test_too_many_classes(tmp_path):
     folder = make_pairs(tmp_path, train=[mask_of(0, 255)], validation=[mask_of(0, 255)])
     refused(folder, "255 classes", ignore_index=0)
     refused(folder, "between 0 and 255", ignore_index=-1)
@@ -432,27 +428,27 @@ def test_more_values_than_classes_can_be(tmp_path):
 
 def test_one_class_only(tmp_path):
     folder = make_pairs(tmp_path, train=[mask_of(0, 255)] * 2, validation=[mask_of(0, 1)])
-    refused(folder, "of one class (class 0)", "--ignore-index")
+    refused(folder, "one class (class 0)", "--ignore-index")
 
 
-def test_an_ignored_value_that_swallows_everything(tmp_path, caplog):
+def test_masks_without_labelled_pixels(tmp_path, caplog):
     folder = make_pairs(tmp_path, train=[mask_of(0, 1), mask_of(2), mask_of(2)], validation=[mask_of(1, 2)])
     data = load_segmentation_data(str(folder), ignore_index=2)
     assert values(data.train) == [{0, 1}, {IGNORE}, {IGNORE}]
     assert "2 masks have no labelled pixel" in caplog.text
     assert "masks/train/002.png" in caplog.text
     write(folder / "masks/validation/000.png", mask_of(2))
-    refused(folder, "Split 'validation': not one pixel of its 1 masks", "2, are all ignored", ignore_index=2)
+    refused(folder, "Split 'validation': no pixel of its 1 masks", "(2) are all ignored", ignore_index=2)
 
 
 def test_classes_that_never_occur_in_training_are_logged(tmp_path, caplog):
     folder = make_pairs(tmp_path, train=[mask_of(0, 2)], validation=[mask_of(0, 1)])
     (folder / "classes.txt").write_text("sky\nsea\nland\nice")
     load_segmentation_data(str(folder))
-    assert "No training pixels of 2 of 4 classes: sea, ice." in caplog.text
+    assert "2 of 4 classes have no training pixels: sea, ice." in caplog.text
     caplog.clear()
     load_segmentation_data(str(folder), split="validation")
-    assert "No training" not in caplog.text
+    assert "no training pixels" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -471,56 +467,58 @@ def test_bad_class_names(tmp_path, content, words):
     refused(folder, words, class_names_file=tmp_path / "names.txt")
 
 
-def test_folders_that_hold_something_else(tmp_path):
+def test_folders_of_other_files(tmp_path):
     write(tmp_path / "cats/1.jpg", picture())
     refused(tmp_path, "images/train and masks/train")
-    write(tmp_path / "annotations/train/1.png", mask_of(0, 1))  # in ADE20K they are called "training"
+    write(tmp_path / "annotations/train/1.png", mask_of(0, 1))  # ADE20K calls it "training"
     write(tmp_path / "images/train/1.jpg", picture())
     refused(tmp_path, "images/train and masks/train")
     refused(tmp_path / "nowhere", "no such file or folder")
     refused(good_pairs(tmp_path / "set"), "--mask-column", mask_column="mask")
 
 
-def turned_jpeg(path: Path, shape: tuple[int, int], orientation: int) -> None:
+def rotated_image(path: Path, shape: tuple[int, int], orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     write(path, picture(shape), exif=exif)
 
 
-def test_a_mask_of_a_photograph_that_exif_turns(tmp_path, caplog):
+def test_a_mask_of_an_image_that_exif_rotates(tmp_path, caplog):
     folder = good_pairs(tmp_path)
-    turned_jpeg(folder / "images/train/000.jpg", (6, 8), 6)
-    refused(folder, "000.png: 8x6, but the image 6x8 (it fits the image before its EXIF tag turns it upright)")
+    rotated_image(folder / "images/train/000.jpg", (6, 8), 6)
+    refused(folder, "000.png: 8x6, but the image is 6x8 (it fits the image before its EXIF tag rotates it upright)")
     write(folder / "masks/train/000.png", mask_of(0, 1, shape=(8, 6)))
     image, mask = load_segmentation_data(str(folder)).train[0]
     assert image.size[::-1] == mask.shape == (8, 6)
     assert "EXIF" not in caplog.text
-    turned_jpeg(folder / "images/train/001.jpg", (6, 8), 3)  # upside down: nothing tells how the mask was drawn
+    rotated_image(
+        folder / "images/train/001.jpg", (6, 8), 3
+    )  # upside down: the size does not tell how the mask was drawn
     load_segmentation_data(str(folder))
-    assert "1 images are turned upright by an EXIF tag" in caplog.text
+    assert "1 images are rotated upright by an EXIF tag" in caplog.text
     assert "train/001.jpg" in caplog.text
 
 
-def test_a_png_that_exif_turns(tmp_path):
+def test_a_png_that_exif_rotates(tmp_path):
     folder = good_pairs(tmp_path)
     (folder / "images/train/000.jpg").unlink()
-    turned_jpeg(folder / "images/train/000.png", (6, 8), 6)
-    refused(folder, "000.png: 8x6, but the image 6x8")
+    rotated_image(folder / "images/train/000.png", (6, 8), 6)
+    refused(folder, "000.png: 8x6, but the image is 6x8")
     xmp = PngImagePlugin.PngInfo()
     xmp.add_itxt("XML:com.adobe.xmp", '<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="8"/>')
     write(folder / "images/train/000.png", picture(), pnginfo=xmp)
-    refused(folder, "000.png: 8x6, but the image 6x8")
+    refused(folder, "000.png: 8x6, but the image is 6x8")
 
 
-def test_the_checks_are_remembered_until_a_file_changes(tmp_path, monkeypatch):
+def test_checks_are_cached_until_a_file_changes(tmp_path, monkeypatch):
     folder = good_pairs(tmp_path)
     load_segmentation_data(str(folder))
     with monkeypatch.context() as patch:
-        patch.setattr("fdconv_zoo.dense.segmentation.findings.open_mask", None)  # who looks, fails
+        patch.setattr("fdconv_zoo.dense.segmentation.findings.open_mask", None)  # reading a mask would fail
         load_segmentation_data(str(folder))
     before = (folder / "masks/train/001.png").stat()
     write(folder / "masks/train/001.png", mask_of(1, 7))
-    assert (folder / "masks/train/001.png").stat().st_size == before.st_size  # only its time tells
+    assert (folder / "masks/train/001.png").stat().st_size == before.st_size  # only its time differs
     assert len(load_segmentation_data(str(folder)).class_names) == 8
 
 
@@ -533,7 +531,7 @@ def test_processes_find_the_same(tmp_path, monkeypatch):
     assert len(load_segmentation_data(str(folder), num_workers=2).class_names) == 6
 
 
-def test_a_file_that_goes_after_the_checks(tmp_path):
+def test_a_file_that_disappears_after_the_checks(tmp_path):
     folder = good_pairs(tmp_path)
     data = load_segmentation_data(str(folder))
     (folder / "masks/train/000.png").unlink()
@@ -545,19 +543,19 @@ def test_a_file_that_goes_after_the_checks(tmp_path):
 
 
 def blobs(height: int, width: int, seed: int) -> np.ndarray:
-    """A mask of large patches of 4 classes."""
+    """Return a mask of large patches of 4 classes."""
     coarse = np.random.default_rng(seed).integers(0, 4, (height // 16 + 1, width // 16 + 1), dtype=np.uint8)
     return coarse.repeat(16, 0).repeat(16, 1)[:height, :width]
 
 
 def aligned_pair(height: int = 70, width: int = 90, seed: int = 0) -> tuple[Image.Image, np.ndarray]:
-    """An image whose red is the mask's class, times 60, and whose green is the same."""
+    """Return a mask, and an image whose red and green channels are 60 times the mask."""
     mask = blobs(height, width, seed)
     return Image.fromarray(np.stack([mask * 60, mask * 60, np.zeros_like(mask)], axis=-1)), mask
 
 
 def plain_transform(crop_size, **options):
-    """Normalization that leaves pixels in 0..1."""
+    """Return a transform that keeps pixels in 0..1."""
     return training_transform(crop_size, mean=(0, 0, 0), std=(1, 1, 1), photometric=False, max_class_share=1, **options)
 
 
@@ -576,7 +574,7 @@ def test_image_and_mask_stay_aligned(short_side):
             padded += int(ignored.any())
             assert (image[:, ignored] == 0).all()
             seen = (image[0] * 255 / 60).round()
-            # At the edges of patches, the image's pixels lie between classes. Their interiors must agree exactly.
+            # At the edges of patches, the image interpolates between classes. Their interiors must agree exactly.
             inner = interior(mask) & ~ignored
             assert (seen[inner] == mask[inner]).all()
             shares += float((seen[~ignored] == mask[~ignored]).float().mean())
@@ -585,15 +583,15 @@ def test_image_and_mask_stay_aligned(short_side):
 
 
 def interior(mask: torch.Tensor, margin: int = 2) -> torch.Tensor:
-    """Pixels around which all are in the crop and of the same class."""
+    """Return where all surrounding pixels are inside the crop and of the same class."""
     size = 2 * margin + 1
-    pad = torch.nn.functional.pad(mask[None, None].float(), [margin] * 4, value=-1)  # beyond the crop, who knows
+    pad = torch.nn.functional.pad(mask[None, None].float(), [margin] * 4, value=-1)  # unknown outside the crop
     high = torch.nn.functional.max_pool2d(pad, size, 1)
     return (high == -torch.nn.functional.max_pool2d(-pad, size, 1))[0, 0]
 
 
-def test_the_mask_is_not_half_a_pixel_off():
-    """The mean error of edges over many scales: a mask resized by torch's plain "nearest" fails this."""
+def test_the_mask_is_not_shifted_by_half_a_pixel():
+    """The mean error over many scales; a mask resized with torch's "nearest" mode fails this."""
     ramp = np.tile(np.arange(200, dtype=np.uint8), (20, 1))
     image = tv_tensors.Image(torch.from_numpy(ramp.copy())[None].repeat(3, 1, 1))
     offsets = []
@@ -617,7 +615,7 @@ def test_the_scale_is_drawn_from_its_range():
         assert abs(np.mean(sides) - (low + high) / 2) < 0.1 * high
 
 
-def test_padding_has_the_mean_colour_and_is_ignored():
+def test_padding_is_the_mean_colour_and_ignored():
     pair = Image.new("RGB", (20, 10), "white"), np.ones((10, 20), np.uint8)
     transform = training_transform(32, mean=MEAN, std=STD, scale=(1, 1), photometric=False)
     tops = set()
@@ -645,7 +643,7 @@ def test_flips_happen_half_of_the_time():
     assert 30 < flipped < 70
 
 
-def test_colours_change_the_image_only():
+def test_colours_change_only_the_image():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
     mask = blobs(16, 16, 0)
     options = dict(mean=MEAN, std=STD, scale=(1, 1), hflip=0.0)
@@ -658,7 +656,7 @@ def test_colours_change_the_image_only():
     for item, kept in SegmentationDataset([(image, mask)] * 40, training_transform(16, **options)):
         assert (kept == torch.from_numpy(mask)).all()
         changed += int(not torch.equal(item, plain))
-    assert 30 <= changed < 40  # all but one in sixteen
+    assert 30 <= changed < 40  # one in sixteen is unchanged on average
 
 
 def test_crops_of_one_class_are_drawn_again():
@@ -673,10 +671,10 @@ def test_crops_of_one_class_are_drawn_again():
         return sum(int(len(set(item.unique().tolist()) - {IGNORE}) < 2) for item in crops)
 
     assert uniform(1.0) > 75  # about 9 in 10
-    assert uniform(0.75) < 75  # of ten tries about one in three finds none
+    assert uniform(0.75) < 75  # about one in three finds no varied crop in ten tries
 
 
-def test_augmentation_is_exactly_repeatable(tmp_path):
+def test_augmentation_is_exactly_repeatable():
     pairs = [aligned_pair(seed=s) for s in range(6)]
     transform = training_transform(32, mean=MEAN, std=STD)
 
@@ -700,7 +698,7 @@ def test_augmentation_is_exactly_repeatable(tmp_path):
     assert not equal([same[0]], [same[1]])[0]
 
 
-def test_running_workers_see_a_new_epoch():
+def test_set_epoch_reaches_running_workers():
     dataset = SegmentationDataset([aligned_pair(seed=s) for s in range(4)], plain_transform(32))
     loader = DataLoader(
         dataset, batch_size=2, num_workers=1, persistent_workers=True, collate_fn=SegmentationDataset.collate
@@ -717,7 +715,7 @@ def test_running_workers_see_a_new_epoch():
 # Evaluation
 
 
-def test_evaluation_keeps_masks_in_full_size():
+def test_evaluation_keeps_masks_at_full_size():
     pairs = [aligned_pair(40, 60), aligned_pair(33, 21)]
     dataset = EvaluationDataset(pairs, mean=MEAN, std=STD, short_side=20)
     images, masks, indices = next(iter(DataLoader(dataset, batch_size=2, collate_fn=dataset.collate)))

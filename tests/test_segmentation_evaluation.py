@@ -1,4 +1,4 @@
-"""Prediction in windows and views, the figures over a validation set, and pictures."""
+"""Prediction with windows and views, metrics, evaluation of a dataset, and pictures."""
 
 import itertools
 import math
@@ -19,21 +19,22 @@ from torch import nn
 pytest.importorskip("segmentation_models_pytorch", reason="the segmentation library is not installed")
 pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
 
+from fdconv_zoo.dense import Segmenter
 from fdconv_zoo.dense.colours import class_colour
+from fdconv_zoo.dense.evaluation import evaluation_loader
 from fdconv_zoo.dense.segmentation.classes import IGNORE
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset
-from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter, evaluation_loader
+from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter
 from fdconv_zoo.dense.segmentation.inference import predict, slide
 from fdconv_zoo.dense.segmentation.metrics import SegmentationMetrics
-from fdconv_zoo.dense.segmentation.model import Segmenter
-from fdconv_zoo.dense.segmentation.pictures import draw_grid, draw_mask, overlay
+from fdconv_zoo.dense.segmentation.pictures import draw_comparison, draw_mask, draw_segmentation
 from fdconv_zoo.errors import ConfigError, DataError
 
 CLASSES = ["background", "cat", "dog", "horse"]
 
 
 class Toy(nn.Module):
-    """Stands for a segmenter: one convolution, of one pixel or of its surroundings too."""
+    """A stand-in for a segmenter: a single convolution."""
 
     def __init__(self, kernel_size=1):
         super().__init__()
@@ -56,23 +57,23 @@ sizes = st.tuples(st.integers(1, 12), st.integers(1, 12))
 @settings(max_examples=30)
 @given(size=sizes, window=sizes, data=st.data())
 @torch.no_grad()
-def test_windows_one_by_one(size, window, data):
+def test_windows_pixel_by_pixel(size, window, data):
     stride = tuple(data.draw(st.integers(1, side)) for side in window)
     model = Toy(kernel_size=3)
     images = torch.randn(2, 3, *size)
-    places = []
-    for side, part, step in zip(size, window, stride, strict=True):
-        ends, end = [], min(part, side)
+    ranges = []
+    for side, width, step in zip(size, window, stride, strict=True):
+        ends, end = [], min(width, side)
         while end < side:
             ends.append(end)
             end += step
-        places.append([(max(end - part, 0), end) for end in [*ends, side]])
+        ranges.append([(max(end - width, 0), end) for end in [*ends, side]])
     expected = torch.zeros(2, len(CLASSES), *size)
     for row, column in np.ndindex(*size):
         found = [
             model(images[:, :, top:bottom, left:right])[:, :, row - top, column - left]
-            for top, bottom in places[0]
-            for left, right in places[1]
+            for top, bottom in ranges[0]
+            for left, right in ranges[1]
             if top <= row < bottom and left <= column < right
         ]
         expected[:, :, row, column] = sum(found) / len(found)
@@ -80,7 +81,7 @@ def test_windows_one_by_one(size, window, data):
 
 
 @torch.no_grad()
-def test_windows_of_a_model_that_sees_single_pixels():
+def test_windows_of_a_pixelwise_model():
     model = Toy()
     images = torch.randn(1, 3, 50, 70)
     torch.testing.assert_close(slide(model, images, (32, 20), (21, 7)), model(images))
@@ -88,7 +89,7 @@ def test_windows_of_a_model_that_sees_single_pixels():
 
 @pytest.mark.parametrize("stride", [(33, 10), (0, 10), (10, 21)])
 def test_strides_that_leave_gaps(stride):
-    with pytest.raises(ConfigError, match="must be from 1 to the window's side"):
+    with pytest.raises(ConfigError, match="must be between 1 and the side of the window"):
         slide(Toy(), torch.zeros(1, 3, 50, 70), (32, 20), stride)
 
 
@@ -109,7 +110,7 @@ def test_views_one_by_one():
 
 
 @torch.no_grad()
-def test_one_view_is_the_model():
+def test_one_view_equals_the_model():
     model = Toy(kernel_size=3)
     images = torch.randn(2, 3, 20, 30)
     torch.testing.assert_close(predict(model, images), model(images).softmax(1))
@@ -118,11 +119,11 @@ def test_one_view_is_the_model():
     assert not torch.allclose(windows, model(images).softmax(1))
 
 
-# Figures.
+# Metrics.
 
 
-def figures_pixel_by_pixel(pairs):
-    """IoU and accuracy of each class, None where there are no pixels, and the share of right ones."""
+def metrics_pixel_by_pixel(pairs):
+    """Return IoU and accuracy of each class, None without pixels, and pixel accuracy."""
     truths, predictions = ({number: set() for number in range(len(CLASSES))} for _ in range(2))
     for image, (prediction, truth) in enumerate(pairs):
         for row, column in np.ndindex(*truth.shape):
@@ -144,12 +145,12 @@ def mean(values):
     return sum(known) / len(known)
 
 
-def assert_figures(result, pairs):
-    iou, accuracy, right = figures_pixel_by_pixel(pairs)
+def assert_metrics(result, pairs):
+    iou, accuracy, pixel_accuracy = metrics_pixel_by_pixel(pairs)
     assert [part.iou for part in result.classes] == pytest.approx(iou)
     assert [part.accuracy for part in result.classes] == pytest.approx(accuracy)
     assert (result.miou, result.mean_accuracy) == pytest.approx((mean(iou), mean(accuracy)))
-    assert result.pixel_accuracy == pytest.approx(right)
+    assert result.pixel_accuracy == pytest.approx(pixel_accuracy)
     assert result.images == len(pairs)
 
 
@@ -168,24 +169,24 @@ def random_pairs(true, predicted, number=3):
     [
         ([0, 1, 2, 3], [0, 1, 2, 3]),
         ([0, 1, 2, 3, IGNORE], [0, 1, 2, 3]),
-        ([0, 1, IGNORE], [0, 1, 2]),  # one class in the prediction alone, one in neither
-        ([0, 3], [1]),  # nothing is right
+        ([0, 1, IGNORE], [0, 1, 2]),  # one class only in the prediction, one in neither
+        ([0, 3], [1]),  # no pixel is correct
     ],
 )
-def test_figures(true, predicted):
+def test_metrics(true, predicted):
     pairs = random_pairs(true, predicted)
     metrics = SegmentationMetrics(CLASSES)
     for prediction, truth in pairs:
         metrics.update(prediction, truth)
     result = metrics.compute()
-    assert_figures(result, pairs)
+    assert_metrics(result, pairs)
     assert [part.name for part in result.classes] == CLASSES
     assert [part.pixels for part in result.classes] == [
         sum(int((truth == number).sum()) for _, truth in pairs) for number in range(len(CLASSES))
     ]
 
 
-def test_figures_of_another_library():
+def test_metrics_agree_with_another_library():
     scores = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
     pairs = random_pairs([0, 1, 2, 3, IGNORE], [0, 1, 2, 3])
     metrics = SegmentationMetrics(CLASSES)
@@ -216,13 +217,13 @@ def test_table():
 @pytest.mark.parametrize(
     ("prediction", "truth", "message"),
     [
-        ([[0, 4]], [[0, 0]], "the prediction has numbers from 0 to 4, and there are 4 classes"),
-        ([[0, 0]], [[7, IGNORE]], "the truth has numbers from 7 to 7"),
-        ([[0, -1]], [[0, 0]], "the prediction has numbers from -1"),
-        ([[0, 0]], [[0], [0]], r"a prediction of \(1, 2\) for a truth of \(2, 1\) pixels"),
+        ([[0, 4]], [[0, 0]], "the prediction has class indices from 0 to 4, but there are 4 classes"),
+        ([[0, 0]], [[7, IGNORE]], "the truth has class indices from 7 to 7"),
+        ([[0, -1]], [[0, 0]], "the prediction has class indices from -1"),
+        ([[0, 0]], [[0], [0]], r"the prediction has shape \(1, 2\), but the truth \(2, 1\)"),
     ],
 )
-def test_numbers_that_are_no_class(prediction, truth, message):
+def test_invalid_class_indices(prediction, truth, message):
     with pytest.raises(ValueError, match=message):
         SegmentationMetrics(CLASSES).update(torch.tensor(prediction), torch.tensor(truth))
 
@@ -234,11 +235,11 @@ def test_everything_is_ignored():
         metrics.compute()
 
 
-# A validation set.
+# Evaluation of a dataset.
 
 
-def references():
-    """Seven images of several sizes, and their masks."""
+def make_pairs():
+    """Seven images of different sizes, and their masks."""
     generator = np.random.default_rng(0)
     pairs = []
     for number in range(7):
@@ -249,7 +250,7 @@ def references():
 
 
 def make_dataset(short_side=None):
-    return EvaluationDataset(references(), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), short_side=short_side)
+    return EvaluationDataset(make_pairs(), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), short_side=short_side)
 
 
 @torch.no_grad()
@@ -270,50 +271,50 @@ def evaluate(batch_size, short_side=None, model=None, **options):
     "options",
     [{}, dict(short_side=32), dict(window=(8, 8), stride=(5, 5)), dict(scales=(0.75, 1.5), flip=True, short_side=16)],
 )
-def test_validation_set(options):
+def test_evaluation(options):
     result = evaluate(3, **options)
     short_side = options.pop("short_side", None)
-    assert_figures(result, predicted_pairs(Toy(3), make_dataset(short_side), **options))
+    assert_metrics(result, predicted_pairs(Toy(3), make_dataset(short_side), **options))
     assert result.images_per_second > 0
 
 
-def test_a_segmenter():
+def test_evaluation_of_a_segmenter():
     arguments = dict(stem_pool=True, channels=(8, 8, 8, 24))
     model = Segmenter("resnet10s_fdconv", CLASSES, "linknet", backbone_args=arguments).train()
     options = dict(window=(16, 16), flip=True)
     result = evaluate(3, model=model, **options)
     assert not model.training
-    assert_figures(result, predicted_pairs(model, make_dataset(), **options))
+    assert_metrics(result, predicted_pairs(model, make_dataset(), **options))
 
 
 def worker(rank, folder):
     torch.set_num_threads(1)
     os.environ |= {name: str(rank) for name in ("RANK", "LOCAL_RANK")} | {"WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # not used, but asked for
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # unused, but required
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    results = [evaluate(batch_size) for batch_size in (2, 8)]  # the second: more places than images
+    results = [evaluate(batch_size) for batch_size in (2, 8)]  # the second has more batch positions than images
     torch.save([(result.miou, result.pixel_accuracy, result.images) for result in results], f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_count_every_image_once(tmp_path):
     mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
-    iou, _, right = figures_pixel_by_pixel(predicted_pairs(Toy(3), make_dataset()))
+    iou, _, pixel_accuracy = metrics_pixel_by_pixel(predicted_pairs(Toy(3), make_dataset()))
     for rank in range(2):
         for result in torch.load(tmp_path / f"rank{rank}.pt", weights_only=True):
-            assert result == pytest.approx((mean(iou), right, 7))
+            assert result == pytest.approx((mean(iou), pixel_accuracy, 7))
 
 
 # Pictures.
 
 
-def test_colours_can_be_told_apart():
+def test_colours_are_distinct():
     colours = [class_colour(number) for number in range(20)]
     assert colours[0] == (0, 0, 0)
     assert min(math.dist(one, other) for one, other in itertools.combinations(colours, 2)) > 40
 
 
-def test_masks_as_pictures():
+def test_pictures_of_masks():
     mask = np.array([[0, 1, 2], [3, 1, IGNORE]])
     picture = np.asarray(draw_mask(mask))
     assert picture.reshape(-1, 3)[:-1].tolist() == [list(class_colour(number)) for number in (0, 1, 2, 3, 1)]
@@ -321,16 +322,16 @@ def test_masks_as_pictures():
     assert len(np.unique(hatched.reshape(-1, 3), axis=0)) == 2
     assert (hatched.min(2) == hatched.max(2)).all()
     image = Image.fromarray(np.full((2, 3, 3), 200, np.uint8))
-    assert np.array_equal(np.asarray(overlay(image, mask, 0.0)), np.asarray(image))
-    assert np.array_equal(np.asarray(overlay(image, mask, 1.0))[0], picture[0])
+    assert np.array_equal(np.asarray(draw_segmentation(image, mask, 0.0)), np.asarray(image))
+    assert np.array_equal(np.asarray(draw_segmentation(image, mask, 1.0))[0], picture[0])
 
 
 @pytest.mark.parametrize("has_truth", [True, False])
-def test_grid(has_truth):
-    """What is in it, by its colours: a red image, a truth and a prediction of one class each, and their legend."""
+def test_comparison(has_truth):
+    """Areas by colour: of a red image, a truth and a prediction of one class each, and their legend."""
     image = Image.new("RGB", (30, 20), "red")
-    truth = np.full((40, 60), 1) if has_truth else None  # masks come in other sizes than images
-    grid = np.asarray(draw_grid([(image, truth, np.full((20, 30), 3))] * 2, CLASSES))
+    truth = np.full((40, 60), 1) if has_truth else None  # masks may have another size than images
+    grid = np.asarray(draw_comparison([(image, truth, np.full((20, 30), 3))] * 2, CLASSES))
 
     def area(colour):
         return int((grid == colour).all(2).sum())
@@ -339,5 +340,5 @@ def test_grid(has_truth):
     assert 2 * panel <= area([255, 0, 0]) <= 2 * panel + 10
     for number, expected in ((1, 2 * has_truth), (3, 2)):
         spare = area(class_colour(number)) - expected * panel
-        assert 100 < spare < 300 if expected else spare == 0  # the legend's square
+        assert 100 < spare < 300 if expected else spare == 0  # the square in the legend
     assert not area(class_colour(2))

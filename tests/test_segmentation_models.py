@@ -1,4 +1,4 @@
-"""Segmenters: what they compute and learn, what they are built from, and how they are saved and come back."""
+"""Segmenters: computation, training, backbones, saving and loading, and ONNX export."""
 
 import json
 import math
@@ -23,13 +23,14 @@ from torch import nn
 pytest.importorskip("segmentation_models_pytorch", reason="the segmentation library is not installed")
 
 from fdconv_zoo import FDConv2d
+from fdconv_zoo.dense import Segmenter
 from fdconv_zoo.dense.segmentation.losses import IGNORE, cross_entropy, dice
-from fdconv_zoo.dense.segmentation.model import DECODERS, Segmenter
+from fdconv_zoo.dense.segmentation.model import DECODERS
 from fdconv_zoo.errors import ConfigError, HubError, WeightsError
 
 CLASSES = ["background", "cat", "dog"]
 BACKBONE = dict(stem_pool=True, channels=(24, 24, 32, 32), num_kernels=4)
-# Reduced so that tests are fast.
+# Small, to make tests fast.
 NARROW = {
     "deeplabv3": dict(decoder_channels=16),
     "deeplabv3plus": dict(decoder_channels=16),
@@ -71,7 +72,7 @@ def data(height=64, width=64, number=2):
     return torch.randn(number, 3, height, width), masks
 
 
-# What it computes, and learns.
+# Computation and training.
 
 
 @every_decoder
@@ -93,7 +94,7 @@ def test_trains_and_predicts(decoder):
 
 @both_kinds
 def test_learns_colours(decoder):
-    """Each class has its colour; a corner has none, and is ignored."""
+    """Each class has a colour; an ignored corner has none."""
     torch.manual_seed(0)
     model = make(decoder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -113,8 +114,8 @@ def test_learns_colours(decoder):
     assert right[truth != IGNORE].float().mean() > 0.9
 
 
-def test_padding_is_cut_off():
-    """A model whose scores are the pixels: what comes back is where it was, and the border counts for no loss."""
+def test_padding_is_removed():
+    """With the pixels as scores: scores are not shifted, and the padding does not contribute to the loss."""
     model = make()
     model.network.scores = mock.Mock(side_effect=lambda images: images)
     images, masks = data(37, 50)
@@ -178,39 +179,39 @@ def test_all_ignored(decoder):
     losses = model(images, torch.full_like(masks, IGNORE))
     assert [loss.item() for loss in losses.values()] == [0] * len(losses)
     sum(losses.values()).backward()
-    assert all((parameter.grad == 0).all() for parameter in model.parameters())  # not None: processes exchange them
+    assert all((parameter.grad == 0).all() for parameter in model.parameters())  # not None: processes reduce them
 
 
 @both_kinds
-def test_an_ignored_image_counts_for_nothing(decoder):
+def test_an_ignored_image_does_not_contribute(decoder):
     model = make_random(decoder)
     images, masks = data()
     masks[0] = IGNORE
     losses = []
     for batch in ((images, masks), (images[1:], masks[1:])):
-        torch.manual_seed(0)  # Mask2Former draws points
+        torch.manual_seed(0)  # Mask2Former samples points
         losses.append(model(*batch))
     for name, loss in losses[0].items():
         assert loss.item() == pytest.approx(losses[1][name].item(), rel=1e-4)
 
 
 def test_masks_of_mask2former():
-    """One for each class in an image; what is ignored is in none of them."""
+    """One mask for each class in an image, without ignored pixels."""
     model = make("mask2former")
     images, masks = data()
     masks[1][masks[1] == 1] = 2
     inner = model.network.model
     with mock.patch.object(inner, "get_loss_dict", wraps=inner.get_loss_dict) as get_loss_dict:
         losses = model(images, masks)
-    asked = get_loss_dict.call_args.kwargs
-    assert [labels.tolist() for labels in asked["class_labels"]] == [[0, 1, 2], [0, 2]]
-    for mask, labels, parts in zip(masks, asked["class_labels"], asked["mask_labels"], strict=True):
+    arguments = get_loss_dict.call_args.kwargs
+    assert [labels.tolist() for labels in arguments["class_labels"]] == [[0, 1, 2], [0, 2]]
+    for mask, labels, parts in zip(masks, arguments["class_labels"], arguments["mask_labels"], strict=True):
         for label, part in zip(labels, parts, strict=True):
             assert torch.equal(part.bool(), mask == label)
     torch.manual_seed(0)
     total = sum(model.eval()(images, masks).values())
     torch.manual_seed(0)
-    expected = inner(images, mask_labels=asked["mask_labels"], class_labels=asked["class_labels"]).loss
+    expected = inner(images, mask_labels=arguments["mask_labels"], class_labels=arguments["class_labels"]).loss
     assert set(losses) == {"cross_entropy", "mask", "dice"}
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -254,7 +255,7 @@ def test_backbones(decoder, name, arguments):
 
 @timm.models.register_model
 def plain_resnet10s(pretrained=False, **kwargs):
-    """A network without a default configuration, which is not among timm's or ours."""
+    """A model registered by a user, without a default configuration."""
     return timm.create_model("resnet10s_fdconv", fdconv_layers=(), pretrained=pretrained, **kwargs)
 
 
@@ -271,8 +272,8 @@ def test_arguments_reach_the_backbone():
     assert all(layer.fbm is None and layer.ksm.local_branch is None for layer in layers)
 
 
-def test_mask2former_leaves_the_backbone_as_timm_makes_it():
-    """transformers draws the weights of what it builds anew: modulators would not start neutral."""
+def test_mask2former_keeps_the_initialization_of_the_backbone():
+    """By default, transformers initializes all weights itself: modulators would not start neutral."""
     torch.manual_seed(0)
     expected = timm.create_model("resnet10s_fdconv", num_classes=0, **BACKBONE).state_dict()
     torch.manual_seed(0)
@@ -281,11 +282,11 @@ def test_mask2former_leaves_the_backbone_as_timm_makes_it():
     assert all(torch.equal(tensor, expected[name]) for name, tensor in own.items())
 
 
-# Weights to start from.
+# Pretrained weights.
 
 
 def test_published_weights(hub, tmp_path):
-    """They are a start, which a model that was saved does not need again."""
+    """A saved model does not need the published weights again."""
     torch.manual_seed(0)
     plain = plain_twin("resnet18_fdconv", full_size=True).eval()
     hub.add_repo("timm/resnet18.a1_in1k", {"model.safetensors": save(plain.state_dict())})
@@ -298,10 +299,10 @@ def test_published_weights(hub, tmp_path):
 
     model.save_pretrained(tmp_path)
     assert "pretrained" not in json.loads((tmp_path / "config.json").read_text())
-    number = len(hub.requests)
-    assert number
+    requests = len(hub.requests)
+    assert requests
     loaded = Segmenter.from_pretrained(tmp_path)
-    assert len(hub.requests) == number
+    assert len(hub.requests) == requests
     assert torch.equal(loaded.backbone.model.bn1.weight, plain.bn1.weight)
 
 
@@ -331,30 +332,30 @@ def test_weights_of_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(decoder="unet3"), r"decoder unet3: no such decoder; there are deeplabv3, .*upernet, mask2former"),
+        (dict(decoder="unet3"), r"decoder unet3: no such decoder; choose one of deeplabv3, .*upernet, mask2former"),
         (dict(backbone="resnet50_fdcon"), "backbone resnet50_fdcon: no such model; did you mean resnet50_fdconv"),
-        (dict(backbone="resnet50_fdconv.mine"), "resnet50_fdconv has no weights called mine; it has a1_in1k, "),
+        (dict(backbone="resnet50_fdconv.mine"), "resnet50_fdconv has no weights tagged mine; its tags are a1_in1k, "),
         (
             dict(backbone_args=dict(kernels=4)),
             "resnet10s_fdconv cannot be built .* unexpected keyword argument 'kernels'",
         ),
         (dict(backbone_args=dict(fdconv_layers=["x"])), "fdconv_layers names 'x'"),
-        (dict(backbone_args=dict(pretrained=True)), "backbone_args pretrained: not to be given"),
+        (dict(backbone_args=dict(pretrained=True)), "backbone_args pretrained: set automatically; remove it"),
         (
             dict(backbone_args=dict(stem_pool=False)),
-            r"its maps have strides 2, 2, 4, 8, 16, and the decoder needs 2, 4",
+            r"its maps have strides 2, 2, 4, 8, 16, but the decoder needs 2, 4",
         ),
-        (dict(decoder_args=dict(width=4)), "decoder_args width: upernet takes .*decoder_channels"),
-        (dict(decoder_args=dict(classes=4)), "decoder_args classes: upernet takes"),
+        (dict(decoder_args=dict(width=4)), "decoder_args width: upernet accepts .*decoder_channels"),
+        (dict(decoder_args=dict(classes=4)), "decoder_args classes: upernet accepts"),
         (dict(decoder_args=dict(encoder_depth=2)), "decoder upernet cannot be built .*depth"),
         (
             dict(decoder="mask2former", decoder_args=dict(queries=4)),
-            "decoder_args queries: mask2former takes .*num_quer",
+            "decoder_args queries: mask2former accepts .*num_quer",
         ),
         (dict(decoder="mask2former", decoder_args=dict(num_queries="4")), "mask2former cannot be built .*num_queries"),
-        (dict(decoder="mask2former", dice_weight=1.0), "mask2former: its losses have their weights among decoder_args"),
-        (dict(ce_weight=0.0), "nothing would be trained"),
-        (dict(class_names=["one"]), "1 classes: segmentation takes 2 to 254"),
+        (dict(decoder="mask2former", dice_weight=1.0), "mask2former: set the weights of its losses in decoder_args"),
+        (dict(ce_weight=0.0), "there is no loss to train with"),
+        (dict(class_names=["one"]), "1 classes: segmentation supports 2 to 254"),
         (dict(decoder="deeplabv3", backbone="swin_fdconv", backbone_args={}), "unexpected keyword .*output_stride"),
         (dict(pretrained="none.safetensors"), r"none\.safetensors cannot be read"),
         (dict(pretrained=True), "resnet10s_fdconv cannot be built .*: Error.* size mismatch for layer1"),
@@ -369,11 +370,11 @@ def test_errors(options, message):
 def test_batches_of_one():
     images, masks = data(number=1)
     make("mask2former")(images, masks)
-    with pytest.raises(ConfigError, match="two images a batch or more: --batch-size"):
+    with pytest.raises(ConfigError, match="at least two images per batch to train: raise --batch-size"):
         make("upernet")(images, masks)
 
 
-# Groups of parameters.
+# Parameter groups.
 
 
 @pytest.mark.parametrize("name", ["resnet18_fdconv", "convnext_atto_fdconv", "swin_fdconv"])
@@ -389,7 +390,7 @@ def test_layer_decay(decoder, name):
     outside = {scales[key] for key in scales if key not in inside}
     assert outside == {1.0}
     assert max(scales[key] for key in inside) == 0.5
-    # The backbone's own optimizer has the same steps from layer to layer.
+    # The factors of the timm model are proportional.
     alone = small(name)
     for group in create_optimizer_v2(alone, "adamw", lr=1.0, layer_decay=0.5).param_groups:
         for parameter in group["params"]:
@@ -404,7 +405,7 @@ def test_layer_decay(decoder, name):
             assert decays[id(parameter)] == 0
 
 
-def test_average_is_a_copy():
+def test_copies_are_independent():
     model = make_random("upernet")
     copy = deepcopy(model)
     images, _ = data()
@@ -414,11 +415,11 @@ def test_average_is_a_copy():
     assert next(model.parameters()).any()
 
 
-# Saved, uploaded and loaded.
+# Saving and loading.
 
 
 @every_decoder
-def test_comes_back_from_a_folder(decoder, tmp_path):
+def test_saved_to_a_folder(decoder, tmp_path):
     options = {} if decoder == "mask2former" else dict(ce_weight=0.5, dice_weight=2.0)
     model = make_random(decoder, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7], **options)
     model.save_pretrained(tmp_path)
@@ -433,7 +434,7 @@ def test_comes_back_from_a_folder(decoder, tmp_path):
 
 
 @pytest.mark.parametrize("change", [freeze_batch_norm_2d, nn.SyncBatchNorm.convert_sync_batchnorm])
-def test_comes_back_from_training_with_other_norms(change, tmp_path):
+def test_saved_with_converted_norms(change, tmp_path):
     model = make_random()
     images, _ = data()
     with torch.no_grad():
@@ -443,7 +444,7 @@ def test_comes_back_from_training_with_other_norms(change, tmp_path):
         assert relative_error(Segmenter.from_pretrained(tmp_path)(images), expected) < 1e-6
 
 
-def test_comes_back_from_the_hub(hub, tmp_path):
+def test_pushed_to_the_hub(hub, tmp_path):
     hub.log_in(hub.add_user("ada"))
     first, second = make_random(seed=0), make_random(seed=1)
     first.push_to_hub(REPO, private=True, model_card_kwargs={"metrics": {"mean IoU": "41.5 %"}, "dataset": "pets"})
@@ -460,7 +461,7 @@ def test_comes_back_from_the_hub(hub, tmp_path):
     text = Path(HfApi().hf_hub_download(REPO, "README.md", revision="v1")).read_text(encoding="utf-8")
     assert all(part in text for part in ("# ada/pets", "2. dog", "| mean IoU | 41.5 % |", "On pets:", "library_name"))
     scope = {"images": images}
-    exec(re.search("```python\n(.*?)```", text, re.DOTALL)[1], scope)  # our own card
+    exec(re.search("```python\n(.*?)```", text, re.DOTALL)[1], scope)  # the code in our own card
     assert torch.equal(scope["classes"], second(images).argmax(1))
 
     hub.log_out()
@@ -484,9 +485,9 @@ def edit_weights(folder, change):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "config.json").unlink(), r"config\.json cannot be read.*whole folder"),
+        (lambda folder: (folder / "config.json").unlink(), r"config\.json cannot be read.*folder is complete"),
         (lambda folder: (folder / "config.json").write_text("{"), r"config\.json is not JSON"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "holds no arguments of a model"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "does not contain the arguments of a model"),
         (
             lambda folder: (folder / "config.json").write_text('{"architecture": "resnet18"}'),
             "not describe a Segmenter",
@@ -521,7 +522,7 @@ def test_onnx(tmp_path):
 
     from fdconv_zoo.dense.segmentation.onnx import export_onnx
 
-    # One FDConv layer: the exporter needs seconds for each.
+    # A single FDConv layer, because the exporter needs seconds for each.
     model = make_random("upernet", backbone_args={**BACKBONE, "channels": (8, 8, 8, 24)}).train()
     export_onnx(model, tmp_path / "model.onnx", (40, 72))
     assert model.training

@@ -79,8 +79,7 @@ def load_dense_model(name: str) -> torch.nn.Module | None:
     if "backbone" not in described or not {"decoder", "head"} & described.keys():
         return None
     try:
-        from fdconv_zoo.dense.detection.model import Detector
-        from fdconv_zoo.dense.segmentation.model import Segmenter
+        from fdconv_zoo.dense import Detector, Segmenter
     except ImportError as error:
         raise ConfigError(f"{name} needs {error.name}: pip install 'fdconv-zoo[dense]'") from error
     return (Segmenter if "decoder" in described else Detector).from_pretrained(source, **kwargs)

@@ -1,8 +1,8 @@
-"""Labelled images for training: any of the usual sources in, checked; repeatable augmentation out.
+"""Labelled images for training: finds and checks the user's images, and augments them repeatably.
 
-`load_image_data` finds and checks them through the `datasets` library; `ImageDataset` and `StreamedImageDataset` decode
-and transform them for a DataLoader. `open_image` needs Pillow only: what builds on `datasets` is imported when it is
-first asked for.
+`load_image_data` finds and checks images through the `datasets` library. `ImageDataset` and `StreamedImageDataset`
+decode and transform them for a DataLoader. `open_image` needs Pillow only; names that need `datasets` are imported on
+first access.
 """
 
 from importlib import import_module
@@ -10,11 +10,11 @@ from typing import Any
 
 from fdconv_zoo.data.image import open_image
 
-_LATER = {
+_LAZY = {
     "SAMPLE": "sources",
     "ImageData": "loading",
-    "ImageDataset": "augmented",
-    "StreamedImageDataset": "augmented",
+    "ImageDataset": "dataset",
+    "StreamedImageDataset": "dataset",
     "load_image_data": "loading",
 }
 
@@ -22,6 +22,6 @@ __all__ = ["SAMPLE", "ImageData", "ImageDataset", "StreamedImageDataset", "load_
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)

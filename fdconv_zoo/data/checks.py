@@ -1,4 +1,4 @@
-"""What is found out about images and classes before training starts."""
+"""Checks of images and classes before training starts."""
 
 import logging
 
@@ -10,19 +10,24 @@ from fdconv_zoo.errors import DataError, listed
 
 _logger = logging.getLogger(__name__)
 
-_IMAGES_PER_PROCESS = 1000  # fewer are not worth starting another process for
+_IMAGES_PER_PROCESS = 1000  # starting a process does not pay off for fewer
 
 
 def check_classes(train: np.ndarray, validation: np.ndarray, class_names: list[str]) -> None:
-    """Holds the class numbers of both sets, shapes (N,) and (M,), against each other.
+    """Compare the classes of both splits, and log classes without validation images.
+
+    Args:
+        train: Class indices of the training images, shape (N,).
+        validation: Class indices of the validation images, shape (M,).
+        class_names: Names of the classes, in the order of their indices.
 
     Raises:
-        DataError: fewer than two classes to train, or some to validate that were not trained.
+        DataError: fewer than two training classes, or validation classes without training images.
     """
     in_train, in_validation = set(train.tolist()), set(validation.tolist())
     if len(in_train) < 2:
-        only = ", ".join(class_names[label] for label in in_train)
-        raise DataError(f"All training images are of one class ({only}): there is nothing to learn. Add other classes.")
+        only = _names(in_train, class_names)
+        raise DataError(f"All training images belong to one class ({only}). Add images of other classes.")
     if unknown := in_validation - in_train:
         raise DataError(
             f"Validation has classes without training images: {_names(unknown, class_names)}. Add training images "
@@ -36,14 +41,17 @@ def _names(labels: set[int], class_names: list[str]) -> str:
     return ", ".join(class_names[label] for label in sorted(labels))
 
 
-def readable_rows(source: Dataset, rows: np.ndarray, split: str, num_workers: int) -> tuple[np.ndarray, list[str]]:
-    """Decodes every image; returns the rows that can be read, and a line naming each that cannot and why.
+def find_readable_rows(source: Dataset, rows: np.ndarray, split: str, num_workers: int) -> tuple[np.ndarray, list[str]]:
+    """Decode every image, to find those that cannot be read.
 
     Args:
-        source: has a column `image`.
-        rows: those of `source` to look at, shape (N,).
-        split: its name, for the messages.
-        num_workers: processes to decode with.
+        source: Dataset with a column `image`.
+        rows: Rows of `source` to check, shape (N,).
+        split: Name of the split, for messages.
+        num_workers: Processes to decode with.
+
+    Returns:
+        The readable rows, shape (M,), and for each other row a line that names the image and the problem.
     """
     part = source.select(rows)
     processes = min(num_workers, len(rows) // _IMAGES_PER_PROCESS)
@@ -55,7 +63,7 @@ def readable_rows(source: Dataset, rows: np.ndarray, split: str, num_workers: in
         desc=f"Checking {split} images",
     )[:]["problem"]
     bad = [position for position, problem in enumerate(problems) if problem]
-    lines = [f"{_place(part[position]['image'], split, rows[position])}: {problems[position]}" for position in bad]
+    lines = [f"{_describe(part[position]['image'], split, rows[position])}: {problems[position]}" for position in bad]
     return np.delete(rows, bad), lines
 
 
@@ -67,15 +75,15 @@ def _problem(image: dict | None) -> dict[str, str]:
     return {"problem": ""}
 
 
-def _place(image: dict | None, split: str, row: int) -> str:
+def _describe(image: dict | None, split: str, row: int) -> str:
     return (image or {}).get("path") or f"row {row} of split {split!r}"
 
 
 def report_bad_images(lines: list[str], skip: bool) -> None:
-    """Raises DataError with the first bad images and their number; only logs it where they are to be skipped."""
+    """Raise DataError with the number of bad images and the first of them; if `skip`, only log it."""
     if not lines:
         return
     listing = f"{len(lines)} images cannot be read:{listed(lines)}"
     if not skip:
-        raise DataError(f"{listing}\nRepair or remove them, or leave them out with --skip-bad-images.")
-    _logger.warning("Left out: %s", listing)
+        raise DataError(f"{listing}\nRepair or remove them, or skip them with --skip-bad-images.")
+    _logger.warning("Skipped: %s", listing)

@@ -1,4 +1,4 @@
-"""Finds the image and the label column, and turns labels into class numbers."""
+"""Finds the image column and the label column, and converts labels to class indices."""
 
 import numpy as np
 import pyarrow as pa
@@ -10,28 +10,29 @@ _LABEL_TYPES = ("string", "large_string", "bool", "int8", "int16", "int32", "int
 
 
 def find_image_column(features: Features, wanted: str | None) -> str:
-    """The wanted column, or else the only one of images. Raises DataError, naming those there are."""
+    """Return `wanted`, or else the only column of images. Raises DataError, which lists the columns."""
     images = [name for name, feature in features.items() if _is_image(feature)]
     if wanted is not None and wanted in features and wanted not in images:
-        raise DataError(f"Column {wanted!r} holds {features[wanted]}, not images. {_listing('Image', images)}.")
-    return _pick("image", "--image-column", features, wanted, [images])
+        raise DataError(f"Column {wanted!r} holds {features[wanted]}, not images. {_column_list('Image', images)}.")
+    return _choose_column("image", "--image-column", features, wanted, [images])
 
 
 def find_label_column(features: Features, wanted: str | None) -> str:
-    """The wanted column, or else the only ClassLabel, or else the only one of strings or integers.
+    """Return `wanted`, or else the only ClassLabel column, or else the only column of strings or integers.
 
-    Among several, one called "label" or "labels" is taken. Raises DataError, naming those there are.
+    If there are several, the one called "label" or "labels" is used. Raises DataError, which lists the columns.
     """
     named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     plain = [name for name, feature in features.items() if _is_value(feature)]
     if wanted is not None and wanted in features and wanted not in named + plain:
         raise DataError(
-            f"Column {wanted!r} holds {features[wanted]}, not one class an image. {_listing('Label', named + plain)}."
+            f"Column {wanted!r} holds {features[wanted]}, not one class per image. "
+            f"{_column_list('Label', named + plain)}."
         )
-    return _pick("label", "--label-column", features, wanted, [named, plain])
+    return _choose_column("label", "--label-column", features, wanted, [named, plain])
 
 
-def _pick(kind: str, flag: str, features: Features, wanted: str | None, tiers: list[list[str]]) -> str:
+def _choose_column(kind: str, flag: str, features: Features, wanted: str | None, tiers: list[list[str]]) -> str:
     if wanted is not None:
         if wanted not in features:
             raise DataError(f"There is no column {wanted!r}. The columns are {', '.join(features)}.")
@@ -42,10 +43,10 @@ def _pick(kind: str, flag: str, features: Features, wanted: str | None, tiers: l
             if len(choice) == 1:
                 return choice[0]
         raise DataError(f"Several columns could be the {kind}: {', '.join(candidates)}. Choose one with {flag}.")
-    raise DataError(f"No {kind} column found. The columns are {', '.join(features)}; name one with {flag}.")
+    raise DataError(f"No {kind} column found. The columns are {', '.join(features)}. Choose one with {flag}.")
 
 
-def _listing(kind: str, names: list[str]) -> str:
+def _column_list(kind: str, names: list[str]) -> str:
     return f"{kind} columns: {', '.join(names) or 'none'}"
 
 
@@ -57,59 +58,57 @@ def _is_value(feature: object) -> bool:
     return isinstance(feature, Value) and feature.dtype in _LABEL_TYPES
 
 
-def undecoded(source: Dataset | IterableDataset, image: str, label: str) -> Dataset | IterableDataset:
-    """Only the two columns, as `image` and `label`; images stay encoded until they are asked for."""
-    # A column in the way of a new name has to go first.
+def select_undecoded(source: Dataset | IterableDataset, image: str, label: str) -> Dataset | IterableDataset:
+    """Select the two columns, named `image` and `label`, and leave the images encoded."""
+    # Selecting first drops any other column that is already called `image` or `label`.
     source = source.select_columns([image, label]).cast_column(image, Image(decode=False))
     names = {old: new for old, new in ((image, "image"), (label, "label")) if old != new}
     return source.rename_columns(names) if names else source
 
 
 def encode_labels(splits: dict[str, Dataset]) -> dict[str, Dataset]:
-    """The splits with class numbers for labels, the same in all of them.
+    """Convert the labels of all splits to class indices, numbered alike in every split.
 
     Raises:
-        DataError: a missing label, or one out of the range of its ClassLabel.
+        DataError: a label is missing, or outside the range of its ClassLabel.
     """
     for name, source in splits.items():
         _check_labels(name, source)
     if isinstance(next(iter(splits.values())).features["label"], ClassLabel):
         return splits
-    values = _values(list(splits.values()))
-    feature = ClassLabel(names=[str(value) for value in values])
+    names = _distinct_labels(list(splits.values()))
+    feature = ClassLabel(names=[str(name) for name in names])
     encoded = {}
     for name, source in splits.items():
-        numbers = np.searchsorted(np.asarray(values), np.asarray(_labels(source).to_pylist()))
-        encoded[name] = source.remove_columns("label").add_column("label", numbers, feature=feature)
+        labels = np.searchsorted(np.asarray(names), np.asarray(_label_column(source).to_pylist()))
+        encoded[name] = source.remove_columns("label").add_column("label", labels, feature=feature)
     return encoded
 
 
-def label_numbers(source: Dataset) -> np.ndarray:
-    """Class numbers of all rows, shape (N,)."""
-    return _labels(source).to_numpy()
+def read_labels(source: Dataset) -> np.ndarray:
+    """Return the class indices of all rows, shape (N,)."""
+    return _label_column(source).to_numpy()
 
 
-def _labels(source: Dataset) -> pa.ChunkedArray:
+def _label_column(source: Dataset) -> pa.ChunkedArray:
     return source.select_columns("label").with_format("arrow")[:].column("label")
 
 
-def _values(splits: list[Dataset]) -> list:
-    return sorted(set().union(*(_labels(source).unique().to_pylist() for source in splits)))
+def _distinct_labels(splits: list[Dataset]) -> list:
+    return sorted(set().union(*(_label_column(source).unique().to_pylist() for source in splits)))
 
 
 def _check_labels(name: str, source: Dataset) -> None:
-    labels = _labels(source)
+    labels = _label_column(source)
     feature = source.features["label"]
     if labels.null_count:
         row = labels.is_null().index(True).as_py()
-        raise DataError(
-            f"Split {name!r}: {labels.null_count} rows, the first is row {row}, have no label. Remove them."
-        )
+        raise DataError(f"Split {name!r}: {labels.null_count} rows have no label, the first is row {row}. Remove them.")
     if isinstance(feature, ClassLabel):
-        numbers = labels.to_numpy()
-        bad = np.flatnonzero((numbers < 0) | (numbers >= feature.num_classes))
+        indices = labels.to_numpy()
+        bad = np.flatnonzero((indices < 0) | (indices >= feature.num_classes))
         if len(bad):
             raise DataError(
-                f"Split {name!r}: {len(bad)} labels are not 0 to {feature.num_classes - 1}, the first is "
-                f"{numbers[bad[0]]} in row {bad[0]}. Remove such rows, or choose another split."
+                f"Split {name!r}: {len(bad)} labels are not in 0 to {feature.num_classes - 1}, the first is "
+                f"{indices[bad[0]]} in row {bad[0]}. Remove such rows, or choose another split."
             )

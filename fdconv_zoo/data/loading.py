@@ -1,4 +1,4 @@
-"""A user's images, found, checked and ready for training."""
+"""Finds and checks a user's images for training."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,24 +6,25 @@ from typing import Literal
 import numpy as np
 from datasets import ClassLabel, Dataset, IterableDataset
 
-from fdconv_zoo.data.checks import check_classes, readable_rows, report_bad_images
-from fdconv_zoo.data.columns import encode_labels, find_image_column, find_label_column, label_numbers, undecoded
+from fdconv_zoo.data.checks import check_classes, find_readable_rows, report_bad_images
+from fdconv_zoo.data.columns import encode_labels, find_image_column, find_label_column, read_labels, select_undecoded
 from fdconv_zoo.data.sources import load_splits
-from fdconv_zoo.data.splits import limited, stratified, used_splits
+from fdconv_zoo.data.splits import limit_rows, resolve_splits, split_rows
 from fdconv_zoo.errors import DataError
 
-_SHUFFLE_BUFFER = 1000  # undecoded images of a stream that every worker holds in memory
+_SHUFFLE_BUFFER = 1000  # undecoded images in memory per worker
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images in two columns: `image`, undecoded ({"bytes", "path"}), and `label`, a class number.
+    """Datasets with two columns: `image`, undecoded ({"bytes", "path"}), and `label`, a class index.
 
     Attributes:
-        train: map-style, or when streaming shuffled anew every epoch; None for `split="validation"`.
-        validation: the same, in its own order.
-        class_names: one for each class number.
-        skipped: images left out by `skip_bad_images`; for a stream, `StreamedImageDataset` counts them.
+        train: Training images, map-style or streamed; a stream is shuffled again in every epoch. None for
+            `split="validation"`.
+        validation: Validation images, in their stored order.
+        class_names: Names of the classes, in the order of their indices.
+        skipped: Number of images that `skip_bad_images` left out. For a stream, `StreamedImageDataset` counts them.
     """
 
     train: Dataset | IterableDataset | None
@@ -47,48 +48,49 @@ def load_image_data(
     limit: int | None = None,
     split: Literal["both", "validation"] = "both",
 ) -> ImageData:
-    """Loads labelled images and checks them, so that training does not fail on them hours later.
+    """Load and check labelled images, so that training does not fail on them hours later.
 
-    Without streaming every image is decoded once; `datasets` remembers the result for the next run. Streams are
-    checked as they are read.
+    Without streaming, every image is decoded once; `datasets` caches the result for the next run. Streams are checked
+    while they are read.
 
     Args:
-        dataset: `SAMPLE`; a local folder, with one sub-folder for each class, or with train and validation folders of
-            such; a local parquet or arrow file, a folder of these or a pattern; else a dataset on the Hugging Face Hub,
-            "name" or "name:config".
-        image_column: needed where several columns hold images.
-        label_column: needed where several columns could be the class. Strings and integers become class numbers.
-        train_split: by default "train" or "training", or the only split.
-        validation_split: by default the first of validation, val, valid, dev and test; where there is but one split,
-            a part of it, stratified over classes and fixed by `seed`.
-        validation_fraction: the size of that part.
-        seed: of that part, of the order of streams, and of the choice that `limit` makes.
-        streaming: read while training, for what does not fit on the disk.
-        skip_bad_images: leave out images that cannot be read instead of raising.
-        num_workers: processes that check images.
-        limit: at most so many images of each split, drawn by `seed`, for trial runs; of a validation stream the first.
-        split: "validation" leaves the training images aside; a single split is then used whole.
+        dataset: `SAMPLE`; a local folder with one sub-folder per class, or with such folders inside train and
+            validation folders; a local parquet or arrow file, a folder of these or a pattern; or a dataset on the
+            Hugging Face Hub, "name" or "name:config".
+        image_column: Required if several columns hold images.
+        label_column: Required if several columns could be the class. Strings and integers become class indices.
+        train_split: Default: "train" or "training", or the only split.
+        validation_split: Default: the first of validation, val, valid, dev and test. If there is only one split, a
+            part of it is held out, stratified over the classes and determined by `seed`.
+        validation_fraction: Share of the images to hold out.
+        seed: Seed of the held-out part, of the order of streams, and of the images chosen by `limit`.
+        streaming: Read images while training, for datasets that do not fit on the disk.
+        skip_bad_images: Skip images that cannot be read instead of raising.
+        num_workers: Processes that check images.
+        limit: Maximum number of images per split, for trial runs. They are drawn by `seed`; from a validation stream,
+            the first ones are taken.
+        split: "validation" loads validation images only, or all images if there is only one split.
 
     Raises:
-        DataError: anything wrong with the data; the message says what to do.
+        DataError: the data have a problem; the message says what to do.
     """
     splits = load_splits(dataset, streaming=streaming)
-    train_name, validation_name = used_splits(splits, train_split, validation_split, split)
+    train_name, validation_name = resolve_splits(splits, train_split, validation_split, split)
     names = [name for name in (train_name, validation_name) if name is not None]
     features = splits[names[0]].features
     if features is None:
-        raise DataError(f"{dataset}: a stream whose column types are not known beforehand; load it without streaming.")
+        raise DataError(f"{dataset}: the column types of this stream are unknown. Load it without streaming.")
     columns = find_image_column(features, image_column), find_label_column(features, label_column)
-    sources = {name: undecoded(splits[name], *columns) for name in names}
+    sources = {name: select_undecoded(splits[name], *columns) for name in names}
     if streaming:
         return _stream(sources.get(train_name), sources.get(validation_name), split, seed, limit)
 
     sources = encode_labels(sources)
     class_names = sources[names[0]].features["label"].names
-    labels = {name: label_numbers(source) for name, source in sources.items()}
+    labels = {name: read_labels(source) for name, source in sources.items()}
     if validation_name is None:
         validation_name = train_name
-        train_rows, validation_rows = stratified(labels[train_name], validation_fraction, seed)
+        train_rows, validation_rows = split_rows(labels[train_name], validation_fraction, seed)
     else:
         train_rows = np.arange(len(labels.get(train_name, ())))
         validation_rows = np.arange(len(labels[validation_name]))
@@ -101,12 +103,14 @@ def load_image_data(
 
     images, bad = {}, []
     for part, name, rows in parts:
-        good, problems = readable_rows(sources[name], limited(rows, limit, seed), name, num_workers)
+        good, problems = find_readable_rows(sources[name], limit_rows(rows, limit, seed), name, num_workers)
         images[part] = sources[name].select(good)
         bad += problems
     report_bad_images(bad, skip_bad_images)
     if empty := [part for part in images if not len(images[part])]:
-        raise DataError(f"{dataset}: not one image for {' and '.join(empty)} can be read.")
+        raise DataError(
+            f"{dataset}: no readable images for {' and '.join(empty)}. Repair the images, or choose another dataset."
+        )
     return ImageData(images.get("train"), images["validation"], class_names, len(bad))
 
 
@@ -114,17 +118,17 @@ def _stream(
     train: IterableDataset | None, validation: IterableDataset | None, split: str, seed: int, limit: int | None
 ) -> ImageData:
     if validation is None:
-        raise DataError("No part of a stream can be held out. Supply a validation split, or load without streaming.")
+        raise DataError("A stream cannot hold out a part for validation. Add such a split, or load without streaming.")
     label = validation.features["label"]
     if not isinstance(label, ClassLabel):
         raise DataError(
-            f"The labels of a stream are {label}, whose values are not known beforehand. Load without streaming, or "
+            f"The labels of this stream are {label}, so its classes are unknown. Load it without streaming, or "
             "store the column as a ClassLabel (`Dataset.class_encode_column`)."
         )
     if split == "validation":
         train = None
     elif label.num_classes < 2:
-        raise DataError(f"There is only one class ({label.names[0]}): there is nothing to learn. Add other classes.")
+        raise DataError(f"There is only one class ({label.names[0]}). Add images of other classes.")
     else:
         train = train.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
         train = train if limit is None else train.take(limit)

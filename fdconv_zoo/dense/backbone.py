@@ -1,4 +1,4 @@
-"""Feature maps of any timm model, at the strides that a decoder asks for."""
+"""Feature maps of any timm model, at the strides that a decoder needs."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,32 +13,32 @@ from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.store import check_finite, load_strictly, read_checkpoint
 from fdconv_zoo.store.names import suggest_models
 
-# What a decoder decides, and what would load weights behind the caller's back.
-_NOT_ARGUMENTS = {
+# Arguments that the decoder determines, and those that would load other weights.
+_RESERVED = {
     *("in_chans", "num_classes", "features_only", "out_indices", "output_stride", "feature_cls", "global_pool"),
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
 }
 
 
 class Backbone(nn.Module):
-    """A timm model without what comes after its last wanted feature map.
+    """A timm model, truncated after its last requested feature map.
 
     Args:
-        name: A name registered with timm, such as ``resnet50_fdconv``, also with a tag.
-        strides: Of the wanted maps, finest first. A stride of 2 that the model has not is left out. None: the last
-            four maps, whatever their strides.
-        arguments: For ``timm.create_model``.
-        pretrained: Load the published weights of the name, or those of a file: a path.
-        output_stride: Of the last map; below 32, a model that can dilates its last stages.
+        name: A model name registered with timm, such as ``resnet50_fdconv``, optionally with a tag.
+        strides: Strides of the requested maps, finest first. A stride of 2 is skipped if the model does not have it.
+            None: the last four maps, whatever their strides.
+        arguments: Keyword arguments for ``timm.create_model``.
+        pretrained: Load the published weights of `name`, or a weights file: its path.
+        output_stride: Stride of the last map. Below 32, models that support it dilate their last stages.
 
     Attributes:
-        model: timm's.
-        channels: Of each map.
-        strides: Of each map, as far as the model has them.
+        model: The timm model.
+        channels: Channels of each map.
+        strides: Stride of each map.
 
     Raises:
-        ConfigError: no such model, one without maps at these strides, arguments it does not take, or weights that
-            cannot be had.
+        ConfigError: the model is unknown, does not have maps at these strides or does not support the arguments, or
+            the weights could not be loaded.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class Backbone(nn.Module):
         super().__init__()
         _check_name(name)
         arguments = dict(arguments or {})
-        if refused := sorted(_NOT_ARGUMENTS & arguments.keys()):
-            raise ConfigError(f"backbone_args {', '.join(refused)}: not to be given, it follows from the rest")
+        if refused := sorted(_RESERVED & arguments.keys()):
+            raise ConfigError(f"backbone_args {', '.join(refused)}: set automatically; remove it")
         if output_stride != 32:
             arguments["output_stride"] = output_stride
         try:
@@ -76,18 +76,18 @@ class Backbone(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) to maps (B, C, H / stride, W / stride)."""
+        """Compute maps (B, C, H / stride, W / stride) of images (B, 3, H, W)."""
         return self.model.forward_intermediates(
             images, indices=self._indices, output_fmt="NCHW", intermediates_only=True
         )
 
-    def layers(self, coarse: bool = False) -> dict[str, int]:
-        """Each parameter's layer, from the first, 0, to the last, as timm counts them for layer decay."""
+    def layer_ids(self, coarse: bool = False) -> dict[str, int]:
+        """Return the layer of each parameter, counted from 0 as in timm's layer decay."""
         matcher = self.model.group_matcher(coarse=coarse)
         return {f"model.{name}": layer for name, layer in group_parameters(self.model, matcher, reverse=True).items()}
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that the model's authors do not let decay."""
+        """Return the names of the parameters that the timm model excludes from weight decay."""
         return {f"model.{name}" for name in getattr(self.model, "no_weight_decay", set)()}
 
 
@@ -98,13 +98,13 @@ def _check_name(name: str) -> None:
     tags = [split_model_name_tag(known)[1] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise ConfigError(
-            f"backbone {name}: {architecture} has no weights called {tag}; it has {', '.join(tags) or 'none'}"
+            f"backbone {name}: {architecture} has no weights tagged {tag}; its tags are {', '.join(tags) or 'none'}"
         )
 
 
 def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Module:
     if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
-        try:  # models with windows, such as Swin, take other sizes if they are told
+        try:  # models with windows, such as Swin, support other sizes only with this argument
             return timm.create_model(
                 name, pretrained=pretrained, num_classes=0, **{"strict_img_size": False, **arguments}
             )
@@ -114,7 +114,7 @@ def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Mod
 
 
 def _load_file(model: nn.Module, path: str | Path) -> None:
-    """Load the weights of a classifier, all but its last layer."""
+    """Load the weights of a classifier, except its last layer."""
     tensors = read_checkpoint(path).tensors
     check_finite(path, tensors)
     classifier = model.pretrained_cfg.get("classifier", ())
@@ -126,22 +126,22 @@ def _last_four(reductions: Sequence[int], name: str) -> list[int]:
     last = reductions[-4:]
     if len(set(last)) < 4:
         raise ConfigError(
-            f"backbone {name}: its maps have strides {', '.join(map(str, reductions)) or 'unknown to timm'}, and four "
-            "different ones are needed; choose another, such as a ResNet, ConvNeXt or Swin"
+            f"backbone {name}: its maps have strides {', '.join(map(str, reductions)) or 'unknown to timm'}, but four "
+            "different strides are needed; choose another backbone, such as a ResNet, ConvNeXt or Swin"
         )
     return list(range(len(reductions) - 4, len(reductions)))
 
 
 def _choose(reductions: Sequence[int], wanted: Sequence[int], name: str) -> list[int]:
-    """The places of the wanted strides: of several maps with the same stride the last."""
+    """Return the indices of the maps with the wanted strides; of several maps with one stride, the last."""
     chosen = []
-    for stride, number in Counter(wanted).items():
-        places = [place for place, reduction in enumerate(reductions) if reduction == stride]
-        if len(places) < number and stride != 2:
+    for stride, count in Counter(wanted).items():
+        indices = [index for index, reduction in enumerate(reductions) if reduction == stride]
+        if len(indices) < count and stride != 2:
             raise ConfigError(
-                f"backbone {name}: its maps have strides {', '.join(map(str, reductions)) or 'unknown to timm'}, and "
-                f"the decoder needs {', '.join(map(str, wanted))}; choose another backbone. resnet10s_fdconv has them "
-                "with backbone_args {'stem_pool': True}"
+                f"backbone {name}: its maps have strides {', '.join(map(str, reductions)) or 'unknown to timm'}, but "
+                f"the decoder needs {', '.join(map(str, wanted))}; choose another backbone. For resnet10s_fdconv, "
+                "set backbone_args {'stem_pool': True}"
             )
-        chosen += places[-number:]
+        chosen += indices[-count:]
     return chosen

@@ -1,4 +1,4 @@
-"""Models as folders and repositories: their arguments in config.json, their weights as safetensors, and a card."""
+"""Saves models to folders and Hub repositories: arguments in config.json, weights as safetensors, and a model card."""
 
 import json
 from pathlib import Path
@@ -18,20 +18,20 @@ _FILES = (constants.CONFIG_NAME, constants.SAFETENSORS_SINGLE_FILE)
 
 
 class SavedModel(PyTorchModelHubMixin):
-    """The Hub's mixin for ``nn.Module``, with errors that say what is wrong with a folder.
+    """The Hub mixin for ``nn.Module``, with errors that say what is wrong with a folder.
 
     Attributes:
-        config: The arguments that build the model again, plain JSON values; the model sets it.
+        config: The arguments to build the model again, as JSON values. Subclasses set it.
     """
 
     config: dict[str, Any]
 
     def save_pretrained(self, save_directory: str | Path, *, config: dict | None = None, **kwargs: Any) -> str | None:
-        """Write ``config.json``, ``model.safetensors`` and, where there is none, ``README.md`` into a folder."""
+        """Write ``config.json``, ``model.safetensors`` and, unless it exists, ``README.md`` to a folder."""
         return super().save_pretrained(save_directory, config=config or self.config, **kwargs)
 
     def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> str:
-        """Upload it in one commit; further arguments are the mixin's."""
+        """Upload the model in one commit. See ``huggingface_hub.PyTorchModelHubMixin`` for further arguments."""
         return super().push_to_hub(
             repo_id, model_card_kwargs={"repo_id": repo_id, **(model_card_kwargs or {})}, **kwargs
         )
@@ -45,17 +45,17 @@ class SavedModel(PyTorchModelHubMixin):
         revision: str | None = None,
         **download: Any,
     ) -> Model:
-        """Build the model that a folder or a repository holds, in eval mode.
+        """Load a model from a folder or a Hub repository, in eval mode.
 
         Args:
-            pretrained_model_name_or_path: Folder, or repository on the Hub.
-            map_location: Device.
-            revision: Branch, tag or commit of a repository.
-            **download: Of ``huggingface_hub.hf_hub_download``, such as ``token``.
+            pretrained_model_name_or_path: A folder, or the name of a repository on the Hub.
+            map_location: Device of the model.
+            revision: Branch, tag or commit of the repository.
+            **download: Arguments of ``huggingface_hub.hf_hub_download``, such as ``token``.
 
         Raises:
-            WeightsError: the folder is damaged, or another model's.
-            HubError: the repository cannot be had.
+            WeightsError: the folder is damaged, or contains another kind of model.
+            HubError: the repository could not be downloaded.
         """
         name = str(pretrained_model_name_or_path)
         if Path(name).is_dir():
@@ -69,18 +69,18 @@ class SavedModel(PyTorchModelHubMixin):
             model = cls(**config)
         except (ConfigError, TypeError) as error:
             raise WeightsError(
-                f"{config_file} does not describe a {cls.__name__}: {str(error).rstrip('.')}. It is another model's, "
-                "or of a newer version; a backbone of your own must be registered with timm before."
+                f"{config_file} does not describe a {cls.__name__}: {str(error).rstrip('.')}. It belongs to "
+                "another kind of model or to a newer version; a custom backbone must be registered with timm first."
             ) from error
         load_strictly(model, tensors, weights_file)
         return model.eval().to(map_location)
 
 
 def export(model: SavedModel, folder: Path) -> None:
-    """Write ``config.json`` and ``model.safetensors`` into a folder, each whole or not at all.
+    """Write a model to a folder; an interrupted write leaves no partial files.
 
     Raises:
-        WriteError: they could not be written.
+        WriteError: the files could not be written.
     """
     with replacing_model(folder) as temporary:
         model.save_pretrained(temporary)
@@ -99,9 +99,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}. Is it the whole folder?") from error
+        raise WeightsError(f"{path} cannot be read: {error.strerror}. Check that the folder is complete.") from error
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is not JSON ({error}). Get the file again.") from error
+        raise WeightsError(f"{path} is not JSON ({error}). Download the file again.") from error
     if not isinstance(config, dict):
-        raise WeightsError(f"{path} holds no arguments of a model: it is another library's.")
+        raise WeightsError(f"{path} does not contain the arguments of a model; it belongs to another library.")
     return config

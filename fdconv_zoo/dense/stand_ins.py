@@ -1,4 +1,4 @@
-"""Tiny datasets in the true layouts of large ones, so that a recipe can be tried without downloading its data."""
+"""Tiny datasets in the layouts of large ones, to try a recipe without downloading its data."""
 
 import json
 import tempfile
@@ -11,9 +11,9 @@ from PIL import Image
 
 from fdconv_zoo.dense.canvases import write_canvases
 
-# What the eleven classes of the canvases are called in the stand-ins: labels that the real masks use.
+# Labels of the eleven classes of the canvases in the stand-ins, chosen among those of the real datasets.
 _CITYSCAPES_IDS = np.array([7, 8, 11, 17, 19, 21, 23, 24, 26, 31, 33], np.uint8)
-_ADE20K_NUMBERS = np.array([1, 3, 7, 13, 20, 44, 64, 81, 103, 139, 150], np.uint8)
+_ADE20K_IDS = np.array([1, 3, 7, 13, 20, 44, 64, 81, 103, 139, 150], np.uint8)
 _COCO_CATEGORIES = (1, 3, 7, 13, 20, 44, 64, 81, 85, 90)
 _SPLITS = ("train", "validation")
 _SIDE = 96  # pixels
@@ -21,14 +21,14 @@ _SIDE = 96  # pixels
 
 @contextmanager
 def stand_in(dataset: str) -> Iterator[str]:
-    """A stand-in for a dataset: eight canvases to train on and four to validate, gone after the block.
+    """Write a stand-in for a dataset, eight training and four validation canvases, and delete it on exit.
 
     Args:
-        dataset: Of a recipe. The last part of its path says which layout is asked for: ``ADEChallengeData2016``,
-            ``cityscapes``, ``coco``, or any other for that of the canvases.
+        dataset: The dataset of a recipe. The last part of its path determines the layout: ``ADEChallengeData2016``,
+            ``cityscapes``, ``coco``, or for any other name that of the canvases.
 
     Yields:
-        The folder.
+        The folder of the stand-in.
     """
     layouts: dict[str, Callable[[Path, Path], None]] = {
         "ADEChallengeData2016": _as_ade20k,
@@ -38,11 +38,11 @@ def stand_in(dataset: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="fdconv-zoo-") as temporary:
         canvases, folder = Path(temporary) / "canvases", Path(temporary) / Path(dataset).name
         write_canvases(canvases, train=8, validation=4, size=_SIDE)
-        lay_out = layouts.get(folder.name)
-        if lay_out is None:
+        convert = layouts.get(folder.name)
+        if convert is None:
             yield str(canvases)
             return
-        lay_out(canvases, folder)
+        convert(canvases, folder)
         yield str(folder)
 
 
@@ -51,7 +51,7 @@ def _as_ade20k(canvases: Path, folder: Path) -> None:
         for number, (image, mask) in enumerate(_pairs(canvases, split)):
             stem = f"ADE_{'train' if split == 'train' else 'val'}_{number + 1:08}"
             _save(image, folder / "images" / name / f"{stem}.jpg")
-            _save(Image.fromarray(_ADE20K_NUMBERS[np.asarray(mask)]), folder / "annotations" / name / f"{stem}.png")
+            _save(Image.fromarray(_ADE20K_IDS[np.asarray(mask)]), folder / "annotations" / name / f"{stem}.png")
     rows = [f"{number}\t0.01\t100\t10\t0\tthing {number}" for number in range(1, 151)]
     (folder / "objectInfo150.txt").write_text("\n".join(["Idx\tRatio\tTrain\tVal\tStuff\tName", *rows, ""]))
 
@@ -59,22 +59,22 @@ def _as_ade20k(canvases: Path, folder: Path) -> None:
 def _as_cityscapes(canvases: Path, folder: Path) -> None:
     for split, name in zip(_SPLITS, ("train", "val"), strict=True):
         for number, (image, mask) in enumerate(_pairs(canvases, split)):
-            place = Path(name) / "ulm"
+            city = Path(name) / "ulm"
             stem = f"ulm_{number:06}_000019"
-            _save(image, folder / "leftImg8bit" / place / f"{stem}_leftImg8bit.png")
+            _save(image, folder / "leftImg8bit" / city / f"{stem}_leftImg8bit.png")
             labels = Image.fromarray(_CITYSCAPES_IDS[np.asarray(mask)])
-            _save(labels, folder / "gtFine" / place / f"{stem}_gtFine_labelIds.png")
+            _save(labels, folder / "gtFine" / city / f"{stem}_gtFine_labelIds.png")
 
 
 def _as_coco(canvases: Path, folder: Path) -> None:
     (folder / "annotations").mkdir(parents=True)
     for split, name in zip(_SPLITS, ("train2017", "val2017"), strict=True):
         content = json.loads((canvases / "annotations" / f"instances_{split}.json").read_text(encoding="utf-8"))
-        numbers = {row["id"]: number for row, number in zip(content["categories"], _COCO_CATEGORIES, strict=True)}
+        new_ids = {row["id"]: new_id for row, new_id in zip(content["categories"], _COCO_CATEGORIES, strict=True)}
         for row in content["categories"]:
-            row["id"] = numbers[row["id"]]
+            row["id"] = new_ids[row["id"]]
         for row in content["annotations"]:
-            row["category_id"] = numbers[row["category_id"]]
+            row["category_id"] = new_ids[row["category_id"]]
         (folder / "annotations" / f"instances_{name}.json").write_text(json.dumps(content), encoding="utf-8")
         (canvases / "images" / split).rename(folder / name)
 

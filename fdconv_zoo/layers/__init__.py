@@ -5,6 +5,7 @@ from fdconv_zoo.layers.fdconv import FDConv2d, FDLinear
 from fdconv_zoo.layers.fdw import FourierDisjointWeight
 from fdconv_zoo.layers.ksm import KernelSpatialModulation
 from fdconv_zoo.layers.path import set_path
+from fdconv_zoo.layers.programs import script_model
 
 __all__ = [
     "BandModulatedConv2d",
@@ -13,5 +14,6 @@ __all__ = [
     "FourierDisjointWeight",
     "FrequencyBandModulation",
     "KernelSpatialModulation",
+    "script_model",
     "set_path",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fdconv_zoo.layers.plain import check_plain, conv_arguments
 from fdconv_zoo.layers.precision import no_autocast, transform_dtype
-from fdconv_zoo.layers.programs import fx_leaf, trace_for_script
+from fdconv_zoo.layers.programs import TracedForScript, fx_leaf
 from fdconv_zoo.ops import Path, choose_path, modulate_bands, modulate_bands_stretched
 
 BandMask = Literal["exact", "reference"]
@@ -22,7 +22,7 @@ BAND_EDGES = (1 / 4, 1 / 8 + 1e-8, 1 / 16 + 1e-8)
 _REFERENCE_MASK_SIZE = 64
 
 
-class FrequencyBandModulation(nn.Module):
+class FrequencyBandModulation(TracedForScript):
     """Weigh the frequency bands of a feature map, at every pixel with weights of its own.
 
     Band m is multiplied with ``A_m = 2 * sigmoid(conv3x3(x))``; the lowest band passes unchanged. A fresh module
@@ -79,8 +79,9 @@ class FrequencyBandModulation(nn.Module):
                 return modulate_bands(x, weights, self.band_edges, self.path)
             return modulate_bands_stretched(x.to(dtype), weights, self.band_edges, _REFERENCE_MASK_SIZE).to(x.dtype)
 
-    def __prepare_scriptable__(self) -> nn.Module:
-        return trace_for_script(self, (2, self.attention.in_channels, 32, 32))
+    def example_input(self) -> Tensor:
+        """(2, C, H, W) of zeros."""
+        return self.attention.weight.new_zeros(2, self.attention.in_channels, 16, 16)
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
@@ -89,7 +90,7 @@ class FrequencyBandModulation(nn.Module):
         return f"band_edges=({edges}), band_mask={self.band_mask!r}, path={path!r}"
 
 
-class BandModulatedConv2d(nn.Conv2d):
+class BandModulatedConv2d(nn.Conv2d, TracedForScript):
     """A plain convolution with Frequency Band Modulation on its input; a fresh one is the plain convolution.
 
     It reads plain checkpoints: where they have nothing for ``fbm``, that becomes neutral.
@@ -131,6 +132,11 @@ class BandModulatedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) to (B, O, H', W')."""
         return super().forward(self.fbm(x))
+
+    def example_input(self) -> Tensor:
+        """(2, I, H, W) of zeros, large enough for the kernel."""
+        reach = (dilation * (taps - 1) + 1 for dilation, taps in zip(self.dilation, self.kernel_size, strict=True))
+        return self.weight.new_zeros(2, self.in_channels, *(8 + taps for taps in reach))
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""

@@ -18,15 +18,13 @@ from fdconv_zoo.layers.fdw import FourierDisjointWeight
 from fdconv_zoo.layers.inputs import check_input
 from fdconv_zoo.layers.ksm import KernelSpatialModulation
 from fdconv_zoo.layers.plain import check_plain, conv_arguments
-from fdconv_zoo.layers.precision import compute_dtype, no_autocast, transform_dtype
-from fdconv_zoo.layers.programs import ScriptedTokens, fx_leaf, trace_for_script
+from fdconv_zoo.layers.precision import COMPUTED, compute_dtype, no_autocast, transform_dtype
+from fdconv_zoo.layers.programs import TracedForScript, fx_leaf
 from fdconv_zoo.layers.reference import from_reference
 from fdconv_zoo.ops import POINTWISE, Geometry, Path, assemble_kernels, choose_path, dynamic_convolution
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-
-class _DynamicKernel(nn.Module):
+class _DynamicKernel(TracedForScript):
     """What the two layers share: FDW and KSM, the bias, and reading plain and the authors' weights."""
 
     def __init__(
@@ -50,8 +48,8 @@ class _DynamicKernel(nn.Module):
         for name, value in (("temperature", temperature), ("kernel_temperature", kernel_temperature)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}: it must be a finite number above 0.")
-        if (dtype or torch.get_default_dtype()) not in _DTYPES:
-            raise TypeError(f"dtype is {dtype}: FDConv layers take {', '.join(map(str, _DTYPES))}.")
+        if (dtype or torch.get_default_dtype()) not in COMPUTED:
+            raise TypeError(f"dtype is {dtype}: FDConv layers take {', '.join(map(str, COMPUTED))}.")
         factory = {"device": device, "dtype": dtype}
         self.fdw = FourierDisjointWeight(
             out_channels, in_channels // groups, kernel_size, num_kernels, stored_groups=stored_groups, **factory
@@ -72,9 +70,7 @@ class _DynamicKernel(nn.Module):
         self.groups = groups
         self.path: Path | None = None
         self.bias = nn.Parameter(torch.empty(out_channels, **factory)) if bias else None
-        if self.bias is not None:
-            bound = math.prod(self.fdw.kernel_shape[1:]) ** -0.5  # as the plain layers start
-            nn.init.uniform_(self.bias, -bound, bound)
+        self._reset_bias()
 
     def assemble(self, pooled: Tensor) -> Tensor:
         """The kernels (B, O, I/groups, a, b) of images with pooled features (B, I); without KSM B is 1."""
@@ -108,6 +104,17 @@ class _DynamicKernel(nn.Module):
             )
         return super().__getattr__(name)
 
+    def reset_parameters(self) -> None:
+        """Start as the plain layer does, with neutral modulators."""
+        self.fdw.reset_parameters()
+        self._reset_modulators()
+        self._reset_bias()
+
+    def _reset_bias(self) -> None:
+        if self.bias is not None:
+            bound = math.prod(self.fdw.kernel_shape[1:]) ** -0.5
+            nn.init.uniform_(self.bias, -bound, bound)
+
     def load_plain(self, weight: Tensor, bias: Tensor | None) -> None:
         """Take over a plain layer's parameters and make every modulator neutral, to compute the plain layer's function.
 
@@ -133,7 +140,9 @@ class _DynamicKernel(nn.Module):
         """Read our own weights, the authors' and plain ones, in whatever model the layer is."""
         ours = from_reference({key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)})
         weight = ours.pop(prefix + "weight", None)
-        if weight is not None:
+        if weight is not None and weight.is_complex():
+            error_msgs.append(f"{prefix}weight is {weight.dtype}: kernels are real.")
+        elif weight is not None:
             expected, found = self.fdw.kernel_shape, tuple(weight.shape)
             if found == expected or (*found, 1, 1) == expected:
                 self._reset_modulators()
@@ -141,7 +150,7 @@ class _DynamicKernel(nn.Module):
                 ours = {prefix + key: value for key, value in neutral.items()} | ours
                 ours[prefix + "fdw.spectrum"] = self.fdw.to_spectrum(weight.view(expected))
                 if self.fdw.stored_groups:
-                    ours.setdefault(prefix + "fdw.group_index", self.fdw.group_index)
+                    ours.setdefault(prefix + "fdw.group_index", self.fdw.derive_groups())
             else:
                 error_msgs.append(
                     f"size mismatch for {prefix}weight: the checkpoint's plain kernel is {found}, the FDConv layer "
@@ -280,9 +289,10 @@ class FDConv2d(_DynamicKernel):
         )
         return f"{text}, {super().extra_repr()}, fbm={None if self.fbm is None else self.fbm.band_mask}"
 
-    def __prepare_scriptable__(self) -> nn.Module:
-        reach = max(dilation * (taps - 1) + 1 for dilation, taps in zip(self.dilation, self.kernel_size, strict=True))
-        return trace_for_script(self, (2, self.in_channels, reach + 8, reach + 8))
+    def example_input(self) -> Tensor:
+        """(2, I, H, W) of zeros, large enough for the kernel."""
+        reach = (dilation * (taps - 1) + 1 for dilation, taps in zip(self.dilation, self.kernel_size, strict=True))
+        return self.fdw.spectrum.new_zeros(2, self.in_channels, *(8 + taps for taps in reach))
 
 
 class FDLinear(_DynamicKernel):
@@ -369,8 +379,9 @@ class FDLinear(_DynamicKernel):
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         return f"{text}, {super().extra_repr()}"
 
-    def __prepare_scriptable__(self) -> nn.Module:
-        return ScriptedTokens(trace_for_script(self, (2, 4, self.in_features)))
+    def example_input(self) -> Tensor:
+        """(2, N, I) of zeros."""
+        return self.fdw.spectrum.new_zeros(2, 4, self.in_features)
 
 
 def _count_kernels(state_dict: dict[str, Tensor], prefix: str) -> int | None:

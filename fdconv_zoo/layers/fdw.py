@@ -66,16 +66,18 @@ class FourierDisjointWeight(nn.Module):
                 f"coefficients of a kernel of {out_channels}x{in_channels}x{kernel_size[0]}x{kernel_size[1]}."
             )
         self.spectrum = nn.Parameter(torch.empty(rows, cols, 2, device=device, dtype=dtype))
-        self.register_buffer("group_index", self._make_groups(device), persistent=stored_groups)
+        self.register_buffer("group_index", self.derive_groups(device), persistent=stored_groups)
         self.reset_parameters()
 
     def init_non_persistent_buffers(self) -> None:
         """Rebuild what follows from the shape alone (timm's convention, for models built on the meta device)."""
         if not self.stored_groups:
-            self.group_index = self._make_groups(self.spectrum.device)
+            self.group_index = self.derive_groups(self.spectrum.device)
 
     def reset_parameters(self) -> None:
-        """Start as ``nn.Conv2d`` does: uniform in +-1/sqrt(fan_in)."""
+        """Start as ``nn.Conv2d`` does, uniform in +-1/sqrt(fan_in), with the groups that follow from the shape."""
+        if not self.group_index.is_meta:
+            self.group_index = self.derive_groups(self.group_index.device)
         _, in_channels, height, width = self.kernel_shape
         bound = (in_channels * height * width) ** -0.5
         kernel = torch.empty(self.kernel_shape, device=self.spectrum.device, dtype=self.spectrum.dtype)
@@ -87,10 +89,10 @@ class FourierDisjointWeight(nn.Module):
         self.spectrum.copy_(self.to_spectrum(kernel))
 
     def to_spectrum(self, kernel: Tensor) -> Tensor:
-        """The ``spectrum`` parameter, (O*a, I*b//2 + 1, 2), of a plain kernel (O, I, a, b)."""
+        """The ``spectrum`` (O*a, I*b//2 + 1, 2), in the parameter's dtype, of a plain kernel (O, I, a, b)."""
         # In double precision, so that the round trip costs no more than the rounding of the result.
         plane = kernel.double().transpose(1, 2).reshape(self._plane)
-        return torch.view_as_real(torch.fft.rfft2(plane)).div(self.scale).to(kernel.dtype)
+        return torch.view_as_real(torch.fft.rfft2(plane)).div(self.scale).to(self.spectrum.dtype)
 
     @overload
     def forward(self, kernel_attention: Tensor | None = None, *, mix: Literal[True] = True) -> Tensor: ...
@@ -121,10 +123,10 @@ class FourierDisjointWeight(nn.Module):
             return mix_spectrum(weights)
         return weights._replace(spectrum=outlive_forward(self, spectrum))
 
-    def _make_groups(self, device: torch.device | str | None) -> Tensor:
-        """The groups that follow from the shape."""
+    def derive_groups(self, device: torch.device | str | None = None) -> Tensor:
+        """The ``group_index`` that follows from the shape, on a device."""
         if torch.empty(0).is_meta:  # where large models are built to be counted: no time for sorting
-            return torch.empty(self.spectrum.shape[:2], dtype=torch.uint8, device="meta")
+            return torch.empty(self.spectrum.shape[:2], dtype=group_dtype(self.num_kernels), device="meta")
         if torch.device(device or "cpu").type == "meta":  # its parameters are to be loaded, the groups are in no file
             device = None
         return torch.tensor(frequency_groups(*self._plane, self.num_kernels), device=device)
@@ -134,7 +136,7 @@ class FourierDisjointWeight(nn.Module):
         groups, self._buffers["group_index"] = self.group_index, None
         super()._apply(fn, recurse)
         if groups.is_meta and not self.spectrum.is_meta:
-            groups = self._make_groups(self.spectrum.device)
+            groups = self.derive_groups(self.spectrum.device)
         elif not groups.is_meta:
             moved = fn(groups)
             groups = moved if moved is groups or moved.is_meta else moved.copy_(groups)
@@ -158,22 +160,22 @@ class FourierDisjointWeight(nn.Module):
     ) -> None:  # fmt: skip
         key = prefix + "group_index"
         groups = state_dict.get(key)
+        problem = None if groups is None else self._find_problem(groups)
+        if problem:
+            error_msgs.append(f"{key} {problem}: it does not belong to this layer, or the file is damaged.")
+        # Torch's own loading only sees whether the key is there; the groups themselves are placed afterwards.
         if groups is not None:
-            problem = self._find_problem(groups)
-            if problem:
-                error_msgs.append(f"{key} {problem}: it does not belong to this layer, or the file is damaged.")
-                groups = self.group_index
-            state_dict[key] = groups = groups.to(self.group_index.dtype)
+            state_dict[key] = self.group_index
             if not self.stored_groups:
                 del state_dict[key]
-                self.group_index = groups.to(self.spectrum.device, copy=True)
-        elif prefix + "spectrum" in state_dict and not self.group_index.is_meta:
-            self.init_non_persistent_buffers()
+        has_spectrum = prefix + "spectrum" in state_dict
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if self.group_index.is_meta and not self.spectrum.is_meta:  # load_state_dict(..., assign=True)
-            self.init_non_persistent_buffers()
+        if groups is not None and not problem:
+            self.group_index = groups.to(self.spectrum.device, group_dtype(self.num_kernels), copy=True)
+        elif has_spectrum:
+            self.group_index = self.derive_groups(self.spectrum.device)
 
     def _find_problem(self, groups: Tensor) -> str | None:
         """What keeps a tensor from being the groups of this layer's coefficients."""
@@ -220,7 +222,11 @@ def cut_into_groups(order: np.ndarray, num_groups: int) -> np.ndarray:
     Returns:
         (N,), the group of each position, in the smallest integer type that holds it.
     """
-    dtype = next(d for d in (np.uint8, np.int16, np.int32) if num_groups - 1 <= np.iinfo(d).max)
-    groups = np.empty(len(order), dtype)
+    groups = np.empty(len(order), str(group_dtype(num_groups)).removeprefix("torch."))
     groups[order] = np.arange(len(order)) * num_groups // len(order)
     return groups
+
+
+def group_dtype(num_groups: int) -> torch.dtype:
+    """The smallest integer type that holds so many groups."""
+    return next(d for d in (torch.uint8, torch.int16, torch.int32) if num_groups - 1 <= torch.iinfo(d).max)

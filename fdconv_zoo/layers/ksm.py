@@ -29,6 +29,11 @@ class StarReLU(nn.Module):
         self.scale = nn.Parameter(torch.ones(1, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
 
+    def reset_parameters(self) -> None:
+        """Make it the square of ReLU."""
+        nn.init.ones_(self.scale)
+        nn.init.zeros_(self.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """Any shape to the same shape."""
         x = F.relu(x)
@@ -124,13 +129,15 @@ class ChannelConv1d(nn.Conv1d):
     A layer with groups needs only some of the results, and a fast operation never holds all of them.
 
     Args:
+        num_channels: G*I.
         num_features: per channel.
         width: T, odd; the edges are padded with zeros.
-        groups: of the FDConv layer.
+        groups: G, of the FDConv layer.
     """
 
     def __init__(
         self,
+        num_channels: int,
         num_features: int,
         width: int,
         groups: int = 1,
@@ -139,13 +146,18 @@ class ChannelConv1d(nn.Conv1d):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(1, num_features, width, padding=width // 2, bias=False, device=device, dtype=dtype)
-        self.channel_groups = groups
+        self.num_channels = num_channels
+        self.groups_of_layer = groups
 
     def forward(self, features: Tensor) -> LocalFactors:
         """(B, G*I) to taps (num_features, 1, T) and windows (B, G, I, T)."""
-        padding = self.padding[0]
-        windows = F.pad(features, (padding, padding)).unfold(1, self.kernel_size[0], 1)
-        windows = windows.unflatten(1, (self.channel_groups, -1))
+        (padding,), (width,) = self.padding, self.kernel_size
+        padded = F.pad(features, (padding, padding))
+        if torch.onnx.is_in_onnx_export():  # whose tracing exporter does not know unfold
+            windows = torch.stack([padded[:, tap : tap + self.num_channels] for tap in range(width)], dim=2)
+        else:
+            windows = padded.unfold(1, width, 1)
+        windows = windows.unflatten(1, (self.groups_of_layer, -1))
         return LocalFactors(taps=outlive_forward(self, self.weight), windows=windows)
 
 
@@ -176,7 +188,7 @@ class LocalBranch(nn.Module):
         num_features = out_channels * kernel_size[0] * kernel_size[1]
         width = round(math.log2(in_channels) / 2 + 0.5) // 2 * 2 + 1
         self.norm = nn.LayerNorm(in_channels, device=device, dtype=dtype)
-        self.conv = ChannelConv1d(num_features, width, groups, device=device, dtype=dtype)
+        self.conv = ChannelConv1d(in_channels, num_features, width, groups, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -192,7 +204,9 @@ class LocalBranch(nn.Module):
     def forward(self, pooled: Tensor, *, assemble: bool = True) -> Tensor | LocalFactors:
         """(B, I) to factors (B, O, I/groups, a, b), or to what they are assembled from."""
         factors = self.conv(self.norm(pooled))
-        return local_factors(factors, self.kernel_size) if assemble else factors
+        if assemble:
+            return local_factors(factors, self.kernel_size)
+        return factors._replace(taps=outlive_forward(self, factors.taps))
 
 
 class KernelSpatialModulation(nn.Module):
@@ -252,5 +266,8 @@ class KernelSpatialModulation(nn.Module):
                 modulators = self.global_branch(pooled.to(parameter_dtype(self.global_branch.reduce)))
             if self.local_branch is not None:
                 pooled = pooled.to(parameter_dtype(self.local_branch.norm))
-                modulators = modulators._replace(local=self.local_branch(pooled, assemble=assemble))
+                local = self.local_branch(pooled, assemble=assemble)
+                if not assemble:
+                    local = local._replace(taps=outlive_forward(self, local.taps))
+                modulators = modulators._replace(local=local)
         return modulators

@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes of weights
+
 
 def no_autocast(device_type: str) -> AbstractContextManager:
     """A context in which operations keep the dtype they are given."""
@@ -24,10 +26,19 @@ def transform_dtype(x: Tensor) -> torch.dtype:
 
 
 def parameter_dtype(module: nn.Module) -> torch.dtype:
-    """The floating dtype a module with a weight takes its input in; float32 for a quantized one."""
+    """The dtype a module with a weight takes its input in: the weight's, or float32 for a quantized one.
+
+    Raises:
+        TypeError: nothing can be computed in the weight's dtype; names it.
+    """
     weight = module.weight
-    is_floating = isinstance(weight, Tensor) and weight.is_floating_point()  # torch's quantized layers have a method
-    return weight.dtype if is_floating else torch.float32
+    if not isinstance(weight, Tensor):  # torch's quantized layers have a method
+        return torch.float32
+    if weight.dtype in COMPUTED:
+        return weight.dtype
+    if weight.is_floating_point() or weight.is_complex():
+        raise TypeError(f"FDConv layers compute in {', '.join(map(str, COMPUTED))}, but a weight is {weight.dtype}.")
+    return torch.float32
 
 
 def _autocasts(device_type: str) -> bool:

@@ -1,7 +1,9 @@
 """FDConv layers in the programs that torch makes of a model: one node in torch.fx, a traced module in TorchScript."""
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable
 from functools import wraps
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -21,32 +23,57 @@ def fx_leaf(forward: Forward) -> Forward:
     return forward_or_leaf
 
 
-def trace_for_script(layer: nn.Module, shape: Sequence[int]) -> nn.Module:
-    """Trace a layer, to stand for it in ``torch.jit.script``; the trace takes any batch and image size.
+class TracedForScript(nn.Module):
+    """Base of the layers that ``torch.jit.script`` cannot compile, and :func:`script_model` traces."""
+
+    def example_input(self) -> Tensor:
+        """An input that the layer takes."""
+        raise NotImplementedError
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        # Not a traced layer instead: torch.jit.script would put it into the user's own model, for good.
+        raise RuntimeError(
+            f"torch.jit.script cannot compile a {type(self).__name__}: use fdconv_zoo.script_model(model), which "
+            "traces the FDConv layers and scripts the rest, or torch.jit.trace."
+        )
+
+
+def script_model(model: nn.Module) -> torch.jit.ScriptModule:
+    """Compile a model to TorchScript: its FDConv layers are traced, everything else is scripted.
+
+    The result takes any batch and image size that the model takes, and is for inference only.
 
     Args:
-        layer: in evaluation mode.
-        shape: of an input that it takes.
+        model: in evaluation mode; it is not changed.
 
     Raises:
-        RuntimeError: the layer is in training mode, which a trace would keep for good.
+        RuntimeError: a layer is in training mode, which a trace would keep for good; or torch cannot script the rest.
     """
+    return torch.jit.script(_trace_layers(copy.deepcopy(model)))
+
+
+def _trace_layers(module: nn.Module) -> nn.Module:
+    if isinstance(module, TracedForScript):
+        return _trace(module)
+    for name, child in module._modules.items():  # named_children() leaves out a layer's second name
+        if child is not None:
+            setattr(module, name, _trace_layers(child))
+    return module
+
+
+def _trace(layer: TracedForScript) -> nn.Module:
     if layer.training:
         raise RuntimeError(
-            f"torch.jit.script takes a {type(layer).__name__} in evaluation mode only: call model.eval() first."
+            f"A {type(layer).__name__} is in training mode, and TorchScript is for inference: call model.eval() first."
         )
-    parameter = next(layer.parameters())
-    x = torch.zeros(tuple(shape), device=parameter.device, dtype=parameter.dtype)
+    x = layer.example_input()
     with torch.no_grad():
-        return torch.jit.trace(layer, x, check_trace=False)
+        traced = torch.jit.trace(layer, x, check_trace=False)
+    return traced if x.ndim == 4 else _TracedTokens(traced)
 
 
-class ScriptedTokens(nn.Module):
-    """A traced layer of (B, N, C) tokens that also takes (B, H, W, C), which a trace tells apart for good.
-
-    Args:
-        traced: maps (B, N, I) to (B, N, O).
-    """
+class _TracedTokens(nn.Module):
+    """A traced layer of (B, N, C) tokens that also takes (B, H, W, C), which a trace tells apart for good."""
 
     def __init__(self, traced: nn.Module) -> None:
         super().__init__()

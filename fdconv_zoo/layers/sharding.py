@@ -5,13 +5,14 @@ from torch import Tensor, nn
 
 
 def outlive_forward(module: nn.Module, parameter: Tensor) -> Tensor:
-    """Return a parameter for use after its module's forward pass has ended; called in that pass.
+    """Return a parameter for use after a module's forward pass has ended; called in that pass.
 
-    Fully sharded data parallelism frees parameters then: where the module is sharded by itself, this is a copy.
+    Fully sharded data parallelism frees parameters then: where the module is sharded by itself, this is a copy. Every
+    module that the parameter leaves on its way calls it.
 
     Args:
         module: whose ``forward`` hands the parameter on.
-        parameter: of the module.
+        parameter: of the module, or of a module within.
     """
     return parameter.clone() if _is_sharded(module, parameter) else parameter
 

@@ -1,21 +1,21 @@
-"""Backgrounds whose spatial frequency is known: band-passed noise and gratings, tinted and laid side by side."""
+"""Backgrounds of known spatial frequency: band-passed noise, gratings and plaids in random colours."""
 
 import numpy as np
 
-# Cycles a pixel: from two waves over a canvas of 128 pixels to nearly the highest frequency that pixels can hold.
+# Cycles per pixel: from two periods over a canvas of 128 pixels to nearly the Nyquist frequency.
 LOWEST, HIGHEST = 1 / 64, 0.4
 
 
 def band_noise(rng: np.random.Generator, size: int, frequency: float) -> np.ndarray:
-    """White noise in one octave around `frequency`, in all directions.
+    """Draw isotropic white noise in one octave around `frequency`.
 
     Args:
-        rng: Source of the noise.
+        rng: Random generator.
         size: Side in pixels.
-        frequency: Centre of the band, in cycles a pixel.
+        frequency: Centre of the band, in cycles per pixel.
 
     Returns:
-        (size, size), mean 0 and standard deviation 1.
+        Noise of mean 0 and standard deviation 1, (size, size).
     """
     spectrum = np.fft.rfft2(rng.random((size, size)))
     radius = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
@@ -26,28 +26,28 @@ def band_noise(rng: np.random.Generator, size: int, frequency: float) -> np.ndar
 
 
 def grating(rng: np.random.Generator, size: int, frequency: float) -> np.ndarray:
-    """A sine wave of `frequency` (cycles a pixel) in a random direction and phase: (size, size), deviation about 1."""
+    """Draw a sine wave (`frequency` in cycles per pixel) of random direction and phase: (size, size), std about 1."""
     angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
     axis = 2 * np.pi * frequency * np.arange(size)
     down, right = np.sin(angle) * axis + phase, np.cos(angle) * axis
-    # The sine of every sum, from the sines and cosines of rows and columns.
+    # sin(a + b) = sin(a) cos(b) + cos(a) sin(b)
     return np.sqrt(2) * (np.outer(np.sin(down), np.cos(right)) + np.outer(np.cos(down), np.sin(right)))
 
 
 def plaid(rng: np.random.Generator, size: int, frequency: float) -> np.ndarray:
-    """Two gratings of `frequency` in different directions: (size, size), deviation about 1."""
+    """Draw two gratings of `frequency` in different directions: (size, size), std about 1."""
     return (grating(rng, size, frequency) + grating(rng, size, frequency)) / np.sqrt(2)
 
 
 def texture(rng: np.random.Generator, size: int) -> np.ndarray:
-    """One of the kinds above, its frequency drawn evenly over the octaves: (size, size), deviation about 1."""
+    """Draw one of the textures above, with a frequency uniform over octaves: (size, size), std about 1."""
     frequency = LOWEST * (HIGHEST / LOWEST) ** rng.random()
     kind = (band_noise, band_noise, grating, plaid)[rng.integers(4)]
     return kind(rng, size, frequency)
 
 
 def material(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A colour with one or two textures in colours of their own: (size, size, 3), about 0..1."""
+    """Draw a colour with one or two coloured textures: (size, size, 3), about 0..1."""
     image = np.tile(rng.uniform(0.25, 0.75, 3), (size, size, 1))
     for _ in range(rng.integers(1, 3)):
         image += rng.uniform(0.05, 0.16) * texture(rng, size)[..., None] * rng.uniform(0.3, 1.2, 3)
@@ -55,7 +55,7 @@ def material(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """One material, or two that meet along a smooth border: (size, size, 3), about 0..1."""
+    """Draw one material, or two that meet along a smooth border: (size, size, 3), about 0..1."""
     image = material(rng, size)
     if rng.random() < 0.5:
         second = np.clip(0.5 + 4 * band_noise(rng, size, LOWEST), 0, 1)[..., None]

@@ -1,4 +1,4 @@
-"""A folder of canvases in the standard formats: images, class masks, and COCO annotations."""
+"""Writes canvases in standard formats: images, class masks and COCO annotations."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from fdconv_zoo.dense.canvases.garments import Garments, Split, load_garments
 from fdconv_zoo.errors import DataError
 from fdconv_zoo.store.files import replacing
 
-SMALLEST = 32  # side of a canvas: the smallest garment is then 5 pixels long
+MIN_SIZE = 32  # side of a canvas at which the smallest garment is 5 pixels long
 
 SUPERCATEGORIES = {
     "T-shirt/top": "top",
@@ -34,44 +34,45 @@ SUPERCATEGORIES = {
 README = """\
 Canvases of fdconv-zoo: {train} for training, {validation} for validation, {size}x{size} pixels, seed {seed}.
 
-images/SPLIT/NUMBER.png                  RGB; garments over textures of different spatial frequency
-masks/SPLIT/NUMBER.png                   8 bits; each pixel is the number of a class, 0 is background
-classes.txt                              names of the classes, in the order of their numbers
-annotations/instances_SPLIT.json         COCO format; masks are what is seen of an object, as compressed RLE
+images/SPLIT/NUMBER.png                  RGB; garments over textures of different spatial frequencies
+masks/SPLIT/NUMBER.png                   8 bits; each pixel is a class index, 0 is background
+classes.txt                              class names in the order of the class indices
+annotations/instances_SPLIT.json         COCO format; masks cover the visible part of an object, as compressed RLE
 
-Made by scripts/make_canvases.py from images of Fashion-MNIST (https://github.com/zalandoresearch/fashion-mnist), by
-Han Xiao, Kashif Rasul and Roland Vollgraf, copyright 2017 Zalando SE, under the MIT licence in LICENSE. Canvases for
-training hold images of its training set only, those for validation of its test set only.
+Created by fdconv-zoo from images of Fashion-MNIST (https://github.com/zalandoresearch/fashion-mnist), by
+Han Xiao, Kashif Rasul and Roland Vollgraf, copyright 2017 Zalando SE, under the MIT licence in LICENSE. Training
+canvases only use images of its training set, validation canvases only images of its test set.
 """
 
 
 def write_canvases(folder: Path, *, train: int = 1000, validation: int = 250, size: int = 128, seed: int = 0) -> None:
-    """Make a dataset for segmentation and detection; the folder is whole or not there.
+    """Write a dataset for segmentation and detection. If it fails, no folder is left behind.
 
-    A canvas depends on `seed`, `size`, its split and its number only: a smaller set is the beginning of a larger one.
+    A canvas depends only on `seed`, `size`, its split and its number, so a smaller dataset is the start of a larger
+    one.
 
     Args:
-        folder: To make; it may exist if it is empty.
-        train: Canvases for training, of the sample's training images.
-        validation: Canvases for validation, of its validation images.
-        size: Side in pixels, at least 32. Garments grow with it, from 16 to 47 % of it.
-        seed: Of all that is random, 0 or more.
+        folder: Output folder; it must be empty or not exist.
+        train: Number of training canvases.
+        validation: Number of validation canvases.
+        size: Side of a canvas in pixels, at least 32. Garments are 16 to 47 % as large.
+        seed: Random seed, at least 0.
 
     Raises:
-        DataError: a number is too small, or the folder holds something.
-        WriteError: it could not be written.
+        DataError: an argument is too small, or the folder is not empty.
+        WriteError: the folder could not be written.
     """
     folder = Path(folder)
-    for name, value, least in (
+    for name, value, minimum in (
         ("train", train, 1),
         ("validation", validation, 1),
-        ("size", size, SMALLEST),
+        ("size", size, MIN_SIZE),
         ("seed", seed, 0),
     ):
-        if value < least:
-            raise DataError(f"{name} is {value}; it must be at least {least}.")
+        if value < minimum:
+            raise DataError(f"{name} is {value}; it must be at least {minimum}.")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise DataError(f"{folder} exists and is not an empty folder. Remove it, or choose another.")
+        raise DataError(f"{folder} exists and is not an empty folder. Remove it, or choose another folder.")
     with replacing(folder) as temporary:
         temporary.mkdir()
         garments = _write_split(temporary, "train", train, size, seed)
@@ -91,12 +92,12 @@ def _write_split(folder: Path, split: Split, count: int, size: int, seed: int) -
         rng = np.random.default_rng((seed, ("train", "validation").index(split), number))
         canvas = compose(garments, rng, size)
         name = f"{number:06}.png"
-        # Noise has no repetitions: other strategies search for them and find none.
+        # Run-length encoding only: noise does not repeat, so searching for matches is wasted time.
         Image.fromarray(canvas.image).save(folder / "images" / split / name, compress_type=zlib.Z_RLE)
         Image.fromarray(canvas.classes).save(folder / "masks" / split / name)
         images.append({"id": number, "file_name": name, "width": size, "height": size, "license": 1})
         for annotation in _annotations(canvas, number):
-            annotations.append({"id": len(annotations) + 1, **annotation})  # pycocotools takes an id of 0 for "none"
+            annotations.append({"id": len(annotations) + 1, **annotation})  # pycocotools treats the id 0 as "no match"
     coco = {
         "info": {"description": "Canvases of fdconv-zoo", "version": "1", "year": 2025, "contributor": "fdconv-zoo"},
         "licenses": [{"id": 1, "name": "MIT", "url": "https://opensource.org/license/mit"}],
@@ -114,7 +115,7 @@ def _write_split(folder: Path, split: Split, count: int, size: int, seed: int) -
 
 
 def _annotations(canvas: Canvas, image_id: int) -> list[dict[str, Any]]:
-    """All objects of a canvas, without the annotations' own ids."""
+    """Return the annotations of a canvas, without their ids."""
     annotations = []
     for number, category in enumerate(canvas.categories.tolist(), start=1):
         encoded = rle.encode(np.asfortranarray(canvas.instances == number))

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-_PADDING = (124, 116, 104)  # ImageNet's mean, which the detector turns into the 0 that it pads batches with
+_PADDING = (124, 116, 104)  # the mean of ImageNet, which becomes 0 when the detector normalizes, like its own padding
 
 Target = dict[str, Any]
 Transform = Callable[[tv_tensors.Image, Target], tuple[tv_tensors.Image, Target]]
@@ -21,17 +21,17 @@ def training_transform(
     crop_size: int = 1024,
     photometric: bool = False,
 ) -> Transform:
-    """The random transform of a training image and its target.
+    """Build the augmentation of training images and their targets.
 
-    Torchvision's detectors bring every image to one size themselves, and draw that size where they are given several
-    (`min_size`): resizing here, without a crop, would be undone there.
+    There is no resizing without a crop, because it would have no effect: torchvision's detectors resize every image
+    themselves, to a size drawn at random if `min_size` lists several.
 
     Args:
-        hflip: probability of a horizontal flip.
-        scale_jitter: smallest and largest factor of a random scale, of which a square is cropped at random, or padded:
-            (0.1, 2.0) is large scale jitter. None leaves the size alone.
-        crop_size: side in pixels of that square; at factor 1 the image just fits into it.
-        photometric: draw brightness, contrast, saturation, hue and the order of the channels.
+        hflip: Probability of a horizontal flip.
+        scale_jitter: Range of the random scale factor; the result is randomly cropped, or padded, to a square.
+            (0.1, 2.0) is large scale jitter. None: no scaling.
+        crop_size: Side of the square in pixels; at factor 1 the image just fits into it.
+        photometric: Randomly change brightness, contrast, saturation, hue and the order of the channels.
     """
     steps: list[Callable] = []
     if photometric:
@@ -43,14 +43,14 @@ def training_transform(
             v2.RandomCrop(size, pad_if_needed=True, fill={tv_tensors.Image: _PADDING, "others": 0}),
             boxes_from_masks,
         ]
-    # The last step takes out what the crop has left nothing of, and objects smaller than a pixel.
+    # The last step removes objects outside the crop, and objects smaller than a pixel.
     return v2.Compose([*steps, v2.RandomHorizontalFlip(hflip), v2.SanitizeBoundingBoxes()])
 
 
 def boxes_from_masks(image: tv_tensors.Image, target: Target) -> tuple[tv_tensors.Image, Target]:
-    """Draws the boxes anew around what a crop has left of the masks, if there are any.
+    """Recompute the boxes from the cropped masks, if there are masks.
 
-    A cropped box alone is too large: it goes up to the edge even where the object does not.
+    A cropped box is too large if the object itself does not reach the border of the crop.
     """
     if "masks" not in target:
         return image, target
@@ -59,20 +59,20 @@ def boxes_from_masks(image: tv_tensors.Image, target: Target) -> tuple[tv_tensor
 
 
 def enclosing_boxes(masks: Tensor) -> Tensor:
-    """The smallest boxes around masks.
+    """Compute the smallest boxes around masks.
 
     Args:
-        masks: (N, H, W), not zero where the object is.
+        masks: Masks (N, H, W), nonzero inside the object.
 
     Returns:
-        x1, y1, x2, y2 in pixels, float (N, 4), where x2 and y2 are the first column and row after the object; all 0
-        for an empty mask.
+        x1, y1, x2, y2 in pixels, float (N, 4); x2 and y2 are the first column and row after the object. All 0 for an
+        empty mask.
     """
-    masks, sides = masks.bool(), []
+    masks, ranges = masks.bool(), []
     for occupied in (masks.any(dim=1), masks.any(dim=2)):  # columns (N, W), rows (N, H)
-        places = torch.arange(occupied.shape[1])
-        first = torch.where(occupied, places, occupied.shape[1]).amin(1)
-        last = torch.where(occupied, places + 1, 0).amax(1)
-        sides.append((first.minimum(last), last))
-    (x1, x2), (y1, y2) = sides
+        positions = torch.arange(occupied.shape[1])
+        start = torch.where(occupied, positions, occupied.shape[1]).amin(1)
+        stop = torch.where(occupied, positions + 1, 0).amax(1)
+        ranges.append((start.minimum(stop), stop))
+    (x1, x2), (y1, y2) = ranges
     return torch.stack([x1, y1, x2, y2], dim=1).float()

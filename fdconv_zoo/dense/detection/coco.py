@@ -7,31 +7,31 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from fdconv_zoo.dense.detection.entries import Entries, is_box, is_flag, is_number, is_size, is_text, load_lists
+from fdconv_zoo.dense.detection.entries import Entries, is_box, is_flag, is_number, is_size, is_string, load_lists
 from fdconv_zoo.dense.detection.rle import usable_segmentation
 
 
 @dataclass(frozen=True)
 class CocoImages:
-    """The images of one annotation file, M of them, and their N annotations in the order of the images.
+    """The M images of an annotation file and their N annotations, in the order of the images.
 
-    Arrays and not the file's nested dicts, which take several times the memory: and again in every DataLoader worker,
-    where counting references copies what the fork shares.
+    Stored in arrays, because the file's nested dicts take several times the memory, and again in every DataLoader
+    worker, where reference counting copies the memory shared by the fork.
 
     Attributes:
-        annotation_file: where all this comes from.
-        image_folder: where the images lie.
-        categories: names by category id, in the order of the ids.
-        image_ids: (M,).
-        file_names: (M,), relative to `image_folder`.
-        sizes: width and height in pixels, (M, 2).
-        annotation_ids: (N,).
-        rows: the annotation's image, 0..M-1, (N,), ascending.
-        labels: 1..K, in the order of the category ids, (N,).
+        annotation_file: The annotation file.
+        image_folder: The folder of the images.
+        categories: Category names by id, in the order of the ids.
+        image_ids: Image ids, (M,).
+        file_names: File names relative to `image_folder`, (M,).
+        sizes: Width and height in pixels, (M, 2).
+        annotation_ids: Annotation ids, (N,).
+        rows: Index of the annotation's image, 0..M-1, ascending, (N,).
+        labels: Labels 1..K, in the order of the category ids, (N,).
         boxes: x, y, width, height in pixels, as in the file, (N, 4).
-        areas: in square pixels; the box's where the file gives none, (N,).
-        is_crowd: marks a region of many objects, (N,).
-        segmentations: each as json, (N,), null where no mask can be made of it; None where masks were not asked for.
+        areas: Areas in square pixels; the area of the box if the file does not give one, (N,).
+        is_crowd: Whether the annotation is a region of many objects, (N,).
+        segmentations: Masks as JSON, null if unusable, (N,); None if masks were not read.
     """
 
     annotation_file: Path
@@ -52,48 +52,49 @@ class CocoImages:
         return len(self.image_ids)
 
     def path(self, index: int) -> Path:
-        """The file of an image."""
+        """Return the path of image `index`."""
         return self.image_folder / self.file_names[index].as_py()
 
     def annotations(self, index: int) -> np.ndarray:
-        """The numbers, among all N, of an image's annotations."""
+        """Return the indices of the annotations of image `index`."""
         return np.arange(*np.searchsorted(self.rows, [index, index + 1]))
 
-    def segmentation(self, number: int) -> list | dict:
-        """An annotation's mask, as polygons or run lengths."""
-        return json.loads(self.segmentations[number].as_py())
+    def segmentation(self, index: int) -> list | dict:
+        """Return the mask of annotation `index`, as polygons or run lengths."""
+        return json.loads(self.segmentations[index].as_py())
 
-    def keep_annotations(self, numbers: np.ndarray) -> "CocoImages":
-        """All images with only some of their annotations; `numbers` ascend."""
+    def select_annotations(self, indices: np.ndarray) -> "CocoImages":
+        """Return all images with some of their annotations; `indices` ascend."""
         return replace(
             self,
-            **{name: getattr(self, name)[numbers] for name in ("annotation_ids", "rows", "labels", "boxes", "areas")},
-            is_crowd=self.is_crowd[numbers],
-            segmentations=None if self.segmentations is None else self.segmentations.take(pa.array(numbers)),
+            **{name: getattr(self, name)[indices] for name in ("annotation_ids", "rows", "labels", "boxes", "areas")},
+            is_crowd=self.is_crowd[indices],
+            segmentations=None if self.segmentations is None else self.segmentations.take(pa.array(indices)),
         )
 
-    def select(self, images: np.ndarray) -> "CocoImages":
-        """Only some of the images, with their annotations; `images` ascend."""
-        part = self.keep_annotations(np.flatnonzero(np.isin(self.rows, images)))
+    def select_images(self, indices: np.ndarray) -> "CocoImages":
+        """Return some of the images with their annotations; `indices` ascend."""
+        part = self.select_annotations(np.flatnonzero(np.isin(self.rows, indices)))
         return replace(
             part,
-            image_ids=self.image_ids[images],
-            file_names=self.file_names.take(pa.array(images)),
-            sizes=self.sizes[images],
-            rows=np.searchsorted(images, part.rows),
+            image_ids=self.image_ids[indices],
+            file_names=self.file_names.take(pa.array(indices)),
+            sizes=self.sizes[indices],
+            rows=np.searchsorted(indices, part.rows),
         )
 
 
 def read_coco(annotation_file: Path, image_folder: Path, *, masks: bool) -> CocoImages:
-    """Reads and indexes a file of instance annotations.
+    """Read a COCO file of instance annotations.
 
     Args:
-        annotation_file: json in COCO's format.
-        image_folder: where its images lie; not looked at here.
-        masks: keep the segmentations.
+        annotation_file: JSON file in COCO's format.
+        image_folder: Folder of its images; it is not read here.
+        masks: Also read the segmentations.
 
     Raises:
-        DataError: not json, not COCO's format, ids that occur twice, or annotations of unknown images or categories.
+        DataError: the file is not JSON or not in COCO's format, an id occurs twice, or an annotation refers to an
+            unknown image or category.
     """
     content = load_lists(annotation_file)
     images, annotations, categories = (
@@ -103,8 +104,8 @@ def read_coco(annotation_file: Path, image_folder: Path, *, masks: bool) -> Coco
     sizes = np.stack(
         [images.column(key, is_size, "a positive integer", np.int64) for key in ("width", "height")], axis=1
     )
-    file_names = images.column("file_name", is_text, "a text", object)
-    names = categories.column("name", is_text, "a text", object)
+    file_names = images.column("file_name", is_string, "a string", object)
+    names = categories.column("name", is_string, "a string", object)
 
     image_order, category_order = np.argsort(image_ids), np.argsort(category_ids)
     rows = image_order[annotations.references("image_id", image_ids[image_order])]
@@ -116,11 +117,11 @@ def read_coco(annotation_file: Path, image_folder: Path, *, masks: bool) -> Coco
     order = np.argsort(rows, kind="stable")
     segmentations = None
     if masks:
-        segmentations = _segmentations([annotations.entries[number] for number in order], sizes[rows[order]])
+        segmentations = _segmentations([annotations.entries[index] for index in order], sizes[rows[order]])
     return CocoImages(
         annotation_file=annotation_file,
         image_folder=image_folder,
-        categories={int(category_ids[place]): names[place] for place in category_order},
+        categories={int(category_ids[index]): names[index] for index in category_order},
         image_ids=image_ids,
         file_names=pa.array(file_names, pa.string()),
         sizes=sizes,

@@ -1,4 +1,4 @@
-"""The lists of a COCO annotation file, read column by column; every message names file and entries."""
+"""Reads the lists of a COCO annotation file column by column, with messages that name the file and the entries."""
 
 import json
 import math
@@ -13,27 +13,29 @@ from fdconv_zoo.errors import LISTED, DataError, first_of
 
 
 def load_lists(file: Path) -> dict[str, list]:
-    """The lists of an annotation file by name. Raises DataError where it is not json, or they are not there."""
+    """Return the lists of an annotation file by name. Raises DataError if it is not JSON, or a list is missing."""
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}). Check the path.") from error
     except ValueError as error:
-        raise DataError(f"{file}: not valid json ({error}). Repair it, or fetch it again.") from error
+        raise DataError(f"{file}: not valid JSON ({error}). Repair it, or download it again.") from error
     lists = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
-        raise DataError(f"{file}: not COCO's format, which has the three lists {', '.join(lists)}. Export it as such.")
+        raise DataError(
+            f"{file}: not in COCO's format, which has the lists {', '.join(lists)}. Export it in that format."
+        )
     return content
 
 
 @dataclass(frozen=True)
 class Entries:
-    """One list of an annotation file. All that reads raises DataError for entries that are not as they should be.
+    """One list of an annotation file. All methods raise DataError for invalid entries.
 
     Args:
-        file: for the messages.
-        name: of the list.
-        entries: its objects.
+        file: The annotation file, for messages.
+        name: Name of the list.
+        entries: The entries of the list.
     """
 
     file: Path
@@ -41,44 +43,42 @@ class Entries:
     entries: list[dict]
 
     def __post_init__(self) -> None:
-        self._refuse([type(entry) is not dict for entry in self.entries], "are no objects {...}")
+        self._raise_if_any([type(entry) is not dict for entry in self.entries], "are not objects {...}")
 
     def column(
-        self, key: str, valid: Callable[[Any], bool], wanted: str, dtype: Any, missing: Any = None
+        self, key: str, is_valid: Callable[[Any], bool], expected: str, dtype: Any, missing: Any = None
     ) -> np.ndarray:
-        """The values under `key`; `missing` stands for those not there."""
+        """Return the values under `key`, with `missing` for entries without it."""
         values = [entry.get(key, missing) for entry in self.entries]
-        self._refuse([not valid(value) for value in values], f"have no {key!r} that is {wanted}")
+        self._raise_if_any([not is_valid(value) for value in values], f"have no valid {key!r} ({expected})")
         return np.array(values, dtype)
 
     def ids(self) -> np.ndarray:
-        """All ids; each may occur once."""
+        """Return all ids, which must be unique."""
         ids = self.column("id", _is_integer, "an integer", np.int64)
         values, counts = np.unique(ids, return_counts=True)
         if (counts > 1).any():
             repeated = first_of(map(str, values[counts > 1]), LISTED)
-            raise DataError(
-                f"{self.file}: ids that occur more than once in {self.name!r}: {repeated}. Number the entries anew."
-            )
+            raise DataError(f"{self.file}: ids that occur more than once in {self.name!r}: {repeated}. Use unique ids.")
         return ids
 
     def references(self, key: str, known: np.ndarray) -> np.ndarray:
-        """The places that the ids under `key` have among the `known` ones, which are sorted."""
+        """Return the positions of the ids under `key` in `known`, which is sorted."""
         ids = self.column(key, _is_integer, "an integer", np.int64)
-        self._refuse(~np.isin(ids, known), f"refer with {key!r} to what the file does not list")
+        self._raise_if_any(~np.isin(ids, known), f"refer with {key!r} to an id that the file does not list")
         return np.searchsorted(known, ids)
 
-    def _refuse(self, bad: list[bool] | np.ndarray, problem: str) -> None:
-        places = np.flatnonzero(bad)
-        if len(places):
+    def _raise_if_any(self, bad: list[bool] | np.ndarray, problem: str) -> None:
+        indices = np.flatnonzero(bad)
+        if len(indices):
             raise DataError(
-                f"{self.file}: {len(places)} entries of {self.name!r} {problem}: "
-                f"{first_of(map(self._describe, places), LISTED)}. Repair or remove them."
+                f"{self.file}: {len(indices)} entries of {self.name!r} {problem}: "
+                f"{first_of(map(self._describe, indices), LISTED)}. Repair or remove them."
             )
 
-    def _describe(self, place: int) -> str:
-        entry = self.entries[place]
-        return f"id {entry['id']}" if isinstance(entry, dict) and "id" in entry else f"number {place} of the list"
+    def _describe(self, index: int) -> str:
+        entry = self.entries[index]
+        return f"id {entry['id']}" if isinstance(entry, dict) and "id" in entry else f"index {index}"
 
 
 def _is_integer(value: Any) -> bool:
@@ -86,27 +86,27 @@ def _is_integer(value: Any) -> bool:
 
 
 def is_size(value: Any) -> bool:
-    """Whether it is a positive integer."""
+    """Whether the value is a positive integer."""
     return type(value) is int and value > 0
 
 
-def is_text(value: Any) -> bool:
-    """Whether it is a text with something in it."""
+def is_string(value: Any) -> bool:
+    """Whether the value is a non-empty string."""
     return isinstance(value, str) and value != ""
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number."""
+    """Whether the value is a number."""
     return type(value) in (int, float)
 
 
 def is_flag(value: Any) -> bool:
-    """Whether it is 0 or 1."""
+    """Whether the value is 0 or 1."""
     return value in (0, 1)
 
 
 def is_box(value: Any) -> bool:
-    """Whether it is four finite numbers."""
+    """Whether the value is a list of four finite numbers."""
     return (
         isinstance(value, list) and len(value) == 4 and all(type(v) in (int, float) and math.isfinite(v) for v in value)
     )

@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes and masks."""
+"""Average precision of boxes and masks, as COCO defines it."""
 
 import contextlib
 import io
@@ -13,8 +13,9 @@ from pycocotools.cocoeval import COCOeval
 
 from fdconv_zoo.dense.detection.coco import CocoImages
 from fdconv_zoo.dense.detection.rle import to_rle
+from fdconv_zoo.dense.evaluation import markdown_row
 
-_OVERALL = {  # which overlaps and which sizes, of those that pycocotools computes
+_OVERALL = {  # indices of IoU thresholds and object sizes in the arrays of pycocotools
     "ap": (slice(None), 0),
     "ap50": (0, 0),
     "ap75": (5, 0),
@@ -25,14 +26,14 @@ _OVERALL = {  # which overlaps and which sizes, of those that pycocotools comput
 
 
 @dataclass(frozen=True)
-class ClassPrecision:
-    """One class's share of a result.
+class ClassResult:
+    """The result of one class.
 
     Attributes:
-        name: of the class.
-        objects: in the truth, without crowds.
-        box_ap: in percent; None without objects.
-        mask_ap: likewise; also None where masks were not evaluated.
+        name: Name of the class.
+        objects: Number of its objects in the ground truth, without crowds.
+        box_ap: Box AP in percent; None without objects.
+        mask_ap: Mask AP in percent; None without objects, or if masks were not evaluated.
     """
 
     name: str
@@ -43,15 +44,16 @@ class ClassPrecision:
 
 @dataclass(frozen=True)
 class DetectionResult:
-    """Average precision over one set of images, in percent, as COCO defines it.
+    """Average precision (AP) over a set of images, in percent, as COCO defines it.
 
-    `ap` is the mean over classes and over the overlaps (IoU) 0.5, 0.55 to 0.95; `ap50` and `ap75` are at one overlap;
-    small objects have up to 32^2 pixels, medium ones up to 96^2. None stands where the truth has no such objects, and
-    for masks that were not evaluated; where there are objects but no detections it is 0.
+    `ap` is the mean over classes and over the IoU thresholds 0.5, 0.55, ..., 0.95; `ap50` and `ap75` are at one
+    threshold. Small objects have up to 32^2 pixels, medium objects up to 96^2. A value is None if the ground truth has
+    no such objects or masks were not evaluated; it is 0 if there are objects but no detections.
 
     Attributes:
+        classes: The result of each class.
         images: Number of images, each counted once.
-        images_per_second: Over all processes, without the computation of the precision itself.
+        images_per_second: Throughput of all processes, without the computation of the metrics.
     """
 
     box_ap: float | None
@@ -66,50 +68,45 @@ class DetectionResult:
     mask_ap_small: float | None
     mask_ap_medium: float | None
     mask_ap_large: float | None
-    classes: list[ClassPrecision]
+    classes: list[ClassResult]
     images: int
     images_per_second: float | None = None
 
     def as_table(self) -> str:
-        """Two tables in Markdown: all classes together, and each."""
-        lines = [_row("", "AP", "AP50", "AP75", "small", "medium", "large"), _row(*["---"] * 7)]
+        """Format two Markdown tables: all classes together, and each class."""
+        lines = [markdown_row("", "AP", "AP50", "AP75", "small", "medium", "large"), markdown_row(*["---"] * 7)]
         for kind in ("box", "mask") if self.mask_ap is not None else ("box",):
-            lines.append(_row(kind, *(getattr(self, f"{kind}_{name}") for name in _OVERALL)))
-        lines += ["", _row("class", "objects", "box AP", "mask AP"), _row(*["---"] * 4)]
-        lines += [_row(part.name, part.objects, part.box_ap, part.mask_ap) for part in self.classes]
+            lines.append(markdown_row(kind, *(getattr(self, f"{kind}_{name}") for name in _OVERALL)))
+        lines += ["", markdown_row("class", "objects", "box AP", "mask AP"), markdown_row(*["---"] * 4)]
+        lines += [markdown_row(result.name, result.objects, result.box_ap, result.mask_ap) for result in self.classes]
         return "\n".join(lines)
 
 
-def _row(*cells: str | int | float | None) -> str:
-    texts = ("-" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells)
-    return f"| {' | '.join(texts)} |"
-
-
 def coco_truth(images: CocoImages) -> COCO:
-    """The annotations as pycocotools wants them: those used, crowds included, numbered from 1.
+    """Convert annotations, including crowds, to the format of pycocotools.
 
-    Its evaluation counts an object whose annotation has the id 0 as never found.
+    Their ids start at 1, because pycocotools counts an object with the annotation id 0 as never found.
     """
     with_masks = images.segmentations is not None
     sizes = images.sizes.tolist()
     annotations = [
         {
-            "id": number + 1,
+            "id": index + 1,
             "image_id": int(images.image_ids[row]),
-            "category_id": list(images.categories)[images.labels[number] - 1],
-            "bbox": images.boxes[number].tolist(),
-            "area": float(images.areas[number]),
-            "iscrowd": int(images.is_crowd[number]),
-            **({"segmentation": to_rle(images.segmentation(number), *sizes[row])} if with_masks else {}),
+            "category_id": list(images.categories)[images.labels[index] - 1],
+            "bbox": images.boxes[index].tolist(),
+            "area": float(images.areas[index]),
+            "iscrowd": int(images.is_crowd[index]),
+            **({"segmentation": to_rle(images.segmentation(index), *sizes[row])} if with_masks else {}),
         }
-        for number, row in enumerate(images.rows)
+        for index, row in enumerate(images.rows)
     ]
-    described = [
+    image_entries = [
         {"id": image_id, "width": width, "height": height}
         for image_id, (width, height) in zip(images.image_ids.tolist(), sizes, strict=True)
     ]
-    categories = [{"id": number, "name": name} for number, name in images.categories.items()]
-    return _index(described, annotations, categories)
+    categories = [{"id": category_id, "name": name} for category_id, name in images.categories.items()]
+    return _index(image_entries, annotations, categories)
 
 
 def _index(images: list[dict], annotations: list[dict], categories: list[dict]) -> COCO:
@@ -121,13 +118,13 @@ def _index(images: list[dict], annotations: list[dict], categories: list[dict]) 
 
 
 def score_detections(truth: COCO, predictions: list[dict[str, Any]], *, masks: bool) -> DetectionResult:
-    """COCO's average precision, with at most 100 detections an image.
+    """Compute COCO's average precision, with at most 100 detections per image.
 
     Args:
-        truth: from `coco_truth`; all its images count.
-        predictions: in COCO's results format: `image_id`, `category_id`, `score`, `bbox` [x, y, width, height], and
-            for masks `segmentation`, compressed run lengths.
-        masks: also evaluate masks.
+        truth: Ground truth from `coco_truth`; all its images count.
+        predictions: Detections in COCO's results format: `image_id`, `category_id`, `score`, `bbox` [x, y, width,
+            height], and, with `masks`, `segmentation`, compressed run lengths.
+        masks: Also evaluate masks.
     """
     precision = {"box": _precision(truth, predictions, "bbox")}
     if masks:
@@ -139,31 +136,31 @@ def score_detections(truth: COCO, predictions: list[dict[str, Any]], *, masks: b
     }
     objects = Counter(entry["category_id"] for entry in truth.dataset["annotations"] if not entry["iscrowd"])
     classes = [
-        ClassPrecision(
+        ClassResult(
             category["name"],
             objects[category["id"]],
-            box_ap=_mean(precision["box"][:, :, place, 0]),
-            mask_ap=_mean(precision["mask"][:, :, place, 0]) if masks else None,
+            box_ap=_mean(precision["box"][:, :, index, 0]),
+            mask_ap=_mean(precision["mask"][:, :, index, 0]) if masks else None,
         )
-        for place, category in enumerate(truth.dataset["categories"])
+        for index, category in enumerate(truth.dataset["categories"])
     ]
     return DetectionResult(**overall, classes=classes, images=len(truth.imgs))
 
 
 def _precision(truth: COCO, predictions: list[dict[str, Any]], kind: str) -> np.ndarray:
-    """Precision by overlap, recall, class and size (all, small, medium, large); -1 where there are no objects."""
+    """Return precision by IoU, recall, class and size (all, small, medium, large); -1 if there are no objects."""
     detections = []
-    for number, prediction in enumerate(predictions):
-        # An object's size is that of what is evaluated: a small mask may fill a medium box.
+    for index, prediction in enumerate(predictions):
+        # The size of a detection is that of its mask if masks are evaluated: a small mask may have a medium box.
         _, _, width, height = prediction["bbox"]
         area = width * height if kind == "bbox" else float(coco_mask.area(prediction["segmentation"]))
-        detections.append({**prediction, "id": number + 1, "area": area, "iscrowd": 0})
-    found = _index(truth.dataset["images"], detections, truth.dataset["categories"])
-    evaluation = COCOeval(truth, found, kind)
+        detections.append({**prediction, "id": index + 1, "area": area, "iscrowd": 0})
+    detected = _index(truth.dataset["images"], detections, truth.dataset["categories"])
+    evaluation = COCOeval(truth, detected, kind)
     with _silence():
         evaluation.evaluate()
         evaluation.accumulate()
-    return evaluation.eval["precision"][..., -1]  # the most detections an image
+    return evaluation.eval["precision"][..., -1]  # the last axis is the number of detections per image
 
 
 def _mean(precision: np.ndarray) -> float | None:

@@ -1,13 +1,11 @@
-"""Detection and instance segmentation: torchvision's R-CNNs on any of timm's backbones."""
+"""Detection and instance segmentation: torchvision's R-CNNs on any timm backbone."""
 
 import difflib
 import inspect
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
@@ -19,20 +17,19 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from fdconv_zoo.dense.backbone import Backbone
-from fdconv_zoo.dense.saved_model import SavedModel
+from fdconv_zoo.dense.model import DenseModel
 from fdconv_zoo.errors import ConfigError
 
 HEADS = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
-_PREFIX = "network.backbone.body."  # of the backbone's parameters
 
 
 class PyramidBackbone(nn.Module):
-    """A backbone's last four maps, and a fifth at twice the last stride, with equal channels.
+    """A feature pyramid over a backbone's four maps, and a fifth map at twice the last stride.
 
     Args:
-        body: with four maps.
-        channels: of each map that comes out.
+        body: Backbone with four maps.
+        channels: Channels of each output map.
     """
 
     def __init__(self, body: Backbone, channels: int) -> None:
@@ -42,54 +39,59 @@ class PyramidBackbone(nn.Module):
         self.out_channels = channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) to maps (B, C, H / stride, W / stride), by the names that torchvision's heads expect."""
+        """Compute maps (B, C, H / stride, W / stride) of images (B, 3, H, W), keyed as torchvision's heads expect."""
         return self.fpn({str(level): features for level, features in enumerate(self.body(images))})
 
 
 class _PreciseBoxCoder(BoxCoder):
-    """torchvision's, which under autocast would place boxes in half precision: in bfloat16 to the nearest 4 pixels."""
+    """Decodes boxes in float32: under autocast, torchvision's coder rounds them, in bfloat16 to up to 4 pixels."""
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
         return super().decode_single(rel_codes.float(), boxes)
 
 
 class Detector(
-    nn.Module,
-    SavedModel,
+    DenseModel,
     library_name="fdconv-zoo",
     pipeline_tag="object-detection",
     tags=["object-detection", "fdconv"],
     model_card_template=Path(__file__).with_name("card_template.md").read_text(encoding="utf-8"),
 ):
-    """A network that finds objects: their boxes and classes, and with ``mask_rcnn`` their masks.
+    """A network for object detection, and with ``mask_rcnn`` for instance segmentation.
 
-    It saves, loads and uploads itself::
+    Given targets it returns losses in training mode; in eval mode it returns detections. Save and load it, also on the
+    Hub::
+
+        from fdconv_zoo.dense import Detector
 
         Detector("resnet50_fdconv", ["cat", "dog"], pretrained=True).save_pretrained("folder")
         model = Detector.from_pretrained("folder")  # or a repository on the Hub
 
     Args:
-        backbone: Any name registered with timm, also with the tag of its weights.
-        class_names: K names without the background's: label 1 is the first.
+        backbone: Model name registered with timm, optionally with the tag of its weights.
+        class_names: Names of the K classes, without the background. The first is label 1.
         head: ``faster_rcnn`` or ``mask_rcnn``.
-        backbone_args: For ``timm.create_model``, such as ``drop_path_rate``, or ``fbm`` of FDConv.
-        head_args: Of torchvision's ``FasterRCNN`` or ``MaskRCNN``, such as ``rpn_pre_nms_top_n_train``.
-        fpn_channels: Of the feature pyramid; the heads become as wide, and are torchvision's own at 256.
-        min_size: The shorter side, in pixels, that images are scaled to; of several one is drawn in training, and
-            the last is taken in evaluation.
-        max_size: Limit of the longer side.
-        anchor_sizes: Sides of the anchors in pixels, one for each of the five levels; by default 8 times the level's
-            stride: 32 to 512 where the first stride is 4.
-        mean, std: Of the channels of images in 0..1, by which they are normalized; by default the backbone's.
-        pretrained: Start from the backbone's published weights, or from those of a file: a path. Not part of `config`.
+        backbone_args: Arguments of ``timm.create_model``, such as ``drop_path_rate``, or ``fbm`` of FDConv.
+        head_args: Arguments of torchvision's ``FasterRCNN`` or ``MaskRCNN``, such as ``rpn_pre_nms_top_n_train``.
+        fpn_channels: Channels of the feature pyramid. The width of the heads is proportional; 256 is torchvision's
+            own.
+        min_size: Shorter side, in pixels, to which images are resized. Of several, training draws one at random, and
+            evaluation uses the last.
+        max_size: Maximum of the longer side in pixels.
+        anchor_sizes: Sides of the anchors in pixels, one for each of the five levels. Default: 8 times the stride of
+            the level, which is 32 to 512 if the first stride is 4.
+        mean, std: Mean and standard deviation of each channel, by which the model normalizes images with values in
+            0..1. Default: those of the backbone.
+        pretrained: Start from the backbone's published weights, or from a weights file: its path. Not part of
+            `config`.
 
     Attributes:
-        config: The arguments that build the model again.
+        config: The arguments to build the model again.
         class_names: As above.
-        network: torchvision's.
+        network: The torchvision model.
 
     Raises:
-        ConfigError: unknown names, arguments that do not fit, or weights that cannot be had.
+        ConfigError: a name is unknown, arguments do not fit, or the weights could not be loaded.
     """
 
     def __init__(
@@ -110,16 +112,16 @@ class Detector(
     ) -> None:
         super().__init__()
         if head not in HEADS:
-            raise ConfigError(f"head {head}: no such head; there are {', '.join(HEADS)}")
+            raise ConfigError(f"head {head}: no such head; choose one of {', '.join(HEADS)}")
         if not class_names:
-            raise ConfigError("no classes: detection takes at least one, besides the background")
-        _check_arguments(HEADS[head], head_args or {})
+            raise ConfigError("no classes: detection needs at least one besides the background")
+        _check_head_args(HEADS[head], head_args or {})
         body = Backbone(backbone, arguments=backbone_args, pretrained=pretrained)
         strides = (*body.strides, 2 * body.strides[-1])
         anchor_sizes = list(anchor_sizes or (8 * stride for stride in strides))
         if len(anchor_sizes) != len(strides):
-            raise ConfigError(f"anchor_sizes {anchor_sizes}: one for each of {len(strides)} levels is needed")
-        own = resolve_model_data_config(body.model)
+            raise ConfigError(f"anchor_sizes {anchor_sizes}: expected {len(strides)} sizes, one per level")
+        defaults = resolve_model_data_config(body.model)
         self.class_names = list(class_names)
         self.config = {
             "backbone": backbone,
@@ -131,8 +133,8 @@ class Detector(
             "min_size": min_size,
             "max_size": max_size,
             "anchor_sizes": anchor_sizes,
-            "mean": list(mean or own["mean"]),
-            "std": list(std or own["std"]),
+            "mean": list(mean or defaults["mean"]),
+            "std": list(std or defaults["std"]),
         }
         anchors = AnchorGenerator([(size,) for size in anchor_sizes], [ASPECT_RATIOS] * len(anchor_sizes))
         self.network = HEADS[head](
@@ -145,52 +147,34 @@ class Detector(
             rpn_anchor_generator=anchors,
             **self.config["head_args"],
         )
-        for part in (self.network.rpn, self.network.roi_heads):
-            part.box_coder = _PreciseBoxCoder(part.box_coder.weights)
-
-    @property
-    def backbone(self) -> Backbone:
-        """What was made before: timm's model, without the pyramid."""
-        return self.network.backbone.body
+        for stage in (self.network.rpn, self.network.roi_heads):
+            stage.box_coder = _PreciseBoxCoder(stage.box_coder.weights)
 
     @property
     def has_masks(self) -> bool:
-        """Whether it finds masks, beside boxes."""
+        """Whether the model predicts masks."""
         return self.config["head"] == "mask_rcnn"
 
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training, detections in evaluation.
+        """Compute the losses in training mode, and detections in eval mode.
 
         Args:
-            images: (3, H, W) each, values in 0..1, of any sizes.
-            targets: In training, for each image ``boxes`` (N, 4), left, top, right and bottom in its pixels, ``labels``
-                (N,) in 1..K, and for ``mask_rcnn`` ``masks`` (N, H, W); N may be 0.
+            images: Images (3, H, W) with values in 0..1; sizes may differ.
+            targets: Required in training. For each image, ``boxes`` (N, 4), left, top, right and bottom in pixels,
+                ``labels`` (N,) in 1..K, and for ``mask_rcnn`` ``masks`` (N, H, W). N may be 0.
 
         Returns:
-            Losses by name: their sum is to be minimized. Or for each image ``boxes`` (N, 4), ``labels`` and ``scores``
-            (N,), best first, and ``masks`` (N, 1, H, W) of values in 0..1.
+            The losses by name; minimize their sum. Or for each image, ``boxes`` (N, 4), ``labels`` and ``scores``
+            (N,), best first, and for ``mask_rcnn`` ``masks`` (N, 1, H, W) with values in 0..1.
         """
         return self.network(images, targets)
 
-    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
-        """Which layer a parameter is in, for timm's layer decay: those of the backbone in order, then all others."""
-        layers = {_PREFIX + name: layer for name, layer in self.backbone.layers(coarse).items()}
-        return lambda name: layers.get(name, math.inf)
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that do not decay: those of the backbone's authors."""
-        return {_PREFIX + name for name in self.backbone.no_weight_decay()}
-
-    def generate_model_card(self, **kwargs: Any) -> ModelCard:
-        """The card; `kwargs` can be ``repo_id``, ``dataset``, ``metrics`` (name to value) and ``table`` (Markdown)."""
-        return super().generate_model_card(**{"model": self.config, **kwargs})
-
 
 def _heads(head: str, channels: int, num_classes: int) -> dict[str, nn.Module]:
-    """torchvision's heads on a pyramid of `channels`, by the names of its arguments; it has them for 256 only."""
-    size, width = 7, 4 * channels  # of what is cut out for a box, and of what is made of it
+    """Build torchvision's heads, which it only provides for 256 channels, keyed by argument name."""
+    size, width = 7, 4 * channels  # side of the pooled region of a box, and its number of features
     heads = {
         "box_head": TwoMLPHead(channels * size**2, width),
         "box_predictor": FastRCNNPredictor(width, num_classes),
@@ -201,10 +185,10 @@ def _heads(head: str, channels: int, num_classes: int) -> dict[str, nn.Module]:
     return heads
 
 
-def _check_arguments(network: type[FasterRCNN], arguments: Mapping[str, Any]) -> None:
-    """torchvision passes over names that it does not know."""
+def _check_head_args(network: type[FasterRCNN], head_args: Mapping[str, Any]) -> None:
+    """Raise ConfigError for unknown names, which torchvision would ignore."""
     known = [name for name in inspect.signature(network).parameters if name.startswith(("rpn_", "box_", "bbox_"))]
     known = [name for name in known if not name.endswith(("_generator", "_head", "_pool", "_predictor"))]  # modules
-    for name in arguments.keys() - known:
+    for name in head_args.keys() - known:
         near = difflib.get_close_matches(name, known, n=3) or known
-        raise ConfigError(f"head_args {name}: torchvision has no such number; did you mean {', '.join(near)}?")
+        raise ConfigError(f"head_args {name}: no such argument of torchvision; did you mean {', '.join(near)}?")

@@ -1,9 +1,9 @@
-"""Detectors as programs in ONNX, for one image of a fixed size.
+"""Exports detectors to ONNX, for one image of a fixed size.
 
-No exporter of torch (2.15) takes a whole detector. The one that reads programs (``dynamo=True``) stops in torchvision's
-heads, where sizes depend on how many boxes non-maximum suppression has left. The one that traces is what torchvision
-supports; it stops in FDConv, whose matrices for the inverse transform are made from sizes, which it hides. So each
-exports the half that it can: the maps of the image, and the detections on the maps. The two programs become one.
+Neither exporter of torch 2.15 supports a whole detector. The newer one (``dynamo=True``) fails in torchvision's heads,
+whose sizes depend on the number of boxes after non-maximum suppression. The older one, which traces, is what
+torchvision supports; it fails in FDConv, which builds the matrices of its inverse transform from sizes that tracing
+hides. So each exports the half that it supports, the feature maps and the heads, and the two graphs are merged.
 """
 
 import io
@@ -24,7 +24,7 @@ from fdconv_zoo.store.files import explaining_write_errors
 _OPSET = 18
 
 
-class _Maps(nn.Module):
+class _FeatureMaps(nn.Module):
     def __init__(self, network: FasterRCNN) -> None:
         super().__init__()
         self.network = network
@@ -34,7 +34,7 @@ class _Maps(nn.Module):
         return tuple(self.network.backbone(images.tensors).values())
 
 
-class _Detections(nn.Module):
+class _Heads(nn.Module):
     def __init__(self, network: FasterRCNN, images: ImageList, image_size: tuple[int, int], names: list[str]) -> None:
         super().__init__()
         self.network = network
@@ -52,26 +52,26 @@ class _Detections(nn.Module):
 
 @torch.no_grad()
 def export_onnx(model: Detector, file: str | Path, image_size: tuple[int, int]) -> None:
-    """Write a detector as a program in ONNX.
+    """Export a detector to ONNX.
 
-    Its input is ``image`` (3, H, W), values in 0..1; its outputs are ``boxes`` (N, 4), ``labels`` and ``scores`` (N,),
-    and of Mask R-CNN ``masks`` (N, 1, H, W), as the model gives them in evaluation.
+    The input is ``image`` (3, H, W), with values in 0..1. The outputs are those of the model in eval mode: ``boxes``
+    (N, 4), ``labels`` and ``scores`` (N,), and for Mask R-CNN ``masks`` (N, 1, H, W).
 
     Args:
-        model: it is not changed.
-        file: to write to.
-        image_size: (H, W), in pixels.
+        model: The model; it is not changed.
+        file: Output file.
+        image_size: Height and width in pixels.
 
     Raises:
-        WriteError: it could not be written.
+        WriteError: the file could not be written.
     """
     network = deepcopy(model.network).float().cpu().eval()
     images, _ = network.transform([torch.zeros(3, *image_size)])
     maps = network.backbone(images.tensors)
     names = [f"map_{name}" for name in maps]
     outputs = ["boxes", "labels", "scores"] + ["masks"] * network.roi_heads.has_mask()
-    first = torch.onnx.export(
-        _Maps(network).eval(),
+    backbone = torch.onnx.export(
+        _FeatureMaps(network).eval(),
         (torch.zeros(3, *image_size),),
         dynamo=True,
         opset_version=_OPSET,
@@ -81,9 +81,9 @@ def export_onnx(model: Detector, file: str | Path, image_size: tuple[int, int]) 
     ).model_proto
     stream = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is the older exporter, and traces
+        warnings.simplefilter("ignore")  # about the deprecated exporter, and about tracing
         torch.onnx.export(
-            _Detections(network, images, image_size, list(maps)).eval(),
+            _Heads(network, images, image_size, list(maps)).eval(),
             tuple(maps.values()),
             stream,
             dynamo=False,
@@ -92,17 +92,17 @@ def export_onnx(model: Detector, file: str | Path, image_size: tuple[int, int]) 
             output_names=outputs,
             dynamic_axes={name: {0: "detections"} for name in outputs},
         )
-    second = onnx.load_from_string(stream.getvalue())
-    _free_loop_lengths(second.graph)
-    second = compose.add_prefix(second, "heads/", rename_inputs=False, rename_outputs=False)
-    second.ir_version = first.ir_version
-    program = compose.merge_models(first, second, io_map=[(name, name) for name in names])
+    heads = onnx.load_from_string(stream.getvalue())
+    _make_loop_lengths_dynamic(heads.graph)
+    heads = compose.add_prefix(heads, "heads/", rename_inputs=False, rename_outputs=False)
+    heads.ir_version = backbone.ir_version
+    program = compose.merge_models(backbone, heads, io_map=[(name, name) for name in names])
     with explaining_write_errors(Path(file)):
         onnx.save(program, str(file))
 
 
-def _free_loop_lengths(graph: onnx.GraphProto) -> None:
-    """Undo that tracing fixed how many masks the loop that pastes them begins with and has after the first."""
+def _make_loop_lengths_dynamic(graph: onnx.GraphProto) -> None:
+    """Clear the traced number of masks in the loop that pastes masks into the image."""
     bodies = [attribute.g for node in graph.node if node.op_type == "Loop" for attribute in node.attribute]
     for value in (value for body in bodies for value in (*body.input, *body.output)):
         for length in value.type.tensor_type.shape.dim[:1]:

@@ -1,4 +1,4 @@
-"""Instance masks: COCO's polygons and run lengths, and arrays of pixels."""
+"""Instance masks: converts between COCO's polygons, run lengths (RLE) and arrays."""
 
 import math
 from typing import Any
@@ -8,21 +8,21 @@ from pycocotools import mask as coco_mask
 
 
 def usable_segmentation(segmentation: Any, width: int, height: int) -> list | dict | None:
-    """What of an annotation's `segmentation` describes a mask; None where nothing does.
+    """Return the valid part of an annotation's `segmentation`, or None if it does not describe a mask.
 
-    pycocotools does not look: of run lengths that do not fill the image it makes masks of whatever was in memory, or
-    runs forever, and a polygon of two points it takes for a box. Polygons of fewer than three points have no area and
-    are left out.
+    pycocotools does not validate: run lengths that do not fill the image give masks of uninitialized memory or an
+    endless loop, and it takes a polygon of two points for a box. Polygons of fewer than three points have no area and
+    are removed.
 
     Args:
-        segmentation: a list of polygons [x1, y1, x2, y2, ...], or run lengths {"size": [height, width], "counts": a
-            list of numbers or COCO's compressed text}.
-        width: of the image, in pixels.
-        height: of the image, in pixels.
+        segmentation: List of polygons [x1, y1, x2, y2, ...], or run lengths {"size": [height, width], "counts": list
+            of integers or COCO's compressed string}.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
     """
     if isinstance(segmentation, dict):
         counts = segmentation.get("counts")
-        runs = run_lengths(counts) if isinstance(counts, str) else counts
+        runs = decode_counts(counts) if isinstance(counts, str) else counts
         filled = _are_numbers(runs) and min(runs, default=-1) >= 0 and sum(runs) == width * height
         return segmentation if filled and segmentation.get("size") == [height, width] else None
     if not isinstance(segmentation, list):
@@ -36,11 +36,12 @@ def _are_numbers(values: Any) -> bool:
     return isinstance(values, list) and set(map(type, values)) <= {int, float} and math.isfinite(sum(values))
 
 
-def run_lengths(counts: str) -> list[int]:
-    """The run lengths, of pixels outside and inside in turn, that COCO's text holds; none for one that ends too early.
+def decode_counts(counts: str) -> list[int]:
+    """Decode COCO's compressed string to run lengths, alternately outside and inside; empty if it is truncated.
 
-    Each is written as its difference from the last but one, from the fourth on, in characters of 5 bits, the lowest
-    first; a sixth bit says that more follow, and the highest of the last is the sign.
+    From the fourth on, each run is stored as the difference from the last but one. A number is a sequence of
+    characters of 5 bits, lowest first; a sixth bit marks that more follow, and the highest bit of the last is the
+    sign.
     """
     runs: list[int] = []
     value = shift = 0
@@ -58,7 +59,7 @@ def run_lengths(counts: str) -> list[int]:
 
 
 def to_rle(segmentation: list | dict, width: int, height: int) -> dict:
-    """Compressed run lengths of a usable segmentation, as pycocotools works with them."""
+    """Convert a usable segmentation to compressed run lengths for pycocotools."""
     if isinstance(segmentation, dict) and isinstance(segmentation["counts"], str):
         return segmentation
     rle = coco_mask.frPyObjects(segmentation, height, width)
@@ -66,7 +67,7 @@ def to_rle(segmentation: list | dict, width: int, height: int) -> dict:
 
 
 def decode_masks(segmentations: list[list | dict], width: int, height: int) -> np.ndarray:
-    """Masks of 0 and 1, uint8 (N, height, width), of usable segmentations."""
+    """Decode usable segmentations to masks of 0 and 1, uint8 (N, height, width)."""
     if not segmentations:
         return np.zeros((0, height, width), np.uint8)
     rles = [to_rle(segmentation, width, height) for segmentation in segmentations]
@@ -74,6 +75,6 @@ def decode_masks(segmentations: list[list | dict], width: int, height: int) -> n
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """Compressed run lengths of a mask (height, width) in a form that json can store."""
+    """Encode a mask (height, width) as compressed run lengths that can be stored as JSON."""
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}

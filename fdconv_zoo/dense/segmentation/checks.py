@@ -1,11 +1,11 @@
-"""Judges what was found in images and masks, before training starts."""
+"""Checks of images, masks and classes before training starts."""
 
 import logging
 from collections.abc import Sequence
 
 import numpy as np
 
-from fdconv_zoo.dense.segmentation.classes import IGNORE, OUTSIDE, Classes
+from fdconv_zoo.dense.segmentation.classes import IGNORE, INVALID, Classes
 from fdconv_zoo.dense.segmentation.findings import Findings
 from fdconv_zoo.errors import DataError, first_of, listed
 
@@ -15,85 +15,83 @@ _REMEDIES = {
     "image": ("images cannot be read", "Repair them, or remove them with their masks."),
     "mask": (
         "masks cannot be used",
-        "A mask is a PNG, 8-bit grayscale or palette, whose pixels are class numbers. Repair, convert or remove them.",
+        "A mask is an 8-bit grayscale or palette PNG whose pixels are class indices. Repair, convert or remove them.",
     ),
     "size": (
         "masks differ in size from their images",
-        "A mask has a pixel for each pixel of its upright image. Make them anew, or resize them by nearest neighbour.",
+        "A mask has one pixel per pixel of its upright image. Regenerate them, or resize them by nearest neighbour.",
     ),
 }
 
 
 def check_files(splits: Sequence[Findings]) -> None:
-    """Raises DataError for images and masks that cannot be read or do not fit, naming the first of each kind.
+    """Raise DataError for images and masks that cannot be read or do not match, and name the first of each kind.
 
-    Where an EXIF tag turns an image and the mask fits both ways, that is logged.
+    Logs the images that an EXIF tag rotates if their mask fits both before and after.
     """
     messages = []
-    for kind, (problem, remedy) in _REMEDIES.items():
+    for kind, (summary, remedy) in _REMEDIES.items():
         lines = [
-            f"{split.references.place(index, 'image' if kind == 'image' else 'mask')}: {words}"
+            f"{split.pairs.describe(index, 'image' if kind == 'image' else 'mask')}: {problem}"
             for split in splits
-            for index, words in enumerate(split.problems[kind])
-            if words
+            for index, problem in enumerate(split.problems[kind])
+            if problem
         ]
         if lines:
-            messages.append(f"{len(lines)} {problem}:{listed(lines)}\n{remedy}")
+            messages.append(f"{len(lines)} {summary}:{listed(lines)}\n{remedy}")
     if messages:
         raise DataError("\n".join(messages))
-    if turned := [split.references.place(index, "image") for split in splits for index in split.ambiguous]:
+    if rotated := [split.pairs.describe(index, "image") for split in splits for index in split.ambiguous]:
         _logger.warning(
-            "%d images are turned upright by an EXIF tag, and their masks fit both ways. They are taken as drawn on "
-            "the upright image; look at some:%s",
-            len(turned),
-            listed(turned),
+            "%d images are rotated upright by an EXIF tag, and their masks fit both ways. The masks are assumed to "
+            "match the upright images; check some of them:%s",
+            len(rotated),
+            listed(rotated),
         )
 
 
 def check_values(splits: Sequence[Findings], classes: Classes) -> None:
-    """Holds the values of masks against the classes.
-
-    Masks without a labelled pixel are logged.
+    """Check that the values of all masks are classes or ignored, and log masks without labelled pixels.
 
     Raises:
-        DataError: values that mean nothing, or a split without a labelled pixel.
+        DataError: a value is not a class, or a split has no labelled pixels.
     """
-    outside = classes.numbers == OUTSIDE
+    invalid = classes.lookup == INVALID
     lines = [
-        f"{split.references.place(index, 'mask')}: {_ranges(split.present[index] & outside)}"
+        f"{split.pairs.describe(index, 'mask')}: {_ranges(split.present[index] & invalid)}"
         for split in splits
-        for index in np.flatnonzero(split.present[:, outside].any(axis=1))
+        for index in np.flatnonzero(split.present[:, invalid].any(axis=1))
     ]
     if lines:
         raise DataError(
-            f"{len(lines)} masks have values that are no class:{listed(lines)}\nKnown are {_ranges(~outside)}, of "
-            f"which {_ranges(classes.numbers == IGNORE)} ignored. Correct the masks, name the class of every value in "
-            "classes.txt or --class-names-file, or ignore a value with --ignore-index."
+            f"{len(lines)} masks have values that are not a class:{listed(lines)}\nValid values are "
+            f"{_ranges(~invalid)}, of which {_ranges(classes.lookup == IGNORE)} are ignored. Correct the masks, list "
+            "the class of every value in classes.txt or --class-names-file, or ignore a value with --ignore-index."
         )
     for split in splits:
-        empty = np.flatnonzero(~split.present[:, classes.numbers < OUTSIDE].any(axis=1))
-        if len(empty) == len(split.references):
+        empty = np.flatnonzero(~split.present[:, classes.lookup < INVALID].any(axis=1))
+        if len(empty) == len(split.pairs):
             raise DataError(
-                f"Split {split.references.split!r}: not one pixel of its {len(empty)} masks belongs to a class; their "
-                f"values, {_ranges(split.present.any(axis=0))}, are all ignored. Check --ignore-index, or choose "
+                f"Split {split.pairs.split!r}: no pixel of its {len(empty)} masks belongs to a class, because their "
+                f"values ({_ranges(split.present.any(axis=0))}) are all ignored. Check --ignore-index, or choose "
                 "another split."
             )
         if len(empty):
-            names = [split.references.place(index, "mask") for index in empty]
+            names = [split.pairs.describe(index, "mask") for index in empty]
             _logger.warning("%d masks have no labelled pixel:%s", len(empty), listed(names))
 
 
 def check_training_classes(train: Findings, classes: Classes) -> None:
-    """Logs the classes that never occur in training. Raises DataError where there is but one class to learn."""
-    seen = set(classes.numbers[train.present.any(axis=0)].tolist()) - {IGNORE}
+    """Log the classes that never occur in training. Raises DataError if there is only one training class."""
+    seen = set(classes.lookup[train.present.any(axis=0)].tolist()) - {IGNORE}
     if len(seen) < 2:
         raise DataError(
-            f"All labelled pixels to train on are of one class ({classes.names[seen.pop()]}): there is nothing to "
-            "learn. Add masks of other classes, or check --ignore-index."
+            f"All labelled training pixels belong to one class ({classes.names[seen.pop()]}). Add masks of other "
+            "classes, or check --ignore-index."
         )
-    if missing := [name for number, name in enumerate(classes.names) if number not in seen]:
+    if missing := [name for index, name in enumerate(classes.names) if index not in seen]:
         _logger.warning(
-            "No training pixels of %d of %d classes: %s.", len(missing), len(classes.names), first_of(missing, 10)
+            "%d of %d classes have no training pixels: %s.", len(missing), len(classes.names), first_of(missing, 10)
         )
 
 

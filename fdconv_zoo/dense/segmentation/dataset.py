@@ -1,4 +1,4 @@
-"""PyTorch datasets over images and masks: augmented and repeatable for training, as they are for evaluation."""
+"""PyTorch datasets of images and masks."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,89 +8,75 @@ from PIL import Image
 from torch import Tensor
 from torch.utils import data
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional
+from torchvision.transforms.v2 import functional as F
 
-from fdconv_zoo.data.augmented import seeded, shared
-from fdconv_zoo.dense.segmentation.augment import resized, size_with_short_side
+from fdconv_zoo.data.dataset import RepeatableDataset
+from fdconv_zoo.dense.segmentation.augment import resize, size_with_short_side
 
 Pairs = Sequence[tuple[Image.Image, np.ndarray]]
 Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
 
 
-class SegmentationDataset(data.Dataset):
+class SegmentationDataset(RepeatableDataset):
     """Images and masks for training; augmentation is a pure function of (seed, epoch, index).
 
     Args:
-        references: RGB images with class numbers uint8 (H, W), as `load_segmentation_data` gives them.
-        transform: uint8 image (3, H, W), mask (H, W) -> normalized image, mask, of one size for all; see
-            `training_transform`.
-        seed: of the augmentation.
+        source: RGB images with class indices uint8 (H, W), as returned by `load_segmentation_data`.
+        transform: Maps an image uint8 (3, H, W) and a mask (H, W) to a normalized image and a mask of a fixed size, as
+            `training_transform` does.
+        seed: Seed of the augmentation.
     """
 
-    def __init__(self, references: Pairs, transform: Transform, *, seed: int = 0):
-        self.references = references
-        self.transform = transform
-        self.seed = seed
-        self._epoch = shared()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Call before the epoch's DataLoader iterator is made; also reaches persistent workers."""
-        self._epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        return len(self.references)
+    def __init__(self, source: Pairs, transform: Transform, *, seed: int = 0):
+        super().__init__(source, transform, seed=seed)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Image float32 (3, H, W) and mask int64 (H, W). Raises DataError for files that cannot be read."""
+        """Return image float32 (3, H, W) and mask int64 (H, W). Raises DataError if a file cannot be read."""
         index = int(index)
-        image, mask = self.references[index]
-        with seeded(self.seed, int(self._epoch), index):
-            image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        image, mask = self.source[index]
+        image, mask = self.augment(index, tv_tensors.Image(image), tv_tensors.Mask(mask))
         return image.as_subclass(Tensor), mask.as_subclass(Tensor).long()
 
     @staticmethod
-    def collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) and masks (B, H, W)."""
-        images, masks = zip(*items, strict=True)
+    def collate(batch: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Stack images to (B, 3, H, W) and masks to (B, H, W)."""
+        images, masks = zip(*batch, strict=True)
         return torch.stack(images), torch.stack(masks)
 
 
 class EvaluationDataset(data.Dataset):
-    """Images as a model takes them, with masks in full size.
+    """Images prepared for a model, with masks at full size.
 
     Args:
-        references: RGB images with class numbers uint8 (H, W).
-        mean: of each channel, for pixels in 0..1.
-        std: the same.
-        short_side: pixels of the shorter side of images; None leaves them in their size. Masks keep theirs.
+        source: RGB images with class indices uint8 (H, W).
+        mean, std: Mean and standard deviation of each channel, for pixels in 0..1.
+        short_side: Shorter side in pixels to which images are resized; None keeps their size. Masks are not resized.
     """
 
-    def __init__(
-        self, references: Pairs, *, mean: Sequence[float], std: Sequence[float], short_side: int | None = None
-    ):
-        self.references = references
+    def __init__(self, source: Pairs, *, mean: Sequence[float], std: Sequence[float], short_side: int | None = None):
+        self.source = source
         self.mean = list(mean)
         self.std = list(std)
         self.short_side = short_side
 
     def __len__(self) -> int:
-        return len(self.references)
+        return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
-        """Image float32 (3, h, w), mask int64 (H, W) and index. Raises DataError for files that cannot be read."""
+        """Return image float32 (3, h, w), mask int64 (H, W) and index. Raises DataError if a file cannot be read."""
         index = int(index)
-        image, mask = self.references[index]
+        image, mask = self.source[index]
         return self.prepare(image), torch.from_numpy(mask).long(), index
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """The tensor of an RGB image, as a model takes it."""
-        pixels = functional.pil_to_tensor(image)
+        """Resize and normalize an RGB image; returns float32 (3, h, w)."""
+        pixels = F.pil_to_tensor(image)
         if self.short_side is not None:
-            pixels = resized(pixels, size_with_short_side(*pixels.shape[-2:], self.short_side))
-        return functional.normalize(functional.to_dtype(pixels, torch.float32, scale=True), self.mean, self.std)
+            pixels = resize(pixels, size_with_short_side(*pixels.shape[-2:], self.short_side))
+        return F.normalize(F.to_dtype(pixels, torch.float32, scale=True), self.mean, self.std)
 
     @staticmethod
-    def collate(items: list[tuple[Tensor, Tensor, int]]) -> tuple[list[Tensor], list[Tensor], list[int]]:
-        """Lists of images, masks and indices, since sizes differ."""
-        images, masks, indices = zip(*items, strict=True)
+    def collate(batch: list[tuple[Tensor, Tensor, int]]) -> tuple[list[Tensor], list[Tensor], list[int]]:
+        """Collect images, masks and indices in lists, because sizes differ."""
+        images, masks, indices = zip(*batch, strict=True)
         return list(images), list(masks), list(indices)

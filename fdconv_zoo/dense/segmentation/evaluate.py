@@ -1,4 +1,4 @@
-"""Runs a segmenter over a validation set, the same on one process and on many."""
+"""Evaluates a segmenter on a dataset, with the same result for any number of processes."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -8,32 +8,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset
 from fdconv_zoo.dense.segmentation.inference import Size, predict
 from fdconv_zoo.dense.segmentation.metrics import SegmentationMetrics, SegmentationResult
 from fdconv_zoo.dense.segmentation.model import Segmenter
 
 
-def evaluation_loader(dataset: EvaluationDataset, batch_size: int, workers: int) -> DataLoader:
-    """Images and masks in order, for `accelerator.prepare`.
-
-    Args:
-        dataset: Of the validation images.
-        batch_size: Images read together, by each process; the model gets them one by one, for their sizes differ.
-        workers: Processes that read images.
-    """
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=dataset.collate,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-# Not inference_mode: what a layer memoises here must stay usable by autograd when training goes on.
+# Not inference_mode: tensors that layers cache must stay usable by autograd when training continues.
 @torch.no_grad()
 def evaluate_segmenter(
     accelerator: Accelerator,
@@ -45,15 +26,16 @@ def evaluate_segmenter(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> SegmentationResult:
-    """Evaluate `model` (put into eval mode) on a loader that `accelerator` prepared.
+    """Evaluate a segmenter, and put it into eval mode.
 
-    Every process must call it; all get the result.
+    All processes must call this function; all of them get the result.
 
     Args:
-        accelerator: Of the run.
-        model: On the accelerator's device, as it was before `prepare`.
-        loader: Of batches as `EvaluationDataset.collate` makes them: images (3, h, w), masks (H, W), at whose size the
-            classes are compared, and numbers of the images in the dataset.
+        accelerator: The accelerator of the run.
+        model: The unwrapped model, on the accelerator's device.
+        loader: Batches from `evaluation_loader`, prepared by `accelerator`: images (3, h, w), masks (H, W) and indices
+            of the images in the dataset. Images are predicted one by one, because their sizes differ, and compared at
+            the size of the mask.
         window, stride, scales, flip: As in `predict`.
 
     Raises:
@@ -63,9 +45,9 @@ def evaluate_segmenter(
     metrics = SegmentationMetrics(model.class_names, accelerator.device)
     start = time.perf_counter()
     owners: dict[int, tuple[int, int, int]] = {}
-    for number, (images, masks, indices) in enumerate(loader):
-        # Some images fill up the last batches of several processes, and come twice: the first place has them.
-        claims = [(index, (number, accelerator.process_index, place)) for place, index in enumerate(indices)]
+    for batch, (images, masks, indices) in enumerate(loader):
+        # Images that pad the last batches of several processes occur twice: only the first occurrence counts.
+        claims = [(index, (batch, accelerator.process_index, position)) for position, index in enumerate(indices)]
         for index, claim in gather_object(claims):
             owners.setdefault(index, claim)
         for image, mask, (index, claim) in zip(images, masks, claims, strict=True):

@@ -1,4 +1,4 @@
-"""Prediction in parts and from several views: sliding windows, scales and mirror images."""
+"""Prediction with sliding windows, several scales and mirrored images."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,34 +13,36 @@ Size = tuple[int, int]
 
 
 def slide(model: Callable[[Tensor], Tensor], images: Tensor, window: Size, stride: Size) -> Tensor:
-    """Scores of windows over the images, averaged where they overlap.
+    """Compute scores in sliding windows, averaged where the windows overlap.
 
     Args:
-        model: Images (B, 3, h, w) to scores (B, K, h, w).
-        images: (B, 3, H, W).
-        window: Height and width; a smaller image is one window.
-        stride: From one window to the next, down and to the right. The last windows end with the image.
+        model: Images (B, 3, h, w) -> scores (B, K, h, w).
+        images: Images (B, 3, H, W).
+        window: Height and width of the window; a smaller image is a single window.
+        stride: Vertical and horizontal distance between windows. The last windows end at the border of the image.
 
     Returns:
         Scores (B, K, H, W).
 
     Raises:
-        ConfigError: a stride that is no stride, or leaves gaps between the windows.
+        ConfigError: a stride is not positive, or leaves gaps between the windows.
     """
     if not all(0 < step <= side for step, side in zip(stride, window, strict=True)):
-        raise ConfigError(f"stride {stride} with windows of {window}: must be from 1 to the window's side")
+        raise ConfigError(
+            f"stride {stride} with window {window}: each stride must be between 1 and the side of the window"
+        )
     height, width = images.shape[-2:]
     window = (min(window[0], height), min(window[1], width))
     total: Tensor | None = None
     count = images.new_zeros(height, width)
     for top in _starts(height, window[0], stride[0]):
         for left in _starts(width, window[1], stride[1]):
-            place = (..., slice(top, top + window[0]), slice(left, left + window[1]))
-            scores = model(images[place])
+            region = (..., slice(top, top + window[0]), slice(left, left + window[1]))
+            scores = model(images[region])
             if total is None:
                 total = scores.new_zeros(*scores.shape[:2], height, width)
-            total[place] += scores
-            count[place] += 1
+            total[region] += scores
+            count[region] += 1
     return total / count
 
 
@@ -58,18 +60,18 @@ def predict(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> Tensor:
-    """Probabilities of the classes, averaged over scales and mirror images.
+    """Predict class probabilities, averaged over scales and mirrored images.
 
     Args:
-        model: In eval mode.
-        images: (B, 3, H, W), normalized.
-        size: Height and width of the result; by default those of the images.
-        window, stride: As in `slide`; None: the whole image at once, and two thirds of the window.
-        scales: Factors on the images' sides.
-        flip: Also predict each from left to right reversed.
+        model: The segmenter, in eval mode.
+        images: Normalized images (B, 3, H, W).
+        size: Height and width of the result. Default: those of the images.
+        window, stride: As in `slide`. Default: the whole image at once, and a stride of two thirds of the window.
+        scales: Factors by which the images are resized.
+        flip: Also predict the horizontally mirrored images.
 
     Returns:
-        (B, K, *size); of ``mask2former`` its scores.
+        Probabilities (B, K, *size); for ``mask2former``, its scores.
     """
     height, width = images.shape[-2:]
     size = size or (height, width)

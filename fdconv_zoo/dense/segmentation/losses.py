@@ -1,4 +1,4 @@
-"""Losses of scores per pixel. Ignored pixels count for nothing, and where all are ignored, the loss is 0."""
+"""Losses of per-pixel scores. Ignored pixels do not contribute; if all pixels are ignored, the loss is 0."""
 
 import torch.nn.functional as F
 from segmentation_models_pytorch.losses import DiceLoss
@@ -10,21 +10,23 @@ _dice = DiceLoss("multiclass", ignore_index=IGNORE)
 
 
 def cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
-    """Mean cross-entropy, in nats, over the pixels that are not ignored.
+    """Compute the mean cross-entropy, in nats, over the pixels that are not ignored.
 
     Args:
-        logits: (B, K, H, W).
-        masks: (B, H, W), class numbers or `IGNORE`.
+        logits: Scores (B, K, H, W).
+        masks: Class indices or `IGNORE`, (B, H, W).
     """
     total = F.cross_entropy(logits.float(), masks, ignore_index=IGNORE, reduction="sum")
     return total / (masks != IGNORE).sum().clamp_min(1)
 
 
 def dice(logits: Tensor, masks: Tensor) -> Tensor:
-    """One less the Dice coefficient of each class over the whole batch, mean over all classes; 0 for those not in it.
+    """Compute the Dice loss: 1 - Dice coefficient of each class over the whole batch, averaged over all classes.
+
+    The loss of a class that does not occur in the batch is 0.
 
     Args:
-        logits: (B, K, H, W).
-        masks: (B, H, W), class numbers or `IGNORE`.
+        logits: Scores (B, K, H, W).
+        masks: Class indices or `IGNORE`, (B, H, W).
     """
     return _dice(logits.float(), masks)

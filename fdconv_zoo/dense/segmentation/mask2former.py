@@ -1,4 +1,4 @@
-"""Mask2Former, of transformers, on timm's backbones: queries that each predict a class and a mask."""
+"""Mask2Former from transformers on timm backbones: each query predicts a class and a mask."""
 
 import inspect
 from collections.abc import Mapping
@@ -24,28 +24,29 @@ from fdconv_zoo.dense.segmentation.classes import IGNORE
 from fdconv_zoo.errors import ConfigError
 
 _STRIDES = (4, 8, 16, 32)
-_NOT_ARGUMENTS = ("backbone_config", "feature_strides", "ignore_value", "output_auxiliary_logits", "use_auxiliary_loss")
+_RESERVED = ("backbone_config", "feature_strides", "ignore_value", "output_auxiliary_logits", "use_auxiliary_loss")
 
 
 class Mask2Former(nn.Module):
     """Mask2Former for semantic segmentation.
 
     Args:
-        backbone: A name registered with timm.
-        num_classes: K.
-        backbone_args: For ``timm.create_model``.
-        decoder_args: Of transformers' ``Mask2FormerConfig``, such as ``num_queries``, or ``dice_weight`` of its loss.
-        pretrained: As of :class:`Backbone`.
+        backbone: Model name registered with timm.
+        num_classes: Number of classes K.
+        backbone_args: Arguments of ``timm.create_model``.
+        decoder_args: Arguments of transformers' ``Mask2FormerConfig``, such as ``num_queries``, or ``dice_weight`` of
+            its loss.
+        pretrained: As in :class:`Backbone`.
 
     Attributes:
-        stride: What height and width must be multiples of.
-        least: What they must be at least.
+        size_multiple: Height and width of the images must be multiples of it.
+        min_side: Smallest height and width of the images.
 
     Raises:
-        ConfigError: the backbone or arguments do not fit.
+        ConfigError: the backbone or the arguments do not fit.
     """
 
-    stride = least = 32
+    size_multiple = min_side = 32
 
     def __init__(
         self,
@@ -57,11 +58,11 @@ class Mask2Former(nn.Module):
         pretrained: bool | str | Path = False,
     ) -> None:
         super().__init__()
-        shared = inspect.signature(PreTrainedConfig.__init__).parameters
-        takes = inspect.signature(Mask2FormerConfig.__init__).parameters
-        choices = [name for name in takes if name not in (*shared, *_NOT_ARGUMENTS)]
+        inherited = inspect.signature(PreTrainedConfig.__init__).parameters
+        parameters = inspect.signature(Mask2FormerConfig.__init__).parameters
+        choices = [name for name in parameters if name not in (*inherited, *_RESERVED)]
         if unknown := sorted(decoder_args.keys() - set(choices)):
-            raise ConfigError(f"decoder_args {', '.join(unknown)}: mask2former takes {', '.join(choices)}")
+            raise ConfigError(f"decoder_args {', '.join(unknown)}: mask2former accepts {', '.join(choices)}")
         try:
             config = _Config(
                 backbone_config=_BackboneConfig(backbone, dict(backbone_args), pretrained),
@@ -73,22 +74,24 @@ class Mask2Former(nn.Module):
             raise ConfigError(f"mask2former cannot be built with {dict(decoder_args)}: {error}") from error
 
     def losses(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """Weighted losses, by name, of images (B, 3, H, W) with masks (B, H, W); each over all layers of the decoder.
+        """Compute the weighted losses, by name, of images (B, 3, H, W) with masks (B, H, W).
 
-        As in Mask2Former's own training, an ignored pixel belongs to no class. An image of which all are ignored
-        counts for nothing.
+        Each loss is summed over all layers of the decoder. As in Mask2Former's own training, an ignored pixel belongs
+        to no class. An image without labelled pixels does not contribute.
         """
         outputs = self.model(images, output_auxiliary_logits=True)
         layers = [dict(outputs), *outputs.auxiliary_logits]
         used = (masks != IGNORE).flatten(1).any(1)
-        chosen = used if used.any() else ~used  # the loss is computed all the same: processes wait for each other in it
+        chosen = used if used.any() else ~used  # always compute the loss: it synchronizes the processes
         keys = ("masks_queries_logits", "class_queries_logits")
         last, *others = [{key: layer[key][chosen].float() for key in keys} for layer in layers]
         classes = [mask[mask != IGNORE].unique() for mask in masks[chosen]]
-        parts = [(mask == present[:, None, None]).float() for mask, present in zip(masks[chosen], classes, strict=True)]
+        class_masks = [
+            (mask == present[:, None, None]).float() for mask, present in zip(masks[chosen], classes, strict=True)
+        ]
         with torch.autocast(images.device.type, enabled=False):
             losses = self.model.get_loss_dict(
-                **last, mask_labels=parts, class_labels=classes, auxiliary_predictions=others
+                **last, mask_labels=class_masks, class_labels=classes, auxiliary_predictions=others
             )
         return {
             name: used.any() * sum(value for key, value in losses.items() if key.startswith(f"loss_{name}"))
@@ -96,19 +99,19 @@ class Mask2Former(nn.Module):
         }
 
     def scores(self, images: Tensor) -> Tensor:
-        """Scores (B, K, H, W): the masks of the queries, each weighted with its probability of the class."""
+        """Compute scores (B, K, H, W): the sum of the queries' masks, weighted with their class probabilities."""
         outputs = self.model(images)
         masks = F.interpolate(outputs.masks_queries_logits, images.shape[-2:], mode="bilinear").sigmoid()
         classes = outputs.class_queries_logits.softmax(-1)[..., :-1]  # the last is "no object"
         return torch.einsum("bqk,bqhw->bkhw", classes, masks)
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """What stands for probabilities (B, K, H, W) of the classes where predictions are averaged: the scores."""
+        """Return the scores (B, K, H, W), which are averaged instead of class probabilities."""
         return scores
 
 
-# transformers builds a backbone from a configuration alone, and its own configuration of timm's models has no place for
-# their arguments. So it gets one that has.
+# transformers builds a backbone from its configuration alone. Its own configuration of timm models does not store
+# arguments of the model; this one does.
 
 
 class _BackboneConfig(PreTrainedConfig):
@@ -135,7 +138,7 @@ class _Backbone(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: the weights are timm's."""
+        """Keep the weights as timm initialized them."""
 
     def forward(self, images: Tensor) -> BackboneOutput:
         return BackboneOutput(feature_maps=tuple(self.backbone(images)))

@@ -1,4 +1,4 @@
-"""Mean IoU, pixel accuracy and a table of the classes."""
+"""Mean IoU, pixel accuracy and a table of all classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,19 +8,20 @@ from torch import Tensor
 from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from fdconv_zoo.dense.evaluation import markdown_row
 from fdconv_zoo.dense.segmentation.classes import IGNORE
 from fdconv_zoo.errors import DataError
 
 
 @dataclass(frozen=True)
 class ClassResult:
-    """One class's share of a result.
+    """The result of one class.
 
     Attributes:
-        name: of the class.
-        pixels: in the truth.
-        iou: pixels in truth and prediction, of those in either, in percent; None without any.
-        accuracy: share of the truth's pixels that were found, in percent; None without any.
+        name: Name of the class.
+        pixels: Number of its pixels in the ground truth.
+        iou: Intersection over union, in percent; None if the class occurs in neither ground truth nor prediction.
+        accuracy: Share of its ground truth pixels that are predicted correctly, in percent; None without such pixels.
     """
 
     name: str
@@ -31,15 +32,15 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class SegmentationResult:
-    """Results over one set of images, in percent. Ignored pixels do not count.
+    """Results over a set of images, in percent. Ignored pixels do not count.
 
     Attributes:
-        miou: Mean IoU, over the classes that occur in truth or prediction.
-        pixel_accuracy: Share of all pixels that are right.
-        mean_accuracy: Mean of the classes' accuracies, over those that occur in the truth.
-        classes: Each class alone.
+        miou: Mean IoU over the classes that occur in ground truth or prediction.
+        pixel_accuracy: Share of all pixels that are predicted correctly.
+        mean_accuracy: Mean accuracy over the classes that occur in the ground truth.
+        classes: The result of each class.
         images: Number of images, each counted once.
-        images_per_second: Over all processes, reading and preprocessing included.
+        images_per_second: Throughput of all processes, including reading and preprocessing.
     """
 
     miou: float
@@ -50,30 +51,24 @@ class SegmentationResult:
     images_per_second: float | None = None
 
     def as_table(self) -> str:
-        """The classes, and their mean, in Markdown."""
-        lines = [_row("class", "pixels", "IoU", "accuracy"), _row("---", "---:", "---:", "---:")]
-        lines += [_row(part.name, part.pixels, part.iou, part.accuracy) for part in self.classes]
-        return "\n".join(
-            [*lines, _row("mean", sum(part.pixels for part in self.classes), self.miou, self.mean_accuracy)]
-        )
-
-
-def _row(*cells: str | int | float | None) -> str:
-    texts = ("-" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells)
-    return f"| {' | '.join(texts)} |"
+        """Format the results of the classes, and their mean, as a Markdown table."""
+        lines = [markdown_row("class", "pixels", "IoU", "accuracy"), markdown_row("---", "---:", "---:", "---:")]
+        lines += [markdown_row(result.name, result.pixels, result.iou, result.accuracy) for result in self.classes]
+        pixels = sum(result.pixels for result in self.classes)
+        return "\n".join([*lines, markdown_row("mean", pixels, self.miou, self.mean_accuracy)])
 
 
 class SegmentationMetrics:
-    """Counts pixels by true and predicted class, over all processes.
+    """Confusion matrix of pixels, over all processes.
 
     Args:
-        class_names: K of them, in the order of the class numbers.
-        device: Where the counts are kept: where processes exchange them.
+        class_names: Names of the K classes, in the order of their indices.
+        device: Device of the counts, which must support communication between the processes.
     """
 
     def __init__(self, class_names: Sequence[str], device: torch.device | str = "cpu") -> None:
         self.class_names = list(class_names)
-        # Its own checks let some numbers pass that are no class; those of `update` do not.
+        # Its validation accepts some invalid class indices, so `update` checks them itself.
         matrix = MulticlassConfusionMatrix(len(class_names), ignore_index=IGNORE, validate_args=False)
         self._matrix, self._images = matrix.to(device), SumMetric().to(device)
 
@@ -81,47 +76,47 @@ class SegmentationMetrics:
         """Count one image.
 
         Args:
-            prediction: Class numbers (H, W).
-            truth: Class numbers (H, W), or 255 where a pixel is ignored.
+            prediction: Class indices (H, W).
+            truth: Class indices (H, W); 255 for ignored pixels.
 
         Raises:
-            ValueError: sizes that differ, or numbers that are no class.
+            ValueError: the sizes differ, or there are invalid class indices.
         """
         if prediction.shape != truth.shape:
-            raise ValueError(f"a prediction of {tuple(prediction.shape)} for a truth of {tuple(truth.shape)} pixels")
+            raise ValueError(f"the prediction has shape {tuple(prediction.shape)}, but the truth {tuple(truth.shape)}")
         for kind, classes in (("prediction", prediction), ("truth", truth[truth != IGNORE])):
             if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < len(self.class_names):
                 raise ValueError(
-                    f"the {kind} has numbers from {int(classes.min())} to {int(classes.max())}, "
-                    f"and there are {len(self.class_names)} classes"
+                    f"the {kind} has class indices from {int(classes.min())} to {int(classes.max())}, "
+                    f"but there are {len(self.class_names)} classes"
                 )
         self._matrix.update(prediction, truth)
         self._images.update(1)
 
     def compute(self) -> SegmentationResult:
-        """The result over the images of all processes, each of which must call it.
+        """Compute the result over the images of all processes. All of them must call this method.
 
         Raises:
             DataError: every pixel is ignored.
         """
         matrix = self._matrix.compute().cpu().double()  # rows: truth
         if not matrix.any():
-            raise DataError("Every pixel of the validation masks is ignored: there is nothing to measure.")
-        hits, true, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
-        iou = 100 * hits / (true + predicted - hits)
-        accuracy = 100 * hits / true
+            raise DataError("Every pixel of the validation masks is ignored. Check --ignore-index and the masks.")
+        correct, true, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
+        iou = 100 * correct / (true + predicted - correct)
+        accuracy = 100 * correct / true
         classes = [
-            ClassResult(name, int(pixels), _known(overlap), _known(found))
-            for name, pixels, overlap, found in zip(self.class_names, true, iou, accuracy, strict=True)
+            ClassResult(name, int(pixels), _number(class_iou), _number(class_accuracy))
+            for name, pixels, class_iou, class_accuracy in zip(self.class_names, true, iou, accuracy, strict=True)
         ]
         return SegmentationResult(
             miou=iou.nanmean().item(),
-            pixel_accuracy=100 * (hits.sum() / matrix.sum()).item(),
+            pixel_accuracy=100 * (correct.sum() / matrix.sum()).item(),
             mean_accuracy=accuracy.nanmean().item(),
             classes=classes,
             images=int(self._images.compute()),
         )
 
 
-def _known(percent: Tensor) -> float | None:
+def _number(percent: Tensor) -> float | None:
     return None if percent.isnan() else percent.item()

@@ -1,18 +1,15 @@
-"""Semantic segmentation: any of timm's backbones under any of the decoders, behind one class."""
+"""Semantic segmentation: any decoder on any timm backbone, in one class."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
-from huggingface_hub import ModelCard
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from fdconv_zoo.dense.backbone import Backbone
-from fdconv_zoo.dense.saved_model import SavedModel
-from fdconv_zoo.dense.segmentation.classes import IGNORE, OUTSIDE
+from fdconv_zoo.dense.model import DenseModel
+from fdconv_zoo.dense.segmentation.classes import IGNORE, INVALID
 from fdconv_zoo.dense.segmentation.per_pixel import DECODERS as PER_PIXEL
 from fdconv_zoo.dense.segmentation.per_pixel import PerPixelNetwork
 from fdconv_zoo.errors import ConfigError
@@ -21,36 +18,40 @@ DECODERS = (*PER_PIXEL, "mask2former")
 
 
 class Segmenter(
-    nn.Module,
-    SavedModel,
+    DenseModel,
     library_name="fdconv-zoo",
     pipeline_tag="image-segmentation",
     tags=["semantic-segmentation", "fdconv"],
     model_card_template=Path(__file__).with_name("card_template.md").read_text(encoding="utf-8"),
 ):
-    """A network that gives every pixel a class.
+    """A network for semantic segmentation, which assigns a class to every pixel.
 
-    With masks it returns its losses, without them scores. It saves, loads and uploads itself::
+    Given masks it returns losses, otherwise scores. Save and load it, also on the Hub::
+
+        from fdconv_zoo.dense import Segmenter
 
         Segmenter("resnet50_fdconv", ["background", "cat"], pretrained=True).save_pretrained("folder")
         model = Segmenter.from_pretrained("folder")  # or a repository on the Hub
 
     Args:
-        backbone: Any name registered with timm, also with the tag of its weights.
-        class_names: K names, in the order of the class numbers.
-        decoder: One of `DECODERS`: those of segmentation_models_pytorch, and ``mask2former`` of transformers.
-        backbone_args: For ``timm.create_model``, such as ``drop_path_rate``, or ``fbm`` of FDConv.
-        decoder_args: Of the library's class, such as ``decoder_channels``, or ``num_queries`` of ``mask2former``.
-        mean, std: Of the channels of images in 0..1, by which they are normalized before; by default the backbone's.
-        ce_weight, dice_weight: Of the losses; ``mask2former`` has its own, among `decoder_args`.
-        pretrained: Start from the backbone's published weights, or from those of a file: a path. Not part of `config`.
+        backbone: Model name registered with timm, optionally with the tag of its weights.
+        class_names: Names of the K classes, in the order of their indices.
+        decoder: One of `DECODERS`: those of segmentation_models_pytorch, or ``mask2former`` from transformers.
+        backbone_args: Arguments of ``timm.create_model``, such as ``drop_path_rate``, or ``fbm`` of FDConv.
+        decoder_args: Arguments of the decoder's class, such as ``decoder_channels``, or ``num_queries`` of
+            ``mask2former``.
+        mean, std: Mean and standard deviation of each channel, to normalize images with values in 0..1 before they
+            are passed to the model. Default: those of the backbone.
+        ce_weight, dice_weight: Weights of the losses. Those of ``mask2former`` are among its `decoder_args`.
+        pretrained: Start from the backbone's published weights, or from a weights file: its path. Not part of
+            `config`.
 
     Attributes:
-        config: The arguments that build the model again.
+        config: The arguments to build the model again.
         class_names, mean, std: As above.
 
     Raises:
-        ConfigError: unknown names, arguments that do not fit, or weights that cannot be had.
+        ConfigError: a name is unknown, arguments do not fit, or the weights could not be loaded.
     """
 
     def __init__(
@@ -68,8 +69,8 @@ class Segmenter(
         pretrained: bool | str | Path = False,
     ) -> None:
         super().__init__()
-        if not 2 <= len(class_names) <= OUTSIDE:
-            raise ConfigError(f"{len(class_names)} classes: segmentation takes 2 to {OUTSIDE}")
+        if not 2 <= len(class_names) <= INVALID:
+            raise ConfigError(f"{len(class_names)} classes: segmentation supports 2 to {INVALID}")
         arguments = {"backbone_args": dict(backbone_args or {}), "decoder_args": dict(decoder_args or {})}
         weights = {"ce_weight": ce_weight, "dice_weight": dice_weight}
         if decoder in PER_PIXEL:
@@ -78,15 +79,15 @@ class Segmenter(
             )
         elif decoder == "mask2former":
             if weights != {"ce_weight": 1.0, "dice_weight": 0.0}:
-                raise ConfigError("mask2former: its losses have their weights among decoder_args")
+                raise ConfigError("mask2former: set the weights of its losses in decoder_args")
             from fdconv_zoo.dense.segmentation.mask2former import Mask2Former  # transformers takes seconds to import
 
             self.network = Mask2Former(backbone, len(class_names), pretrained=pretrained, **arguments)
         else:
-            raise ConfigError(f"decoder {decoder}: no such decoder; there are {', '.join(DECODERS)}")
-        own = resolve_model_data_config(self.backbone.model)
+            raise ConfigError(f"decoder {decoder}: no such decoder; choose one of {', '.join(DECODERS)}")
+        defaults = resolve_model_data_config(self.backbone.model)
         self.class_names = list(class_names)
-        self.mean, self.std = list(mean or own["mean"]), list(std or own["std"])
+        self.mean, self.std = list(mean or defaults["mean"]), list(std or defaults["std"])
         self.config = {
             "backbone": backbone,
             "class_names": self.class_names,
@@ -97,24 +98,19 @@ class Segmenter(
             **weights,
         }
 
-    @property
-    def backbone(self) -> Backbone:
-        """The part that makes the feature maps; timm's model is its ``model``."""
-        return next(module for module in self.modules() if isinstance(module, Backbone))
-
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Tensor | dict[str, Tensor]:
-        """Losses where there are masks, else scores.
+        """Compute the losses if masks are given, otherwise the scores.
 
         Args:
-            images: (B, 3, H, W), normalized; any H and W.
-            masks: (B, H, W), class numbers, or 255 where a pixel is ignored.
+            images: Normalized images (B, 3, H, W), with any H and W.
+            masks: Class indices (B, H, W); 255 for ignored pixels.
 
         Returns:
-            Losses by name, weighted: their sum is to be minimized. Or scores (B, K, H, W): logits, and of
-            ``mask2former`` sums over its queries; the largest is the predicted class.
+            The weighted losses by name; minimize their sum. Or scores (B, K, H, W), whose largest is the predicted
+            class: logits, or for ``mask2former`` sums over its queries.
         """
         height, width = images.shape[-2:]
-        right, bottom = (self._padded(size) - size for size in (width, height))
+        right, bottom = (self._padded(side) - side for side in (width, height))
         if right or bottom:
             images = F.pad(images, (0, right, 0, bottom))
         if masks is None:
@@ -122,27 +118,14 @@ class Segmenter(
         return self.network.losses(images, F.pad(masks, (0, right, 0, bottom), value=IGNORE))
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """What can be averaged over several views of an image (B, K, H, W), from scores."""
+        """Convert scores to what can be averaged over several views of an image, (B, K, H, W)."""
         return self.network.probabilities(scores)
 
-    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
-        """Which layer a parameter is in, for timm's layer decay: those of the backbone in order, then all others."""
-        prefix = self._backbone_prefix()
-        layers = {prefix + name: layer for name, layer in self.backbone.layers(coarse).items()}
-        return lambda name: layers.get(name, math.inf)
-
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that do not decay: those of the backbone's authors, and embeddings."""
-        prefix = self._backbone_prefix()
+        """Return the names of the parameters to exclude from weight decay: the backbone's, and embeddings."""
         embeddings = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, nn.Embedding)}
-        return {prefix + name for name in self.backbone.no_weight_decay()} | embeddings
+        return super().no_weight_decay() | embeddings
 
-    def generate_model_card(self, **kwargs: Any) -> ModelCard:
-        """The card; `kwargs` can be ``repo_id``, ``dataset``, ``metrics`` (name to value) and ``table`` (Markdown)."""
-        return super().generate_model_card(**{"model": self.config, **kwargs})
-
-    def _padded(self, size: int) -> int:
-        return max(-(-size // self.network.stride) * self.network.stride, self.network.least)
-
-    def _backbone_prefix(self) -> str:
-        return next(f"{name}." for name, module in self.named_modules() if module is self.backbone)
+    def _padded(self, side: int) -> int:
+        multiple = self.network.size_multiple
+        return max(-(-side // multiple) * multiple, self.network.min_side)

@@ -1,4 +1,4 @@
-"""Segmenters as programs in ONNX, for any number of images of one size."""
+"""Exports segmenters to ONNX, for any batch size and a fixed image size."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -11,18 +11,19 @@ from fdconv_zoo.store.files import explaining_write_errors
 
 
 def export_onnx(model: Segmenter, file: str | Path, image_size: Size) -> None:
-    """Write a segmenter as a program in ONNX: ``images`` (B, 3, H, W), normalized, to ``scores`` (B, K, H, W).
+    """Export a segmenter to ONNX.
 
-    B is left open; H and W cannot be: what they are filled up to, and where a decoder pools, is fixed with the program,
-    which would compute something else at other sizes without a word.
+    The input is ``images`` (B, 3, H, W), normalized; the output is ``scores`` (B, K, H, W). B is dynamic. H and W are
+    fixed: the export also fixes the padding and the decoder's pooling windows, which would silently be wrong at other
+    sizes.
 
     Args:
-        model: It is not changed.
-        file: To write to.
-        image_size: H and W, in pixels.
+        model: The model; it is not changed.
+        file: Output file.
+        image_size: Height and width in pixels.
 
     Raises:
-        WriteError: it could not be written.
+        WriteError: the file could not be written.
     """
     program = torch.onnx.export(
         deepcopy(model).float().cpu().eval(),

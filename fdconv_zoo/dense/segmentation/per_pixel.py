@@ -1,4 +1,4 @@
-"""Networks with a score for each pixel and class: the decoders of segmentation_models_pytorch on timm's backbones."""
+"""Networks that score each pixel and class: the decoders of segmentation_models_pytorch on timm backbones."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -14,9 +14,9 @@ from fdconv_zoo.dense.backbone import Backbone
 from fdconv_zoo.dense.segmentation.losses import cross_entropy, dice
 from fdconv_zoo.errors import ConfigError
 
-# All of the library's but DPT, which takes apart plain vision transformers.
+# All decoders of the library except DPT, which only supports plain vision transformers.
 DECODERS = tuple(sorted(set(smp.MODEL_ARCHITECTURES_MAPPING) - {"dpt"}))
-_NOT_ARGUMENTS = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs")
+_RESERVED = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs")
 
 
 class PerPixelNetwork(nn.Module):
@@ -24,19 +24,19 @@ class PerPixelNetwork(nn.Module):
 
     Args:
         decoder: One of `DECODERS`.
-        backbone: A name registered with timm.
-        num_classes: K.
-        backbone_args: For ``timm.create_model``.
-        decoder_args: Of the library's class, such as ``decoder_channels``.
-        pretrained: As of :class:`Backbone`.
-        ce_weight, dice_weight: What the losses are multiplied with; 0 leaves one out.
+        backbone: Model name registered with timm.
+        num_classes: Number of classes K.
+        backbone_args: Arguments of ``timm.create_model``.
+        decoder_args: Arguments of the decoder's class, such as ``decoder_channels``.
+        pretrained: As in :class:`Backbone`.
+        ce_weight, dice_weight: Weights of the losses; a loss with weight 0 is not computed.
 
     Attributes:
-        stride: What height and width must be multiples of.
-        least: What they must be at least.
+        size_multiple: Height and width of the images must be multiples of it.
+        min_side: Smallest height and width of the images.
 
     Raises:
-        ConfigError: the backbone or arguments do not fit.
+        ConfigError: the backbone or the arguments do not fit.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class PerPixelNetwork(nn.Module):
         weighted = {"cross_entropy": (cross_entropy, ce_weight), "dice": (dice, dice_weight)}
         self._losses = {name: (loss, weight) for name, (loss, weight) in weighted.items() if weight}
         if not self._losses:
-            raise ConfigError("ce_weight and dice_weight are both 0: nothing would be trained")
+            raise ConfigError("ce_weight and dice_weight are both 0: there is no loss to train with")
 
-        takes = inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[decoder]).parameters
-        choices = [name for name in takes if name not in _NOT_ARGUMENTS]
+        parameters = inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[decoder]).parameters
+        choices = [name for name in parameters if name not in _RESERVED]
         if unknown := sorted(decoder_args.keys() - set(choices)):
-            raise ConfigError(f"decoder_args {', '.join(unknown)}: {decoder} takes {', '.join(choices)}")
+            raise ConfigError(f"decoder_args {', '.join(unknown)}: {decoder} accepts {', '.join(choices)}")
 
         def build_encoder(depth: int, output_stride: int) -> _Encoder:
             return _Encoder(
@@ -72,37 +72,39 @@ class PerPixelNetwork(nn.Module):
                 self.model = smp.create_model(decoder, name, None, classes=num_classes, **decoder_args)
             except (AssertionError, RuntimeError, TypeError, ValueError) as error:
                 raise ConfigError(f"decoder {decoder} cannot be built with {dict(decoder_args)}: {error}") from error
-        self.stride = self.model.encoder.output_stride
-        self.least = self.stride * (8 if decoder == "pan" else 1)  # which halves its last map three times
+        self.size_multiple = self.model.encoder.output_stride
+        self.min_side = self.size_multiple * (8 if decoder == "pan" else 1)  # PAN halves the last map three times
 
     def losses(self, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """Weighted losses, by name, of images (B, 3, H, W) with masks (B, H, W).
+        """Compute the weighted losses, by name, of images (B, 3, H, W) with masks (B, H, W).
 
         Raises:
-            ConfigError: a single image, where the decoder normalizes what it pools over the batch.
+            ConfigError: there is only one image, and the decoder applies BatchNorm to globally pooled features.
         """
         try:
             logits = self.scores(images)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            raise ConfigError("this decoder trains with two images a batch or more: --batch-size") from error
+            raise ConfigError(
+                "this decoder needs at least two images per batch to train: raise --batch-size"
+            ) from error
         return {name: weight * loss(logits, masks) for name, (loss, weight) in self._losses.items()}
 
     def scores(self, images: Tensor) -> Tensor:
-        """Logits (B, K, H, W)."""
+        """Compute the logits (B, K, H, W)."""
         logits = self.model(images)
-        if logits.shape[-2:] != images.shape[-2:]:  # with some depths of some decoders
+        if logits.shape[-2:] != images.shape[-2:]:  # for some depths of some decoders
             logits = F.interpolate(logits, images.shape[-2:], mode="bilinear")
         return logits
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """Probabilities (B, K, H, W) of the classes."""
+        """Convert scores to class probabilities (B, K, H, W)."""
         return scores.softmax(1)
 
 
 class _Encoder(nn.Module):
-    """A backbone with what the library's decoders ask of an encoder."""
+    """A backbone with the interface that the library's decoders expect of an encoder."""
 
     def __init__(self, name: str, depth: int, output_stride: int, **kwargs: Any) -> None:
         super().__init__()
@@ -113,7 +115,7 @@ class _Encoder(nn.Module):
         self.output_stride = min(output_stride, 2**depth)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The images, then maps of half the size, a quarter, and so on; an empty one where there is none of half."""
+        """Return the images, then maps at strides 2, 4 and so on; without a map at stride 2, an empty one instead."""
         maps = self.backbone(images)
         if not self._has_half:
             batch, _, height, width = images.shape
@@ -121,15 +123,15 @@ class _Encoder(nn.Module):
         return [images, *maps]
 
     def set_in_channels(self, in_channels: int, pretrained: bool) -> None:
-        """Images have three channels."""
+        """Do nothing: images have three channels."""
 
     def make_dilated(self, output_stride: int) -> None:
-        """The backbone was built so."""
+        """Do nothing: the backbone was built with its output stride."""
 
 
 @contextmanager
 def _registered(build: Callable[[int, int], _Encoder]) -> Iterator[str]:
-    """Make an encoder known to the library under a name, as long as it takes to build a model."""
+    """Register an encoder with the library temporarily, while a model is built, and yield its name."""
     name = "fdconv_zoo"
     smp.encoders.encoders[name] = {"encoder": build, "params": {}, "pretrained_settings": {}}
     try:

@@ -1,4 +1,4 @@
-"""Pictures of masks: over an image, and in a grid of image, truth and prediction."""
+"""Draws segmentations: over the image, and image, truth and prediction side by side."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,40 +14,39 @@ from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset
 from fdconv_zoo.dense.segmentation.inference import predict
 from fdconv_zoo.dense.segmentation.model import Segmenter
 
-Mask = NDArray[np.integer]  # class numbers (H, W), or 255 where a pixel is ignored
+Mask = NDArray[np.integer]  # class indices (H, W); 255 for ignored pixels
 
-_SIDE = 192  # pixels of a panel's shorter side
+_SIDE = 192  # shorter side of a panel, in pixels
 _GAP, _FONT_SIZE, _LINE = 8, 14, 22
 _HATCH = ((70, 70, 70), (150, 150, 150))
-_COLOURS = np.array([class_colour(number) for number in range(256)], np.uint8)
+_COLOURS = np.array([class_colour(index) for index in range(256)], np.uint8)
 
 
 def draw_mask(mask: Mask) -> Image.Image:
-    """A mask in the colours of its classes; ignored pixels are hatched in grey."""
+    """Draw a mask in the colours of its classes; ignored pixels are hatched in grey."""
     picture = _COLOURS[mask]
     rows, columns = np.nonzero(mask == IGNORE)
     picture[rows, columns] = np.array(_HATCH, np.uint8)[(rows + columns) // 4 % 2]
     return Image.fromarray(picture)
 
 
-def overlay(image: Image.Image, mask: Mask, alpha: float = 0.5) -> Image.Image:
-    """An image with a mask of its size over it.
+def draw_segmentation(image: Image.Image, mask: Mask, alpha: float = 0.5) -> Image.Image:
+    """Draw a mask over its image.
 
     Args:
-        image: RGB, W x H.
-        mask: Class numbers (H, W).
-        alpha: How much of the mask is seen, from 0 to 1.
+        image: RGB image, W x H.
+        mask: Class indices (H, W).
+        alpha: Opacity of the mask, from 0 to 1.
     """
     return Image.blend(image.convert("RGB"), draw_mask(mask), alpha)
 
 
-def draw_grid(rows: Sequence[tuple[Image.Image, Mask | None, Mask]], class_names: Sequence[str]) -> Image.Image:
-    """Images, a row each with its truth and its prediction, and a legend of the classes that occur.
+def draw_comparison(rows: Sequence[tuple[Image.Image, Mask | None, Mask]], class_names: Sequence[str]) -> Image.Image:
+    """Draw one row per image with its truth and prediction, and a legend of the classes that occur.
 
     Args:
-        rows: Of each image: the image, the truth or None, and the prediction; masks of any size. Either
-            all have a truth, or none has.
-        class_names: In the order of the class numbers.
+        rows: Image, truth or None, and prediction. Masks may have any size. Either all rows have a truth, or none.
+        class_names: Names of the classes, in the order of their indices.
     """
     titles = ["image", "prediction"] if rows[0][1] is None else ["image", "truth", "prediction"]
     panels = []
@@ -71,23 +70,25 @@ def draw_grid(rows: Sequence[tuple[Image.Image, Mask | None, Mask]], class_names
 
 
 @torch.no_grad()
-def draw_predictions(model: Segmenter, dataset: EvaluationDataset, indices: Iterable[int], **view: Any) -> Image.Image:
-    """Draw images of a dataset with their truth and what a model, put into eval mode, predicts.
+def draw_predictions(
+    model: Segmenter, dataset: EvaluationDataset, indices: Iterable[int], **options: Any
+) -> Image.Image:
+    """Draw images with their truth and the predictions of a model, which is put into eval mode.
 
     Args:
-        model: on any device.
-        dataset: with at least one image.
-        indices: of the images.
-        **view: how they are looked at, as in `predict`.
+        model: The segmenter, on any device.
+        dataset: The images.
+        indices: Indices of the images to draw, at least one.
+        **options: Options of `predict`.
     """
     model.eval()
     device = next(model.parameters()).device
     rows = []
     for index in indices:
-        image, truth = dataset.references[index]
-        probabilities = predict(model, dataset.prepare(image)[None].to(device), truth.shape, **view)
+        image, truth = dataset.source[index]
+        probabilities = predict(model, dataset.prepare(image)[None].to(device), truth.shape, **options)
         rows.append((image, truth, probabilities[0].argmax(0).cpu().numpy()))
-    return draw_grid(rows, model.class_names)
+    return draw_comparison(rows, model.class_names)
 
 
 def _resize(mask: Mask, size: tuple[int, int]) -> Mask:
@@ -98,14 +99,14 @@ def _resize(mask: Mask, size: tuple[int, int]) -> Mask:
 def _draw_legend(masks: Sequence[Mask], class_names: Sequence[str], width: int) -> Image.Image:
     font = ImageFont.load_default(_FONT_SIZE)
     occurring = np.unique(np.concatenate([np.unique(mask) for mask in masks])).tolist()
-    names = ["ignored" if number == IGNORE else class_names[number] for number in occurring]
+    names = ["ignored" if index == IGNORE else class_names[index] for index in occurring]
     cell = int(max(map(font.getlength, names))) + _LINE + 2 * _GAP
     per_line = max(width // cell, 1)
     lines = -(-len(names) // per_line)
     legend = Image.new("RGB", (cell * min(per_line, len(names)), lines * _LINE + _GAP), "white")
     draw = ImageDraw.Draw(legend)
-    for place, (number, name) in enumerate(zip(occurring, names, strict=True)):
-        line, column = divmod(place, per_line)
-        legend.paste(draw_mask(np.full((_FONT_SIZE, _FONT_SIZE), number)), (column * cell, line * _LINE + 2))
+    for position, (index, name) in enumerate(zip(occurring, names, strict=True)):
+        line, column = divmod(position, per_line)
+        legend.paste(draw_mask(np.full((_FONT_SIZE, _FONT_SIZE), index)), (column * cell, line * _LINE + 2))
         draw.text((column * cell + _LINE, line * _LINE), name, "black", font)
     return legend

@@ -1,9 +1,10 @@
-"""PyTorch datasets over loaded images whose random augmentation can be repeated exactly."""
+"""PyTorch datasets whose random augmentation is exactly repeatable."""
 
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
-    """Seeds the generators that transforms draw from (python's, NumPy's, PyTorch's on the CPU); restores them after."""
+    """Seed the generators that transforms draw from (Python, NumPy, PyTorch on the CPU); restore them on exit."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     python_seed, numpy_seed, torch_seed = (int(word) for word in np.random.SeedSequence(entropy).generate_state(3))
     with torch.random.fork_rng(devices=[]):
@@ -36,56 +37,73 @@ def seeded(*entropy: int) -> Iterator[None]:
             np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def shared(value: int = 0) -> Tensor:
-    """A number that DataLoader workers already running see change."""
+def _shared_integer(value: int = 0) -> Tensor:
+    """An integer in shared memory: running DataLoader workers see it change."""
     return torch.tensor(value, dtype=torch.int64).share_memory_()
 
 
-class ImageDataset(data.Dataset):
-    """Images of `source` by index; augmentation is a pure function of (seed, epoch, index).
+class RepeatableDataset(data.Dataset):
+    """Base class of map-style datasets whose augmentation is a pure function of (seed, epoch, index).
 
     Args:
-        source: columns `image` (undecoded) and `label`, as `load_image_data` returns them.
-        transform: PIL image -> tensor (C, H, W).
-        mode: "RGB" or "L", the images that `transform` gets.
-        seed: of the augmentation.
+        source: Samples by index, before augmentation.
+        transform: The random transform of a sample.
+        seed: Seed of the augmentation.
     """
 
-    def __init__(self, source: Dataset, transform: Transform, *, mode: Mode = "RGB", seed: int = 0):
+    def __init__(self, source: Sized, transform: Callable, *, seed: int = 0):
         self.source = source
         self.transform = transform
-        self.mode: Mode = mode
         self.seed = seed
-        self._epoch = shared()
+        self._epoch = _shared_integer()
 
     def set_epoch(self, epoch: int) -> None:
-        """Call before the epoch's DataLoader iterator is made; also reaches persistent workers."""
+        """Set the epoch, also in persistent workers. Call it before iterating over the DataLoader."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.source)
 
+    def augment(self, index: int, *sample: Any) -> Any:
+        """Apply `transform` to sample `index`, seeded for this seed, epoch and index."""
+        with seeded(self.seed, int(self._epoch), index):
+            return self.transform(*sample)
+
+
+class ImageDataset(RepeatableDataset):
+    """Images by index; augmentation is a pure function of (seed, epoch, index).
+
+    Args:
+        source: Dataset with the columns `image` (undecoded) and `label`, as returned by `load_image_data`.
+        transform: PIL image -> tensor (C, H, W).
+        mode: "RGB" or "L", the mode of the images passed to `transform`.
+        seed: Seed of the augmentation.
+    """
+
+    def __init__(self, source: Dataset, transform: Transform, *, mode: Mode = "RGB", seed: int = 0):
+        super().__init__(source, transform, seed=seed)
+        self.mode: Mode = mode
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Image (C, H, W) and class. Raises DataError for an image that cannot be read."""
+        """Return image (C, H, W) and class index. Raises DataError if the image cannot be read."""
         index = int(index)
         record = self.source[index]
         image = open_image(record["image"], self.mode, name=f"image {index}")
-        with seeded(self.seed, int(self._epoch), index):
-            return self.transform(image), record["label"]
+        return self.augment(index, image), record["label"]
 
 
 class StreamedImageDataset(data.IterableDataset):
-    """Images of a streamed `source`; augmentation is a pure function of (seed, epoch, worker, position in its stream).
+    """Images of a stream; augmentation is a pure function of (seed, epoch, worker, position in the worker's stream).
 
-    Several DataLoader workers share the stream by its files. Several processes split `source` outside
-    (`datasets.distributed.split_dataset_by_node`), each with a `seed` of its own.
+    DataLoader workers share the stream file by file. For several processes, split `source` beforehand with
+    `datasets.distributed.split_dataset_by_node`, and give each process a different `seed`.
 
     Args:
-        source: columns `image` (undecoded) and `label`, as `load_image_data` returns them.
+        source: Stream with the columns `image` (undecoded) and `label`, as returned by `load_image_data`.
         transform: PIL image -> tensor (C, H, W).
-        mode: "RGB" or "L", the images that `transform` gets.
-        seed: of the augmentation.
-        skip_bad_images: pass over images that cannot be read, with a warning, instead of raising DataError.
+        mode: "RGB" or "L", the mode of the images passed to `transform`.
+        seed: Seed of the augmentation.
+        skip_bad_images: Skip images that cannot be read, with a warning, instead of raising DataError.
     """
 
     def __init__(
@@ -102,30 +120,31 @@ class StreamedImageDataset(data.IterableDataset):
         self.mode: Mode = mode
         self.seed = seed
         self.skip_bad_images = skip_bad_images
-        self._epoch, self._done_batches, self._batch_size, self._skipped = shared(), shared(), shared(1), shared()
+        self._epoch, self._done_batches, self._skipped = _shared_integer(), _shared_integer(), _shared_integer()
+        self._batch_size = _shared_integer(1)
 
     @property
     def skipped(self) -> int:
-        """Unreadable images passed over so far, in all epochs and workers."""
+        """Number of unreadable images skipped so far, over all epochs and workers."""
         return int(self._skipped)
 
     def set_epoch(self, epoch: int, done_batches: int = 0, batch_size: int = 1) -> None:
-        """Call before the epoch's DataLoader iterator is made; also reaches persistent workers.
+        """Set the epoch, also in persistent workers. Call it before iterating over the DataLoader.
 
         Args:
-            epoch: reshuffles the stream and the augmentation.
-            done_batches: batches of this epoch that an interrupted run has consumed. The stream passes over their
-                records without decoding them. Exact with the same number of workers while all of them still had
-                files; batches come in another order where the number is no multiple of the workers', and each bad
-                image left out before shifts its worker back by one.
-            batch_size: of those batches.
+            epoch: Determines the order of the stream and the augmentation.
+            done_batches: Batches of this epoch that an interrupted run has consumed. Their records are skipped without
+                decoding. The rest of the epoch is exact if the number of workers is unchanged and no worker had run
+                out of files. Batches come in another order if the number is not a multiple of the number of workers,
+                and each bad image skipped earlier shifts its worker back by one record.
+            batch_size: Images per batch of those batches.
         """
         self._epoch.fill_(epoch)
         self._done_batches.fill_(done_batches)
         self._batch_size.fill_(batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        """Yields image (C, H, W) and class. Raises DataError for a bad label, or an image that cannot be read."""
+        """Yield image (C, H, W) and class index. Raises DataError for an invalid label or an unreadable image."""
         worker = data.get_worker_info()
         rank, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         # A DataLoader takes whole batches from its workers in turn.
@@ -143,7 +162,7 @@ class StreamedImageDataset(data.IterableDataset):
                 if not self.skip_bad_images:
                     raise
                 self._skipped.add_(1)
-                _logger.warning("Left out: %s", error)
+                _logger.warning("Skipped: %s", error)
                 continue
             with seeded(self.seed, epoch, rank, position):
                 tensor = self.transform(image)
