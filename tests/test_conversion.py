@@ -321,5 +321,8 @@ def test_replace_layers_keeps_the_model_if_a_layer_fails(small):
         replace_layers(small, lambda name, _: name in ("conv", "stem"), num_kernels=2000)
     assert dict(small.named_modules()) == layers
     assert replace_layers(small, lambda name, _: name == "conv", num_kernels=8) == ["conv"]
+    small.norm = timm.layers.StdConv2d(20, 20, 3)
+    with pytest.raises(TypeError, match=r"norm cannot become an FDConv layer: .*StdConv2d"):
+        replace_layers(small, lambda name, _: name == "norm", num_kernels=8)
     # Layers inside FDConv layers are never selected.
-    assert replace_layers(small, lambda name, _: name != "stem", num_kernels=8) == ["mlp", "fc"]
+    assert replace_layers(small, lambda name, _: name not in ("stem", "norm"), num_kernels=8) == ["mlp", "fc"]
