@@ -1,11 +1,12 @@
-"""Measure what models cost beside their plain twins: parameters, multiply-adds, time and memory.
+"""Measure the costs of models and their plain twins: parameters, multiply-adds, time and memory.
 
-Every FDConv model is measured with its plain twin, by turns in one process. Before, two checks: with the twin's weights
-it computes the twin's function; and with modulators that are not neutral, the way it is timed, the same logits and
-gradients as plain operations in float32. Figures are for one batch, times are medians, ratios are to the twin.
+Every FDConv model is timed interleaved with its plain twin, in one process. Before that, two checks: with the twin's
+weights, the model computes the twin's function; with random modulators, in the way it is timed, it computes the same
+logits and gradients as plain operations in float32. Figures are for one batch, times are medians, ratios are to the
+twin.
 
 Multiply-adds are those of convolutions, matrix products and attention for one image. FFTs and element-wise work are
-not counted, which leaves out how FDConv assembles its kernels.
+not counted, and so neither is the assembly of FDConv's kernels.
 
     python scripts/benchmark.py --models resnet18_fdconv resnet50_fdconv --batch-size 4
     python scripts/benchmark.py --table --peers --csv costs.csv --picture costs.png
@@ -16,14 +17,12 @@ not counted, which leaves out how FDConv assembles its kernels.
 
 import argparse
 import copy
-import csv
 import gc
 import importlib.util
-import io
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -45,47 +44,29 @@ from fdconv_zoo.profiling import (
     randomize_constants,
     randomize_modulators,
 )
+from fdconv_zoo.profiling.report import COLUMNS, Column, add_increments, as_csv, ratios_to, table_header, table_line
 from fdconv_zoo.store.files import write_text
 from fdconv_zoo.store.names import suggest_models
 
 
-class Column(NamedTuple):
-    """How the table shows a figure: the heading names the unit."""
-
-    heading: str
-    unit: float
-    digits: int
-
-
 class Setting(NamedTuple):
-    """What a block of the table is measured with."""
+    """Settings of one block of the table."""
 
     batch_size: int
     image_size: tuple[int, int] | None  # (height, width); None: the model's own
-    training: bool  # training steps and memory, besides inference
+    training: bool  # measure training steps and memory too
 
 
-COLUMNS = {
-    "parameters": Column("params/M", 1e6, 3),
-    "multiply_adds": Column("GMACs", 1e9, 3),
-    "multiply_adds_without_low_passes": Column("w/o LP", 1e9, 3),
-    "forward_seconds": Column("forward/ms", 1e-3, 1),
-    "forward_added_seconds": Column("+ ms", 1e-3, 1),
-    "train_seconds": Column("train/ms", 1e-3, 1),
-    "train_added_seconds": Column("+ ms", 1e-3, 1),
-    "saved_bytes": Column("saved/MB", 1e6, 1),
-    "peak_bytes": Column("peak/MB", 1e6, 1),
-}
 NOTES = (
     "GMACs: 1e9 multiply-adds of convolutions, matrix products and attention for one image; FFTs and element-wise "
-    "work, and so the assembly of FDConv's kernels, are not counted. w/o LP: without FBM's low-passes too, matrix "
-    "products that stand for FFTs.",
+    "work, and so the assembly of FDConv's kernels, are not counted. w/o LP: also without FBM's low-passes, matrix "
+    "products in place of FFTs.",
     "forward, train: median time of a batch in inference, and of a training step (forward, backward, SGD).",
-    "saved: what a training step keeps for backward, without parameters and buffers; peak: most GPU memory allocated "
-    "during the step, parameters included; 1 MB = 1e6 bytes.",
-    "x: the ratio to the plain twin, the first line of the block.",
+    "saved: memory kept for backward in a training step, without parameters and buffers; peak: peak GPU memory of the "
+    "step, including parameters; 1 MB = 1e6 bytes.",
+    "x: ratio to the plain twin, the first line of the block.",
 )
-# Variants of a model, each with one more part than the one before; the model itself adds FBM.
+# Variants of a model, each with one more part than the one before; the full model adds FBM.
 BREAKDOWN = {
     "FDW, one kernel for all": dict(ksm_global=False, ksm_local=False, fbm=False),
     "+ KSM global": dict(num_kernels=1, ksm_local=False, fbm=False),
@@ -93,11 +74,11 @@ BREAKDOWN = {
     "+ KSM local": dict(fbm=False),
 }
 BREAKDOWN_NOTE = (
-    "+ ms: the time over the line before, x as a multiple of the twin's. The twin: convolutions and the rest. FDW, one "
-    "kernel for all: a transform a batch. + KSM global: its modulators, on a single kernel of FDW, and convolving each "
-    "image with its own. + FDW for each image: mixing and transforming n kernels. The model itself: + FBM."
+    "+ ms: time added to the line before; x: as a multiple of the twin's time. FDW, one kernel for all: one transform "
+    "per batch. + KSM global: its modulators on a single FDW kernel, and a convolution with a separate kernel per "
+    "image. + FDW for each image: mixing and transforming n kernels. The full model adds FBM."
 )
-# The project's performance table, by device.
+# Settings of the performance table in docs/performance.md, by device.
 TABLE = {
     "cpu": (Setting(1, (224, 224), False), Setting(1, (512, 512), False), Setting(4, (224, 224), True)),
     "cuda": (Setting(1, (800, 1344), False), Setting(16, (224, 224), True), Setting(2, (800, 1344), True)),
@@ -105,36 +86,41 @@ TABLE = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The flags of this script."""
+    """Build the parser of this script's flags."""
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=["resnet50_fdconv"], metavar="NAME", help="timm names")
     parser.add_argument("--model-kwargs", nargs="*", action=ParseKwargs, default={}, metavar="KEY=VALUE")
-    parser.add_argument("--batch-size", nargs="+", type=_positive, metavar="N", help="images (default: 8)")
+    parser.add_argument("--batch-size", nargs="+", type=_positive, metavar="N", help="images per batch (default: 8)")
     parser.add_argument(
         "--image-size",
         nargs="+",
         type=_image_size,
         metavar="N|HxW",
-        help="pixels (default: the model's own; one of a fixed size needs --model-kwargs img_size=N too)",
+        help="pixels (default: the model's own; models with a fixed size also need --model-kwargs img_size=N)",
     )
-    parser.add_argument("--table", action="store_true", help="the sizes of the project's performance table instead")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--table", action="store_true", help="use the settings of docs/performance.md instead")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if available")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of autocast; float32: none"
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="autocast dtype; float32: no autocast",
     )
     parser.add_argument("--channels-last", action="store_true", help="weights and images in channels_last layout")
     parser.add_argument("--compile", action="store_true", help="measure time and memory under torch.compile")
-    parser.add_argument("--path", choices=get_args(ops.Path), help="of FDConv layers (default: their own choice)")
-    parser.add_argument("--repeats", type=_positive, default=10, metavar="N", help="of each time (default: 10)")
-    parser.add_argument("--threads", type=_positive, metavar="N", help="of the CPU (default: torch's own choice)")
-    parser.add_argument("--skip-train", action="store_true", help="no training steps, and so no memory")
-    parser.add_argument("--count-only", action="store_true", help="parameters and multiply-adds, no times, no memory")
-    parser.add_argument("--breakdown", action="store_true", help="FDConv models part by part too")
-    parser.add_argument("--peers", action="store_true", help="the twin with other dynamic convolutions too")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the ratios there, as PNG; needs matplotlib")
+    parser.add_argument(
+        "--path", choices=get_args(ops.Path), help="path of FDConv layers (default: each layer chooses)"
+    )
+    parser.add_argument("--repeats", type=_positive, default=10, metavar="N", help="timings per step (default: 10)")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's setting)")
+    parser.add_argument("--skip-train", action="store_true", help="measure no training steps and no memory")
+    parser.add_argument("--count-only", action="store_true", help="count parameters and multiply-adds only")
+    parser.add_argument("--breakdown", action="store_true", help="also measure FDConv models part by part")
+    parser.add_argument("--peers", action="store_true", help="also measure the twin with other dynamic convolutions")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the ratios as a PNG; needs matplotlib")
     return parser
 
 
@@ -155,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     rows, out_of_memory = [], []
     for setting, name in product(choose_settings(args, device), args.models):
-        torch.manual_seed(0)  # every block can be repeated alone
+        torch.manual_seed(0)  # blocks are reproducible on their own
         try:
             measured = list(measure(name, setting, args, device))
         except (RuntimeError, MemoryError) as error:
@@ -183,15 +169,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse what cannot be done, before anything is measured.
+    """Check the flags before anything is measured.
 
     Raises:
-        ConfigError: names the flag; for a model that timm does not know, near ones.
+        ConfigError: a flag is invalid or conflicts with another, or a model is unknown.
     """
     if args.table and (args.batch_size or args.image_size):
-        raise ConfigError("--table has sizes of its own: leave --batch-size and --image-size out")
+        raise ConfigError("--table sets the sizes: remove --batch-size and --image-size")
     if args.picture and args.count_only:
-        raise ConfigError("--picture shows times and memory: leave --count-only out")
+        raise ConfigError("--picture shows times and memory: remove --count-only")
     if args.picture and importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("--picture needs matplotlib: pip install matplotlib")
     for name in args.models:
@@ -200,7 +186,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def choose_settings(args: argparse.Namespace, device: torch.device) -> list[Setting]:
-    """What to measure with, a block of the table each."""
+    """Return the settings to measure, one per block of the table."""
     settings = [
         Setting(batch_size, image_size, training=True)
         for batch_size, image_size in product(args.batch_size or [8], args.image_size or [None])
@@ -211,11 +197,11 @@ def choose_settings(args: argparse.Namespace, device: torch.device) -> list[Sett
 
 
 def measure(name: str, setting: Setting, args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Measure a model, its twin, and what it is to be compared with; one row each, the twin's first.
+    """Measure a model, its twin, and the variants and peers that were asked for; yield one row each, the twin's first.
 
     Raises:
-        ConfigError: the model does not take the arguments, or the peers cannot stand for its layers.
-        MismatchError: a model does not compute what it should.
+        ConfigError: the model does not accept the arguments, or the peers cannot replace its layers.
+        MismatchError: a model computes wrong results.
     """
     chain, peers = create_models(name, args)
     models = chain | peers
@@ -223,7 +209,7 @@ def measure(name: str, setting: Setting, args: argparse.Namespace, device: torch
     channels = args.model_kwargs.get("in_chans", channels)
     height, width = setting.image_size or image_size
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    # Of colours of their own: the pooled features of mere noise, and so the kernels, would be all but the same.
+    # Give each image its own mean colour: the pooled features of pure noise, and so the kernels, would hardly differ.
     x = torch.randn(setting.batch_size, channels, height, width) + torch.randn(setting.batch_size, channels, 1, 1)
     x = x.to(device, memory_format=layout)
     for model in models.values():
@@ -257,53 +243,36 @@ def measure(name: str, setting: Setting, args: argparse.Namespace, device: torch
 
 
 def create_models(name: str, args: argparse.Namespace) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-    """Build what is measured together, with random weights, by name.
+    """Build the models that are measured together, with random weights.
 
     Returns:
-        The plain twin, variants for ``--breakdown``, and the model; each has one more part than the one before. And
-        the peers.
+        Two dictionaries by name: the plain twin, the variants for ``--breakdown`` and the model, each with one more
+        part than the one before; and the peers.
 
     Raises:
-        ConfigError: the model does not take the arguments, or the peers cannot stand for its layers.
+        ConfigError: the model does not accept the arguments, or the peers cannot replace its layers.
     """
     try:
-        *twin, model = create_with_twin(name, **args.model_kwargs).items()
-        chain, peers = dict(twin), {}
-        if args.breakdown and twin:
+        chain, peers = create_with_twin(name, **args.model_kwargs), {}
+        model = chain.pop(name)
+        twin = next(iter(chain.values()), None)
+        if args.breakdown and twin is not None:
             for part, switches in BREAKDOWN.items():
                 chain[f"{name}: {part}"] = timm.create_model(name, **{**args.model_kwargs, **switches})
-        if args.peers and twin:
-            replaced = [key for key, layer in model[1].named_modules() if isinstance(layer, FDConv2d)]
+        if args.peers and twin is not None:
+            replaced = [key for key, layer in model.named_modules() if isinstance(layer, FDConv2d)]
             if not replaced:
-                raise ValueError("--peers stand for FDConv2d layers, and it has none")
+                raise ValueError("--peers replace FDConv2d layers, and it has none")
             for peer, layer_class in PEERS.items():
-                peers[peer] = copy.deepcopy(twin[0][1])
+                peers[peer] = copy.deepcopy(twin)
                 replace_layers(peers[peer], replaced, layer_class)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(f"{name} cannot be built: {error}") from error
-    return {**chain, name: model[1]}, peers
-
-
-def add_increments(figures: Mapping[str, dict[str, Any]], chain: Sequence[str]) -> None:
-    """Add to each model's figures its times over those of the model before it in ``chain``; None outside of it."""
-    for name, own in figures.items():
-        before = figures[chain[chain.index(name) - 1]] if name in chain[1:] else None
-        for kind in ("forward", "train"):
-            time = own[f"{kind}_seconds"]
-            own[f"{kind}_added_seconds"] = time - before[f"{kind}_seconds"] if before and time is not None else None
-
-
-def ratios_to(twin: Mapping[str, Any], costs: Mapping[str, Any]) -> dict[str, float | None]:
-    """`costs` as multiples of the twin's, as `<figure>_ratio`; None where one is not measured."""
-    ratios = {}
-    for key in COLUMNS:
-        own, reference = costs[key], twin[key.replace("_added", "")]
-        ratios[f"{key}_ratio"] = own / reference if own is not None and reference else None
-    return ratios
+    return {**chain, name: model}, peers
 
 
 def describe_conditions(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """All that a figure depends on besides the model, so that it can be quoted."""
+    """Describe everything besides the model that the figures depend on."""
     precision = args.dtype
     if device.type == "cuda" and precision == "float32" and torch.backends.cudnn.allow_tf32:
         precision = "float32 (convolutions in TF32)"
@@ -317,14 +286,14 @@ def describe_conditions(args: argparse.Namespace, device: torch.device) -> dict[
         "dtype": precision,
         "mode": "compiled" if args.compile else "eager",
         "layout": "channels_last" if args.channels_last else "contiguous",
-        "path": args.path or "the layers' own choice",
+        "path": args.path or "each layer chooses",
         "repeats": args.repeats,
         "model_kwargs": " ".join(f"{key}={value}" for key, value in args.model_kwargs.items()) or "none",
     }
 
 
 def cpu_name() -> str:
-    """The processor's name; Python itself knows it on few systems."""
+    """Return the processor's name, which Python itself knows on few systems only."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -334,23 +303,23 @@ def cpu_name() -> str:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device to measure on.
+    """Return the device to measure on.
 
     Raises:
-        ConfigError: CUDA is asked for and there is none.
+        ConfigError: CUDA is requested, but not available.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch finds no CUDA device here; leave the flag out to measure on the CPU")
+        raise ConfigError("--device cuda: torch finds no CUDA device; remove the flag to measure on the CPU")
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on either device: the CPU's allocator has no exception of its own."""
+    """Whether memory ran out on the GPU or the CPU, whose allocator raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def widest_name(args: argparse.Namespace) -> int:
-    """The length of the longest name that the table may show."""
+    """Return the length of the longest name in the table."""
     names = [f"{name} (plain)" for name in args.models]
     if args.breakdown:
         names += [f"{name}: {part}" for name in args.models for part in BREAKDOWN]
@@ -360,45 +329,17 @@ def widest_name(args: argparse.Namespace) -> int:
 
 
 def measured_columns(args: argparse.Namespace, device: torch.device) -> dict[str, Column]:
-    """The columns of the table that will hold figures."""
-    left_out = set()
+    """Return the columns of the table that will have figures."""
+    omitted = set()
     if device.type != "cuda":
-        left_out |= {"peak_bytes"}
+        omitted |= {"peak_bytes"}
     if not args.breakdown:
-        left_out |= {"forward_added_seconds", "train_added_seconds"}
+        omitted |= {"forward_added_seconds", "train_added_seconds"}
     if args.skip_train or args.count_only:
-        left_out |= {"train_seconds", "train_added_seconds", "saved_bytes", "peak_bytes"}
+        omitted |= {"train_seconds", "train_added_seconds", "saved_bytes", "peak_bytes"}
     if args.count_only:
-        left_out |= {"forward_seconds", "forward_added_seconds"}
-    return {key: column for key, column in COLUMNS.items() if key not in left_out}
-
-
-def table_header(columns: Mapping[str, Column], name_width: int) -> str:
-    """The table's first line."""
-    headings = "".join(f"  {column.heading:>10}  {'x':>5}" for column in columns.values())
-    return f"{'model':<{name_width}}  batch  {'image':>9}{headings}"
-
-
-def table_line(row: Mapping[str, Any], columns: Mapping[str, Column], name_width: int) -> str:
-    """A model's line; blank where a figure is not measured."""
-
-    def show(key: str, column: Column) -> str:
-        if row[key] is None:
-            return " " * 19
-        return f"  {row[key] / column.unit:>10.{column.digits}f}  {row[key + '_ratio']:>5.2f}"
-
-    figures = "".join(show(key, column) for key, column in columns.items())
-    return f"{row['model']:<{name_width}}  {row['batch_size']:>5}  {row['image_size']:>9}{figures}".rstrip()
-
-
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows, conditions included, as CSV; empty where every model ran out of memory."""
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return text.getvalue()
+        omitted |= {"forward_seconds", "forward_added_seconds"}
+    return {key: column for key, column in COLUMNS.items() if key not in omitted}
 
 
 def _positive(text: str) -> int:

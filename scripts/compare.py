@@ -35,7 +35,7 @@ from fdconv_zoo.cli.train import ClassificationTask
 from fdconv_zoo.conversion.costs import count_parameters
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import read_entry
-from fdconv_zoo.profiling.timing import time_by_turns, training_step
+from fdconv_zoo.profiling.timing import time_interleaved, training_step
 from fdconv_zoo.store.files import write_text
 
 TASKS = {task.name: task for task in (ClassificationTask, SegmentationTask, DetectionTask)}
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows.append({"model": model, "seed": seed, **train_and_test(task_type, own, run, args.test_split)})
     accelerator = Accelerator()
     networks, steps = networks_and_steps(task_type, [*flags, "--output", str(args.output)], args.models, accelerator)
-    medians = [median for median, _ in time_by_turns(steps, 10, accelerator.device)]
+    medians = [median for median, _ in time_interleaved(steps, 10, accelerator.device)]
     table = []
     for model, network, median in zip(args.models, networks, medians, strict=True):
         own = [row for row in rows if row["model"] == model]

@@ -1,4 +1,4 @@
-"""What is counted and compared; never how long anything took."""
+"""Benchmarks: counts, checks and the table, but no times."""
 
 import copy
 import csv
@@ -19,7 +19,7 @@ from fdconv_zoo import FDConv2d, ops, profiling
 from fdconv_zoo.profiling import MismatchError, timing
 from fdconv_zoo.profiling.picture import draw_ratios
 
-sys.path.append(str(ROOT / "scripts"))  # a script that is started finds its neighbours there
+sys.path.append(str(ROOT / "scripts"))  # where a started script finds its neighbours
 benchmark = load_script("benchmark")
 
 SMALL = "resnet10s_fdconv"
@@ -27,7 +27,7 @@ SMALL = "resnet10s_fdconv"
 
 @pytest.fixture(autouse=True)
 def on_one_cpu_thread():
-    """On a shared machine, threads that wait for each other take most of the time of small models."""
+    """On a shared machine, small models spend most of their time waiting for other threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -41,7 +41,7 @@ def test_counts_of_a_known_model():
     assert 1.81e9 < counts[0] == counts[1] < 1.82e9
 
 
-def test_multiply_adds_do_not_depend_on_what_fdconv_does_element_by_element():
+def test_elementwise_operations_of_fdconv_are_not_counted():
     conv = nn.Conv2d(24, 32, 3, padding=1)
     x = torch.randn(1, 24, 10, 10)
     plain = profiling.count_multiply_adds(conv, x)
@@ -50,7 +50,7 @@ def test_multiply_adds_do_not_depend_on_what_fdconv_does_element_by_element():
     assert profiling.count_multiply_adds(layer, x) == plain
 
 
-def test_low_passes_are_counted_apart():
+def test_low_passes_are_counted_separately():
     layer = FDConv2d(24, 32, 3, padding=1, ksm_global=False, ksm_local=False)
     everything, without = profiling.count_multiply_adds(layer, torch.randn(1, 24, 10, 10))
     assert without == (24 * 32 + 24 * 3) * 9 * 100  # the convolution and the bands' attention
@@ -58,7 +58,7 @@ def test_low_passes_are_counted_apart():
 
 
 class SavesTwoStorages(nn.Module):
-    """Keeps x and y, y three times, besides a parameter and a buffer."""
+    """Keeps x, and y three times, as well as a parameter and a buffer."""
 
     def __init__(self):
         super().__init__()
@@ -79,7 +79,7 @@ def test_saved_bytes_count_each_storage_once_and_no_weights():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_peak_bytes_leave_out_other_models():
+def test_peak_bytes_exclude_other_models():
     model, x = nn.Linear(512, 512, device="cuda"), torch.randn(256, 512, device="cuda")
     step = timing.training_step(model, x, torch.float32)
     step()
@@ -90,10 +90,10 @@ def test_peak_bytes_leave_out_other_models():
     assert 2 * own + x.nbytes <= alone < other.nbytes  # with gradients
 
 
-def test_steps_are_timed_by_turns():
+def test_timed_steps_are_interleaved():
     calls = []
     steps = [lambda: calls.append("A"), lambda: calls.append("B")]
-    times = profiling.time_by_turns(steps, repeats=1, device=torch.device("cpu"))
+    times = profiling.time_interleaved(steps, repeats=1, device=torch.device("cpu"))
     assert "".join(calls) == "AB" * (timing.WARM_UP + 1)
     assert all(median >= 0 and iqr == 0 for median, iqr in times)
 
@@ -153,13 +153,13 @@ def test_weights_that_do_not_fit_are_an_error(pair, x):
 
 @pytest.fixture
 def dynamic(pair, x):
-    """A model that uses its modulators."""
+    """Make a model with random modulators."""
     profiling.check_same_function(*pair, x)
     profiling.randomize_modulators(pair[0])
     return pair[0]
 
 
-def test_modulators_leave_their_neutral_start(dynamic, pair, x):
+def test_randomized_modulators_are_not_neutral(dynamic, pair, x):
     assert relative_error(dynamic(x), pair[1](x)) > 0.01
     for name, parameter in dynamic.named_parameters():
         if "ksm" in name or "fbm" in name:
@@ -168,7 +168,7 @@ def test_modulators_leave_their_neutral_start(dynamic, pair, x):
 
 @pytest.mark.parametrize("path", [*get_args(ops.Path), None])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_every_path_computes_what_plain_operations_do(dynamic, x, path, dtype):
+def test_every_path_agrees_with_plain_operations(dynamic, x, path, dtype):
     reference = profiling.plain_copy(dynamic)
     fdconv_zoo.set_path(dynamic, path)
     profiling.check_computation(dynamic, reference, x, dtype=dtype)
@@ -196,7 +196,7 @@ def without_bands(model):
 
 def with_the_kernels_of_another_image(model):
     for layer in dynamic_layers(model):
-        layer._parts = lambda pooled, parts=layer._parts: parts(pooled.flip(0))
+        layer.ksm.register_forward_pre_hook(lambda _, args: (args[0].flip(0),))
 
 
 @pytest.mark.parametrize(
@@ -226,14 +226,14 @@ def test_a_wrong_gradient_is_found(dynamic, x, inner, part):
         check_against_itself(dynamic, change, x)
 
 
-def test_nothing_is_timed_before_the_check(dynamic, x, monkeypatch):
+def test_models_are_checked_before_they_are_timed(dynamic, x, monkeypatch):
     def changed_copy(model):
         model = copy.deepcopy(model)
         without_bands(model)
         return model
 
     monkeypatch.setattr(profiling.measure, "plain_copy", changed_copy)
-    monkeypatch.setattr(profiling.measure, "time_by_turns", None)
+    monkeypatch.setattr(profiling.measure, "time_interleaved", None)
     with pytest.raises(MismatchError, match=r"^model: the logits differ"):
         profiling.profile({"model": dynamic}, x)
 
@@ -250,7 +250,7 @@ def test_end_to_end(tmp_path, capsys):
     file = tmp_path / "costs.csv"
     benchmark.main(["--models", SMALL, "test_resnet", *TINY, "--csv", str(file)])
     output = capsys.readouterr().out
-    for fact in ("torch: " + torch.__version__, "timm: " + timm.__version__, "mode: eager", "path: the layers' own"):
+    for fact in ("torch: " + torch.__version__, "timm: " + timm.__version__, "mode: eager", "path: each layer chooses"):
         assert fact in output
     rows = read(file)
     plain = f"{SMALL} (plain)"
@@ -286,7 +286,7 @@ def test_breakdown_and_peers(tmp_path, capsys):
     assert variants == [f"{SMALL}: {part}" for part in benchmark.BREAKDOWN]
     chain = [plain, *variants, model]
     parameters = [int(rows[name]["parameters"]) for name in chain]
-    assert parameters == sorted(set(parameters))  # each has a part more than the one before
+    assert parameters == sorted(set(parameters))  # each has one more part than the one before
     for kind in ("forward", "train"):
         total = sum(float(rows[name][f"{kind}_added_seconds"]) for name in chain[1:])
         twin, own = (float(rows[name][f"{kind}_seconds"]) for name in (plain, model))
@@ -320,9 +320,9 @@ def test_the_table_is_one_flag(device):
     assert not any(setting.training for setting in benchmark.choose_settings(args, torch.device(device)))
 
 
-def test_counting_alone_takes_no_times(monkeypatch, capsys):
+def test_counting_only_measures_no_times(monkeypatch, capsys):
     monkeypatch.setattr(nn.Module, "compile", None)
-    monkeypatch.setattr(profiling.measure, "time_by_turns", None)
+    monkeypatch.setattr(profiling.measure, "time_interleaved", None)
     benchmark.main(["--models", SMALL, *TINY, "--count-only", "--compile", "--breakdown"])
     table = capsys.readouterr().out.partition("GMACs: ")[0]
     assert "params/M" in table
@@ -349,7 +349,7 @@ def test_options_reach_the_measurement(capsys, monkeypatch):
     assert {layer.path for layer in measured[SMALL].modules() if isinstance(layer, FDConv2d)} == {"plain"}
 
 
-def test_compiling_is_asked_for(dynamic, x, monkeypatch):
+def test_models_are_compiled_on_request(dynamic, x, monkeypatch):
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
     profiling.profile({"model": dynamic}, x, training=False, repeats=1)
@@ -358,7 +358,7 @@ def test_compiling_is_asked_for(dynamic, x, monkeypatch):
     assert compiled == [dynamic]
 
 
-def test_a_model_that_exhausts_memory_is_named_and_others_go_on(monkeypatch, capsys, tmp_path):
+def test_a_model_that_exhausts_memory_is_named_and_others_are_measured(monkeypatch, capsys, tmp_path):
     def exhausted(models, *args, **kwargs):
         if SMALL in models:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -394,19 +394,19 @@ def test_the_cpu_allocators_error_is_out_of_memory():
     assert not benchmark.is_out_of_memory(RuntimeError("shapes differ"))
 
 
-def test_an_unknown_model_is_refused_with_near_names():
+def test_an_unknown_model_is_refused_with_suggestions():
     with pytest.raises(benchmark.ConfigError, match=r"resnet50_fdcon: no such model; did you mean resnet50_fdconv"):
         benchmark.main(["--models", SMALL, "resnet50_fdcon"])
 
 
-def test_absent_cuda_is_refused(monkeypatch):
+def test_missing_cuda_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(benchmark.ConfigError, match="no CUDA device"):
         benchmark.main(["--device", "cuda"])
     assert benchmark.choose_device(None).type == "cpu"
 
 
-def test_arguments_a_model_does_not_take_are_refused():
+def test_unsupported_model_arguments_are_refused():
     with pytest.raises(benchmark.ConfigError, match=f"{SMALL} cannot be built: .*num_kernels is 0"):
         benchmark.main(["--models", SMALL, *TINY, "--model-kwargs", "num_kernels=0"])
 
@@ -414,9 +414,9 @@ def test_arguments_a_model_does_not_take_are_refused():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--table", "--batch-size", "2"], "--table has sizes of its own"),
-        (["--table", "--image-size", "32"], "--table has sizes of its own"),
-        (["--picture", "costs.png", "--count-only"], "leave --count-only out"),
+        (["--table", "--batch-size", "2"], "--table sets the sizes"),
+        (["--table", "--image-size", "32"], "--table sets the sizes"),
+        (["--picture", "costs.png", "--count-only"], "remove --count-only"),
     ],
 )
 def test_flags_that_exclude_each_other_are_refused(flags, message):
@@ -430,8 +430,8 @@ def test_a_picture_without_matplotlib_is_refused_before_anything_is_measured(mon
         benchmark.main(["--picture", "costs.png"])
 
 
-def test_peers_need_layers_to_stand_for():
-    with pytest.raises(benchmark.ConfigError, match="--peers stand for FDConv2d layers"):
+def test_peers_need_layers_to_replace():
+    with pytest.raises(benchmark.ConfigError, match="--peers replace FDConv2d layers"):
         benchmark.main(["--models", SMALL, *TINY, "--peers", "--model-kwargs", "fdconv_layers=()"])
 
 

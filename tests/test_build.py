@@ -98,12 +98,12 @@ def test_names_that_timm_knows_pass():
 
 
 def test_arguments_with_flags_of_their_own_are_refused():
-    with pytest.raises(ConfigError, match="in_chans: it has a flag"):
+    with pytest.raises(ConfigError, match="in_chans: remove it; it has its own flag"):
         build_model("test_resnet", pretrained=False, model_kwargs={"in_chans": 1})
 
 
 def test_a_fixed_size_without_a_way_to_change_it_is_named():
-    with pytest.raises(ConfigError, match="takes only images of 224x224"):
+    with pytest.raises(ConfigError, match="supports only images of 224x224"):
         build_model("mixer_s32_224", pretrained=False, img_size=64)
 
 
@@ -122,18 +122,18 @@ def test_test_sizes_are_used_where_asked_for():
 
 
 def test_a_size_the_model_cannot_take_is_found_before_training():
-    with pytest.raises(ConfigError, match="cannot take images of 3x37x37"):
+    with pytest.raises(ConfigError, match="does not support images of 3x37x37"):
         check_forward(timm.create_model("test_vit"), (3, 37, 37))
-    with pytest.raises(ConfigError, match="cannot take images of 1x32x32"):
+    with pytest.raises(ConfigError, match="does not support images of 1x32x32"):
         check_forward(timm.create_model("test_resnet"), (1, 32, 32))
 
 
 def test_classes_are_held_against_the_dataset():
     model = timm.create_model("test_resnet", num_classes=2)
-    with pytest.raises(ConfigError, match="tells 2 classes apart, but the dataset has 3"):
+    with pytest.raises(ConfigError, match="was trained on 2 classes, but the dataset has 3"):
         check_classes("it", model, ["a", "b", "c"])
     check_classes("it", model, ["a", "b"])
     model.pretrained_cfg = {**model.pretrained_cfg, "label_names": ["b", "a"]}
-    with pytest.raises(ConfigError, match="in another order"):
+    with pytest.raises(ConfigError, match="in a different order"):
         check_classes("it", model, ["a", "b"])
     check_classes("it", model, ["cat", "dog"])

@@ -1,4 +1,4 @@
-"""Damaged and malicious weights files: what our check says, and what timm does with them through our entrypoints."""
+"""Damaged and malicious weights files: our checks, and loading through timm and our entrypoints."""
 
 import json
 import os
@@ -21,24 +21,24 @@ from fdconv_zoo.store import check_model_folder, check_weights_file, read_checkp
 try:
     from fdconv_zoo.errors import ConfigError
     from fdconv_zoo.store.build import build_model, check_model_name
-except ImportError:  # before timm 1.0.26 there are models, but no scripts
+except ImportError:  # the scripts need timm 1.0.26
     build_model = None
 
 NAME = "resnet10s_fdconv"
 TIMM = tuple(int(part) for part in version("timm").split(".")[:3])
-timm_reads_safely = pytest.mark.skipif(TIMM < (1, 0, 26), reason="this timm itself unpickles whatever a file holds")
+timm_reads_safely = pytest.mark.skipif(TIMM < (1, 0, 26), reason="this timm unpickles arbitrary objects")
 timm_reads_folders = pytest.mark.skipif(TIMM < (1, 0, 26), reason="this timm does not load safetensors from a folder")
 
 
 def assert_scripts_refuse(match, name=NAME, **kwargs):
-    """What train.py, validate.py and predict.py build their models with."""
+    """Check train.py, validate.py and predict.py: they build their models with build_model."""
     if build_model is not None:
         with pytest.raises(ConfigError, match=match):
             build_model(name, **kwargs)
 
 
 class Malice:
-    """Leaves a trace where it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, trace):
         self.trace = trace
@@ -55,13 +55,13 @@ def model():
 
 @pytest.fixture
 def good(model, tmp_path):
-    """A sound safetensors file."""
+    """Write a valid safetensors file."""
     save_file(model.state_dict(), tmp_path / "good.safetensors")
     return tmp_path / "good.safetensors"
 
 
 def with_header(good, change):
-    """The file with another header over the same data."""
+    """Return the file's bytes with a changed header."""
     content = good.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
     header = json.dumps(change(json.loads(content[8 : 8 + length]))).encode()
@@ -78,14 +78,14 @@ DAMAGE = {
     "empty": (lambda good: b"", "0 bytes in all"),
     "a few bytes": (lambda good: b"\0\0\0", "3 bytes in all"),
     "cut in the header": (lambda good: good.read_bytes()[:500], "500 bytes in all, and announces a header of"),
-    "cut in the data": (lambda good: good.read_bytes()[:-100], r"of the [\d,]+ that layer\S+ ends with"),
+    "cut in the data": (lambda good: good.read_bytes()[:-100], r"bytes, but layer\S+ ends at byte [\d,]+"),
     "oversized header": (
         lambda good: struct.pack("<Q", 2**62) + good.read_bytes()[8:],
         "a header of 4,611,686,018,427,387,904 bytes",
     ),
-    "no header": (lambda good: struct.pack("<Q", 4) + b"{{{{", "header is not safetensors'"),
+    "no header": (lambda good: struct.pack("<Q", 4) + b"{{{{", "header is not valid safetensors"),
     "overlapping data": (lambda good: with_header(good, overlapping), "offset"),
-    "data nobody owns": (lambda good: good.read_bytes() + b"\0" * 8, "not fully covered"),
+    "data without an owner": (lambda good: good.read_bytes() + b"\0" * 8, "not fully covered"),
     "a web page": (lambda good: b"<!DOCTYPE html><html></html>", "damaged"),
 }
 
@@ -96,7 +96,7 @@ def test_damaged_safetensors(damage, good):
     good.write_bytes(make(good))
     with pytest.raises(WeightsError, match=rf"good\.safetensors.*{message}.*[gG]et the file again"):
         check_weights_file(good)
-    # timm's own words name no file.
+    # timm's own message does not name the file.
     with pytest.raises(WeightsError, match=rf"good\.safetensors.*{message}"):
         timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=dict(file=str(good)))
     assert_scripts_refuse(rf"good\.safetensors.*{message}", checkpoint=str(good))
@@ -108,10 +108,10 @@ def test_damaged_safetensors(damage, good):
         (b"", "is empty"),
         (b"<!DOCTYPE html>", "a web page: get the file itself"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer to a file in Git LFS"),
-        (b"layer1.0.conv1", "neither safetensors nor of torch.save"),
+        (b"layer1.0.conv1", "neither safetensors nor written by torch.save"),
     ],
 )
-def test_what_is_no_weights_file(content, message, tmp_path):
+def test_files_without_weights(content, message, tmp_path):
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(WeightsError, match=rf"a\.pth .*{message}"):
         check_weights_file(tmp_path / "a.pth")
@@ -131,7 +131,7 @@ def test_truncated_pickle(model, tmp_path):
 
 
 def malicious_files(state, folder):
-    """Files of every format a pickle hides in; and the trace that stays if one is run."""
+    """Write files of every format that can contain a pickle; return the file that is created if one is run."""
     trace = folder / "trace"
     malice = Malice(trace)
     torch.save({"state_dict": state, "meta": malice}, folder / "zip.pth")
@@ -145,7 +145,7 @@ def malicious_files(state, folder):
 def test_code_is_refused_and_not_run(model, tmp_path):
     trace = malicious_files(model.state_dict(), tmp_path)
     pickle.loads((tmp_path / "pickle.pth").read_bytes())
-    assert trace.exists()  # it would have run
+    assert trace.exists()  # plain unpickling runs it
     trace.unlink()
     files = sorted(tmp_path.iterdir())
     assert len(files) == 5
@@ -174,7 +174,7 @@ def test_timm_itself_runs_nothing(model, tmp_path):
 
 
 def test_code_behind_an_allowed_name_is_not_run(tmp_path):
-    # The names that trainers' logs need stand for placeholders: even getattr gets nothing, and nothing can be called.
+    # The names that trainers' logs need are replaced by placeholders, even getattr, so nothing can be called.
     trace = tmp_path / "trace"
 
     class Getattr:
@@ -198,7 +198,7 @@ CONTENT = {
         lambda state: {k: v for k, v in state.items() if k != "bn1.weight"},
         r"1 missing: bn1.weight",
     ),
-    "surplus": (lambda state: state | {"bn9.weight": torch.ones(1)}, r"1 without a place in the model: bn9\.weight"),
+    "unexpected": (lambda state: state | {"bn9.weight": torch.ones(1)}, r"1 unexpected: bn9\.weight"),
     "shape": (lambda state: state | {"bn1.weight": torch.ones(5)}, r"size mismatch for bn1\.weight.*\[5\].*\[32\]"),
     "NaN": (lambda state: state | {"fc.bias": torch.full((10,), torch.nan)}, r"NaN or infinite, in fc\.bias"),
     "infinite": (lambda state: state | {"fc.bias": torch.full((10,), torch.inf)}, r"NaN or infinite, in fc\.bias"),
@@ -206,7 +206,7 @@ CONTENT = {
 
 
 @pytest.mark.parametrize("case", CONTENT)
-def test_weights_that_are_not_the_models(case, model, tmp_path):
+def test_weights_that_do_not_fit(case, model, tmp_path):
     change, message = CONTENT[case]
     file = tmp_path / "a.safetensors"
     save_file(change(model.state_dict()), file)
@@ -218,7 +218,7 @@ def test_weights_that_are_not_the_models(case, model, tmp_path):
 
     ways = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(file))), dict(checkpoint_path=str(file))
     for way in ways:
-        if case in ("NaN", "infinite"):  # timm takes the numbers as they are; our scripts do not
+        if case in ("NaN", "infinite"):  # timm loads them; our scripts do not
             assert not load(**way).fc.bias.isfinite().any()
         else:
             with pytest.raises(
@@ -228,7 +228,48 @@ def test_weights_that_are_not_the_models(case, model, tmp_path):
     assert_scripts_refuse(message if case in ("NaN", "infinite") else r"bn\d\.weight", checkpoint=str(file))
 
 
-def test_a_sound_file_passes_and_the_model_stays(model, good):
+def dtypes(kind):
+    found = {value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+    return sorted((dtype for dtype in found if kind(dtype)), key=str)
+
+
+def cast(values, dtype):
+    if str(dtype) == "torch.float4_e2m1fn_x2":  # torch can store it, but not compute with it
+        return torch.zeros(len(values), dtype=torch.uint8).view(dtype)
+    return torch.tensor(values).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", dtypes(lambda dtype: dtype.is_floating_point or dtype.is_complex), ids=str)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.filterwarnings("ignore:.*Complex.* support is experimental:UserWarning")
+def test_weights_of_every_float_dtype_are_checked(dtype, bad, tmp_path):
+    file = tmp_path / "a.pth"
+    torch.save({"good": cast([1.0, 0.5], dtype), "other": cast([1.0, bad], dtype)}, file)
+    stored = cast([1.0, bad], dtype)
+    wide = torch.complex64 if dtype.is_complex else torch.float32
+    if str(dtype) == "torch.float4_e2m1fn_x2" or stored.to(wide).isfinite().all():
+        check_weights_file(file)  # the format has no such number
+    else:
+        with pytest.raises(WeightsError, match=r"NaN or infinite, in other\. "):
+            check_weights_file(file)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_integers_are_finite(dtype, tmp_path):
+    torch.save({"w": torch.ones(3, dtype=dtype)}, tmp_path / "a.pth")
+    check_weights_file(tmp_path / "a.pth")
+
+
+def test_a_dtype_that_torch_cannot_convert(model, tmp_path):
+    float4 = getattr(torch, "float4_e2m1fn_x2", None)
+    if float4 is None:
+        pytest.skip("this torch does not have the dtype")
+    torch.save(model.state_dict() | {"fc.bias": cast([0.0] * 10, float4)}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"a\.pth does not fit .*fc\.bias"):
+        check_weights_file(tmp_path / "a.pth", model)
+
+
+def test_a_valid_file_passes_and_the_model_is_unchanged(model, good):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.no_grad():
         other = {key: value + 1 if value.is_floating_point() else value for key, value in before.items()}
@@ -243,13 +284,13 @@ def test_a_sound_file_passes_and_the_model_stays(model, good):
 
 @pytest.fixture
 def folder(model, tmp_path):
-    """A sound model folder."""
+    """Write a valid model folder."""
     save_for_hf(model, tmp_path / "model", safe_serialization=True)
     return tmp_path / "model"
 
 
 @timm_reads_folders
-def test_a_sound_folder_passes(folder):
+def test_a_valid_folder_passes(folder):
     check_model_folder(folder)
     timm.create_model(f"local-dir:{folder}", pretrained=True)
     build_model(str(folder))
@@ -278,12 +319,12 @@ def test_configurations_of_other_models(case, folder):
     with pytest.raises(WeightsError, match=rf"config\.json.*{message}"):
         check_model_folder(folder)
     assert_scripts_refuse(rf"config\.json.*{message}", str(folder))
-    with pytest.raises(Exception):  # noqa: B017, PT011  timm refuses, too, in many ways
+    with pytest.raises(Exception):  # noqa: B017, PT011  timm raises various errors
         timm.create_model(f"local-dir:{folder}", pretrained=True)
 
 
 @timm_reads_folders
-def test_a_foreign_architecture_is_named_by_timm(folder):
+def test_timm_names_an_unknown_architecture(folder):
     path = folder / "config.json"
     path.write_text(CONFIGS["foreign"][0](json.loads(path.read_text())))
     with pytest.raises(RuntimeError, match=r"Unknown model \(resnet50_evil\)"):
@@ -305,7 +346,7 @@ def test_damaged_folders(folder, good, tmp_path):
         check_model_folder(folder)
     assert_scripts_refuse(r"has no model\.safetensors", str(folder))
 
-    trace = malicious_files({}, folder)  # among them pytorch_model.bin, which timm takes where there is nothing better
+    trace = malicious_files({}, folder)  # among them pytorch_model.bin, which timm loads next
     for load in (check_model_folder, lambda path: timm.create_model(f"local-dir:{path}", pretrained=True)):
         with pytest.raises(WeightsError, match=r"pytorch_model\.bin is refused"):
             load(folder)
@@ -317,9 +358,9 @@ def test_damaged_folders(folder, good, tmp_path):
 
 
 @timm_reads_safely
-def test_logs_beside_weights_lead_to_the_converter(model, tmp_path):
+def test_files_with_logs_are_for_the_converter(model, tmp_path):
     np = pytest.importorskip("numpy")
     torch.save({"state_dict": model.state_dict(), "meta": {"score": np.float64(0.4)}}, tmp_path / "a.pth")
     check_weights_file(tmp_path / "a.pth", model)
-    with pytest.raises(WeightsError, match=r"a\.pth holds other objects beside its weights.*scripts/convert\.py"):
+    with pytest.raises(WeightsError, match=r"a\.pth holds other objects besides its weights.*scripts/convert\.py"):
         timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / "a.pth")))

@@ -1,4 +1,4 @@
-"""Converting models of timm, torchvision and transformers, with random weights at small sizes."""
+"""Conversion of models from timm, torchvision and transformers, with random weights and small sizes."""
 
 import copy
 import io
@@ -39,7 +39,7 @@ def hugging_face(kind, **config):
 
 SWIN = dict(depths=(2, 1), embed_dim=32, num_heads=(2, 4))
 STAGES = dict(depths=[1, 1, 1, 1], hidden_sizes=[32, 32, 48, 64])
-# How to build a model, the size of its images, and the number of layers that become FDConv2d and FDLinear.
+# Function that builds a model, size of its images, and number of layers converted to FDConv2d and FDLinear.
 MODELS = {
     "timm resnet": (timm_model("test_resnet"), 32, (12, 0)),
     "timm mobilenet": (timm_model("mobilenetv3_small_100"), 32, (47, 0)),
@@ -105,7 +105,7 @@ def test_models_of_all_libraries(name):
 
 
 def check_gradients(model, x, old_names):
-    """All that is new learns. The heads of KSM start at zero and hold back what lies behind them for a step."""
+    """Check that all new parameters get gradients. KSM's heads start at zero and block gradients in the first step."""
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     for _ in range(2):
@@ -120,7 +120,7 @@ def check_gradients(model, x, old_names):
 
 
 class Small(nn.Module):
-    """Convolutions, a linear layer on tokens, one on pooled features, a dropout."""
+    """Convolutions, linear layers on tokens and on pooled features, and dropout."""
 
     def __init__(self):
         super().__init__()
@@ -156,7 +156,7 @@ def test_without_an_example_convolutions_are_converted(small):
 
 
 @pytest.mark.parametrize("example", [X, (X, 3.0), {"x": X, "scale": 3.0}], ids=["tensor", "tuple", "dict"])
-def test_examples_of_all_forms(small, example):
+def test_kinds_of_examples(small, example):
     plain = copy.deepcopy(small)
     convert_model(small, example=example, **OPTIONS)
     assert dynamic_names(small) == ["conv", "mlp"]
@@ -201,7 +201,7 @@ def test_modes_and_freezing_are_kept(small):
     assert all(parameter.requires_grad for parameter in small.mlp.ksm.parameters())
 
 
-def test_the_example_leaves_no_trace(small):
+def test_running_the_example_has_no_side_effects(small):
     small.train()
     small.norm.eval()
     state = {name: value.clone() for name, value in small.state_dict().items()}
@@ -219,7 +219,7 @@ def test_the_example_leaves_no_trace(small):
     assert all(torch.equal(small.state_dict()[name], state[name]) for name in kept)
 
 
-def test_a_model_that_draws_at_random_is_compared_fairly():
+def test_a_random_model_is_compared_with_the_same_random_numbers():
     class Masked(Small):
         def forward(self, x):
             return super().forward(x * (torch.rand_like(x) > 0.5))
@@ -233,7 +233,7 @@ def test_a_model_that_draws_at_random_is_compared_fairly():
 
 
 def test_amplified_rounding_is_no_error():
-    """Rounding grows to a third of the logits in this net with such weights."""
+    """In this network with these weights, rounding grows to a third of the logits."""
     model = randomize(timm.create_model("tf_efficientnet_lite0"), std=0.3).eval()
     x = torch.randn(2, 3, 64, 64)
     expected = model(x)
@@ -241,7 +241,7 @@ def test_amplified_rounding_is_no_error():
     assert relative_error(model(x), expected) > 1e-3
 
 
-def test_outputs_in_any_nesting_are_compared():
+def test_nested_outputs_are_compared():
     class Nested(Small):
         def forward(self, x):
             features = self.conv(self.stem(x))
@@ -288,7 +288,7 @@ def test_shared_weights_stay_one_parameter():
     assert relative_error(model(x), expected) < 1e-5
 
 
-def test_converted_models_are_saved_and_copied(small):
+def test_converted_models_can_be_saved_and_copied(small):
     convert_model(small, example=X, **OPTIONS)
     randomize(small, std=0.1)
     expected = small(X)
@@ -321,5 +321,8 @@ def test_replace_layers_keeps_the_model_if_a_layer_fails(small):
         replace_layers(small, lambda name, _: name in ("conv", "stem"), num_kernels=2000)
     assert dict(small.named_modules()) == layers
     assert replace_layers(small, lambda name, _: name == "conv", num_kernels=8) == ["conv"]
-    # What is inside FDConv layers is never offered.
-    assert replace_layers(small, lambda name, _: name != "stem", num_kernels=8) == ["mlp", "fc"]
+    small.norm = timm.layers.StdConv2d(20, 20, 3)
+    with pytest.raises(TypeError, match=r"norm cannot become an FDConv layer: .*StdConv2d"):
+        replace_layers(small, lambda name, _: name == "norm", num_kernels=8)
+    # Layers inside FDConv layers are never selected.
+    assert replace_layers(small, lambda name, _: name not in ("stem", "norm"), num_kernels=8) == ["mlp", "fc"]

@@ -1,4 +1,4 @@
-"""Which layers a conversion takes, what it says about the others, and that no error changes the model."""
+"""Selection of layers to convert, reasons for skipping the others, and errors that leave the model unchanged."""
 
 import copy
 
@@ -64,32 +64,32 @@ def test_every_layer_is_accounted_for():
 
 def test_linear_layers_without_an_example(small):
     assert planned(small) == ["conv"]
-    assert reason_for(small, "mlp").startswith("may be given (B, C): show with example=")
+    assert reason_for(small, "mlp").startswith("its input may be (B, C): pass an example")
     assert planned(small, include="mlp") == ["mlp"]
     assert planned(small, select=lambda name, _: name != "fc") == ["conv", "mlp"]
     assert planned(small, types=nn.Linear, include="*") == ["mlp", "fc"]
 
 
-def test_pooled_features_stay_with_plain_layers(small):
+def test_linear_layers_on_pooled_features_stay_plain(small):
     assert planned(small, example=X) == ["conv", "mlp"]
     assert reason_for(small, "fc", example=X) == "its input has 2 axes: FDConv needs (B, N, C) or (B, H, W, C)"
     with pytest.raises(ValueError, match="'fc' cannot become an FDConv layer: its input has 2 axes"):
         plan_conversion(small, include=["conv", "fc"], example=X, **OPTIONS)
 
 
-def test_the_classifier_is_left_alone_unless_named():
+def test_the_classifier_is_skipped_unless_named():
     model = timm.create_model("test_convnext", num_classes=20)
     model.head.fc = nn.Conv2d(model.num_features, 20, 1)
     assert model.get_classifier() is model.head.fc
-    assert reason_for(model, "head.fc") == "the classifier: name it in include to convert it"
+    assert reason_for(model, "head.fc") == "part of the classifier: name it in include to convert it"
     assert "head.fc" not in planned(model, include="*")
     assert planned(model, include="head.*") == ["head.fc"]
 
 
-def test_windows_are_left_alone_unless_named(swin):
+def test_layers_on_windows_are_skipped_unless_named(swin):
     x = torch.randn(1, 3, 64, 64)
     assert reason_for(swin, "layers.0.blocks.0.attn.qkv", example=x).startswith(
-        "is given more or fewer items than images"
+        "its batch size is not the number of images (windows?)"
     )
     names = planned(swin, example=x)
     assert "layers.0.blocks.0.mlp.fc1" in names
@@ -136,14 +136,14 @@ def test_layers_that_are_not_called():
     model = timm.create_model("swinv2_tiny_window8_256", img_size=64, **SWIN)
     x = torch.randn(1, 3, 64, 64)
     name = "layers.0.blocks.0.attn.qkv"
-    assert reason_for(model, name, example=x).startswith("the example does not call it")
-    with pytest.raises(ValueError, match=f"'{name}' cannot become an FDConv layer: the example does not call it"):
+    assert reason_for(model, name, example=x).startswith("not called by the example")
+    with pytest.raises(ValueError, match=f"'{name}' cannot become an FDConv layer: not called by the example"):
         convert_model(model, include=name, example=x, **OPTIONS)
     assert name not in dynamic_names(convert_model(model, example=x, **OPTIONS))
 
 
 def with_layer(layer):
-    """A model of that layer, and one that can be converted."""
+    """Make a model of a layer that can be converted, and this one."""
     return nn.Sequential(nn.Conv2d(20, 20, 1), layer)
 
 
@@ -165,7 +165,7 @@ class Doubled(nn.Conv2d):
 
 
 class Relabelled(nn.Conv2d):
-    """Another name, the same function."""
+    """A subclass with the same function."""
 
 
 class Scaled(nn.Linear):
@@ -174,11 +174,56 @@ class Scaled(nn.Linear):
         self.register_buffer("factor", torch.ones(1))
 
 
+class WithoutWeight(nn.Conv2d):
+    def __init__(self):
+        nn.Module.__init__(self)
+
+
+class Unreadable(nn.Linear):
+    """Its weight is a property that fails."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        del self._parameters["weight"]
+
+    @property
+    def weight(self):
+        raise AttributeError("weight was never packed")
+
+
+def without_weight(remove):
+    layer = nn.Conv2d(20, 20, 3)
+    remove(layer)
+    return layer
+
+
+def with_weight_of(dtype):
+    layer = nn.Linear(20, 20)
+    layer.weight = nn.Parameter(layer.weight.detach().to(dtype), requires_grad=False)
+    return layer
+
+
+def prepared_for_quantisation():
+    qconfig = torch.ao.quantization.get_default_qat_qconfig()
+    return torch.ao.nn.qat.Linear(20, 20, qconfig=qconfig)
+
+
 UNFIT = {
-    "standardized": (lambda: timm.layers.StdConv2d(20, 20, 3), "StdConv2d, which computes in a way of its own"),
-    "same padding": (lambda: timm.layers.Conv2dSame(20, 20, 3), "Conv2dSame, which computes in a way of its own"),
-    "inner method": (lambda: Doubled(20, 20, 3), "Doubled, which computes in a way of its own"),
-    "patched": (masked, "computes in a way of its own"),
+    "deleted weight": (lambda: without_weight(lambda layer: delattr(layer, "weight")), "no weight"),
+    "weight is None": (lambda: without_weight(lambda layer: setattr(layer, "weight", None)), "no weight"),
+    "subclass without weight": (WithoutWeight, "no weight"),
+    "unreadable weight": (lambda: Unreadable(20, 20), "no weight"),
+    "weight in a buffer": (
+        lambda: without_weight(lambda layer: layer.register_buffer("weight", layer._parameters.pop("weight"))),
+        "computed from other tensors",
+    ),
+    "int8": (lambda: with_weight_of(torch.int8), "a Parameter of torch.int8, is not a float parameter"),
+    "float8": (lambda: with_weight_of(torch.float8_e4m3fn), "float8_e4m3fn, is not a float parameter"),
+    "prepared for quantisation": (prepared_for_quantisation, "computed from other tensors"),
+    "standardized": (lambda: timm.layers.StdConv2d(20, 20, 3), r"StdConv2d, whose forward differs from nn.Conv2d's"),
+    "same padding": (lambda: timm.layers.Conv2dSame(20, 20, 3), "Conv2dSame, whose forward differs"),
+    "inner method": (lambda: Doubled(20, 20, 3), "Doubled, whose forward differs"),
+    "patched": (masked, "Conv2d, whose forward differs"),
     "more tensors": (lambda: Scaled(20, 20), "computed from other tensors"),
     "lazy": (lambda: nn.LazyConv2d(20, 3), "lazy"),
     "parametrized": (lambda: parametrizations.weight_norm(nn.Conv2d(20, 20, 3)), "computed from other tensors"),
@@ -186,7 +231,7 @@ UNFIT = {
     "pruned": (lambda: prune.identity(nn.Linear(20, 20), "weight"), "computed from other tensors"),
     "few channels": (lambda: nn.Conv2d(20, 16, 3), "fewer than min_channels=17"),
     "few coefficients": (lambda: nn.Conv2d(20, 20, 1, groups=20), "fewer Fourier coefficients than num_kernels=100"),
-    "complex": (lambda: nn.Conv2d(20, 20, 3, dtype=torch.complex64), "no floating point parameter"),
+    "complex": (lambda: nn.Conv2d(20, 20, 3, dtype=torch.complex64), "of torch.complex64, is not a float parameter"),
     "forward hook": (lambda: hooked("register_forward_hook"), "has hooks"),
     "forward pre-hook": (lambda: hooked("register_forward_pre_hook"), "has hooks"),
     "backward hook": (lambda: hooked("register_full_backward_hook"), "has hooks"),
@@ -208,11 +253,11 @@ def test_layers_that_cannot_be_converted(name):
     assert model[1] is layer
 
 
-def test_a_subclass_of_the_same_function_is_converted():
+def test_a_subclass_with_the_same_function_is_converted():
     assert planned(with_layer(Relabelled(20, 20, 3))) == ["0", "1"]
 
 
-def test_weights_shared_with_what_stays():
+def test_weights_shared_with_plain_layers():
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
@@ -235,8 +280,7 @@ def test_weights_shared_with_what_stays():
     assert all(relative_error(a, b) < 1e-5 for a, b in zip(model(tokens), expected, strict=True))
 
 
-def test_one_of_two_tied_layers_drops_out():
-    """And takes along a third that shares the weight."""
+def test_skipping_a_layer_skips_those_tied_to_it():
     model = nn.Sequential(*(nn.Conv2d(20, 20, 3) for _ in range(4)))
     model[1].weight = model[2].weight = model[0].weight
     assert planned(model, exclude="0") == ["3"]
@@ -245,7 +289,7 @@ def test_one_of_two_tied_layers_drops_out():
         plan_conversion(model, include=["1", "2"], **OPTIONS)
 
 
-def test_converted_layers_are_left_alone(small):
+def test_converted_layers_are_skipped(small):
     convert_model(small, include="conv", **OPTIONS)
     conv = small.conv
     convert_model(small, example=X, **OPTIONS)
@@ -253,11 +297,11 @@ def test_converted_layers_are_left_alone(small):
     assert dynamic_names(small) == ["conv", "mlp"]
     with pytest.raises(ValueError, match="Nothing in this Small can be converted"):
         convert_model(small, example=X, **OPTIONS)
-    with pytest.raises(ValueError, match=r"It has no nn\.Conv2d and nn\.Linear that are not FDConv already"):
+    with pytest.raises(ValueError, match=r"It has no plain nn\.Conv2d or nn\.Linear layers"):
         convert_model(conv, **OPTIONS)
 
 
-def test_nothing_selected_says_why(small):
+def test_selecting_nothing_explains_why(small):
     with pytest.raises(
         ValueError, match=r"types=\(nn\.Conv2d, nn\.Linear\), min_channels=30, exclude=\('fc',\)"
     ) as info:
@@ -267,12 +311,12 @@ def test_nothing_selected_says_why(small):
 
 
 def test_wrong_arguments(small):
-    with pytest.raises(TypeError, match=r"no option kernels, temperatur; they have .*num_kernels"):
+    with pytest.raises(TypeError, match=r"no option kernels, temperatur; the options are .*num_kernels"):
         convert_model(small, kernels=3, temperatur=1)
     for kind in (nn.Conv1d, nn.ConvTranspose2d, FDConv2d):
-        with pytest.raises(TypeError, match=rf"types has .*{kind.__name__}.*: only nn\.Conv2d and nn\.Linear"):
+        with pytest.raises(TypeError, match=rf"types has .*{kind.__name__}.*, but only nn\.Conv2d and nn\.Linear"):
             convert_model(small, types=(nn.Conv2d, kind))
-    with pytest.raises(ValueError, match="include has 'convv', which is no module of this model"):
+    with pytest.raises(ValueError, match="include has 'convv', which is not a module of this model"):
         convert_model(small, include=["conv", "convv"])
     with pytest.raises(ValueError, match=r"include has 'norm', which is a BatchNorm2d"):
         convert_model(small, include="norm")
@@ -281,8 +325,36 @@ def test_wrong_arguments(small):
     assert dynamic_names(small) == []
 
 
+@pytest.mark.parametrize("name", ["deleted weight", "weight is None", "subclass without weight", "unreadable weight"])
+def test_a_layer_that_fails_on_the_example_is_named(name):
+    model = with_layer(UNFIT[name][0]())
+    for convert in (convert_model, plan_conversion):
+        with pytest.raises(RuntimeError, match=r"does not run on the example: '1' raises (Attribute|Type)Error"):
+            convert(model, example=torch.zeros(1, 20, 5, 5))
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz.*")
+def test_quantised_layers_are_no_obstacle():
+    model = with_layer(nn.Linear(20, 20))
+    model[1] = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(20, 20)))[0]
+    convert_model(model, **OPTIONS)
+    assert dynamic_names(model) == ["0"]
+
+
+def test_a_select_that_fails_names_the_layer():
+    model = with_layer(UNFIT["deleted weight"][0]())
+    with pytest.raises(RuntimeError, match=r"select fails for '1': AttributeError \(.*no attribute 'weight'"):
+        convert_model(model, select=lambda _, layer: layer.weight.ndim == 4)
+
+
+def test_parents_may_lack_the_children_that_torch_reads():
+    model = nn.Sequential(nn.Linear(32, 32), nn.TransformerEncoderLayer(32, 2, 64))
+    del model[1].linear2
+    assert planned(model, include="*") == ["0"]
+
+
 class Watching(Small):
-    """Its function depends on what its layer is, in one of several ways."""
+    """A model whose function depends on the type of its layer, in one of several ways."""
 
     def __init__(self, way):
         super().__init__()
@@ -308,15 +380,15 @@ class Watching(Small):
 @pytest.mark.parametrize(
     ("way", "message"),
     [
-        ("reads", r"does not run on the example \(AttributeError: .*weight"),
-        ("hides", "still computes with the plain 'mlp'"),
-        ("deviates", "deviates on the example by 1.0e-02 of its largest output, where rounding explains"),
+        ("reads", r"does not run on the example: 'conv' raises AttributeError .*weight"),
+        ("hides", "still uses the plain layer 'mlp'"),
+        ("deviates", "deviates on the example by 1.0e-02 of its largest output; rounding explains"),
         ("shape", "deviates on the example by inf"),
         ("nan", "deviates on the example by inf"),
         ("interrupts", None),
     ],
 )
-def test_a_failed_check_leaves_the_model_as_it_was(way, message):
+def test_a_failed_check_leaves_the_model_unchanged(way, message):
     model = randomize(Watching(way)).train()
     modules, state = dict(model.named_modules()), copy.deepcopy(model.state_dict())
     parameters, random_state = dict(model.named_parameters()), torch.get_rng_state()
@@ -330,8 +402,8 @@ def test_a_failed_check_leaves_the_model_as_it_was(way, message):
     assert not torch.nn.modules.module._global_forward_hooks
 
 
-def test_outputs_of_other_shapes_are_never_rounding():
-    """A model that changes the number of its outputs at the slightest disturbance, as detectors may."""
+def test_rounding_does_not_explain_other_shapes():
+    """The number of outputs changes with the slightest disturbance, as in detectors."""
 
     class Brittle(Small):
         seen = None
@@ -342,14 +414,14 @@ def test_outputs_of_other_shapes_are_never_rounding():
             return features if torch.equal(features, self.seen) else features[:1]
 
     model = randomize(Brittle())
-    with pytest.raises(RuntimeError, match=r"by inf of its largest output.*If it sorts or samples"):
+    with pytest.raises(RuntimeError, match=r"by inf of its largest output.*If the model sorts or samples"):
         convert_model(model, example=X, **OPTIONS)
     assert dynamic_names(model) == []
 
 
-def test_lazy_models_are_not_initialised_in_passing():
+def test_lazy_models_are_not_initialised_silently():
     model = nn.Sequential(nn.Conv2d(3, 20, 3), nn.LazyConv2d(20, 3))
-    with pytest.raises(ValueError, match="lazy parameters that are not initialised: run it once before"):
+    with pytest.raises(ValueError, match="'1' has lazy parameters that are not initialised: run the model once before"):
         convert_model(model, example=X)
     model(X)
     convert_model(model, example=X, **OPTIONS)
@@ -361,7 +433,7 @@ def test_an_output_that_cannot_be_compared():
         def forward(self, x):
             return super().forward(x).argmax(1)
 
-    with pytest.raises(ValueError, match="holds no floating tensors to compare"):
+    with pytest.raises(ValueError, match="has no floating-point tensors to compare"):
         convert_model(Labels(), example=X, **OPTIONS)
 
 
@@ -378,7 +450,7 @@ def test_the_plan_counts(small):
     assert (conv.kind, mlp.kind) == ("FDConv2d", "FDLinear")
     assert conv.kernel_shape == (24, 10, 3, 3)
     assert conv.parameters[0] == 24 * 10 * 9
-    # 4x4 positions; the example holds two images.
+    # 4x4 positions; the example has two images.
     assert conv.multiply_adds[0] == 16 * 24 * 10 * 9
     assert mlp.multiply_adds[0] == 16 * 24 * 20
     # KSM: the hidden layer, and the heads for channel, filter and kernel. (No convolution: no FBM, no taps.)
@@ -393,11 +465,11 @@ def test_the_plan_counts(small):
     assert f"{totals[0]:,}" in lines[4]
     assert f"{totals[1]:,}" in lines[4]
     assert f"{plan.parameters[0]:,}" in lines[5]
-    assert "2 convolutions and linear layers stay as they are:" in lines
+    assert "2 convolutions and linear layers are skipped:" in lines
     assert plan_conversion(small, num_kernels=4).layers[0].multiply_adds is None
 
 
-def test_hooks_on_the_model_and_its_blocks_stay(small):
+def test_hooks_on_the_model_and_its_blocks_are_kept(small):
     seen = []
     small.register_forward_hook(lambda *_: seen.append("model"))
     small.norm.register_forward_hook(lambda *_: seen.append("norm"))

@@ -613,7 +613,7 @@ def test_weights_that_do_not_fit_are_named(checkpoint):
     refused(WeightsError, rf"a\.pth .*1 missing: {key}", checkpoint(**{key: None}))
     refused(WeightsError, rf"size mismatch for {key}.*\[3\]", checkpoint(**{key: torch.ones(3)}))
     extra = {"layer1.0.se.fc1.weight": torch.ones(3)}
-    refused(WeightsError, r"1 without a place in the model: layer1\.0\.se\.fc1\.weight", checkpoint(**extra))
+    refused(WeightsError, r"1 unexpected: layer1\.0\.se\.fc1\.weight", checkpoint(**extra))
     refused(WeightsError, "layer3.0.conv1", checkpoint(), model_kwargs={**LAYERS, "channels": (32, 32, 32, 64)})
     refused(WeightsError, "fc.bias", checkpoint(**{"fc.bias": None}))
 

@@ -1,4 +1,4 @@
-"""Models from the Hub: timm's and transformers' own loading, against the loopback Hub."""
+"""Loading models from the Hub with timm and transformers, tested with the loopback Hub."""
 
 import subprocess
 import sys
@@ -16,13 +16,13 @@ from safetensors.torch import save
 
 try:
     from fdconv_zoo.store.export import export_model
-except ImportError:  # before timm 1.0.26 there are models, but no scripts that leave a folder
+except ImportError:  # the scripts that write a folder need timm 1.0.26
     from timm.models._hub import save_for_hf
 
     export_model = None
 
 REPO = "ada/flowers"
-PLAIN = "timm/resnet18.a1_in1k"  # what timm publishes, and resnet18_fdconv.a1_in1k starts from
+PLAIN = "timm/resnet18.a1_in1k"  # timm's repository, from which resnet18_fdconv.a1_in1k starts
 CLASSES = ["daisy", "rose", "tulip"]
 MEAN = (0.1, 0.2, 0.3)
 
@@ -34,7 +34,7 @@ def make_model(seed=0):
 
 
 def exported(folder, seed=0):
-    """A model, and the files a run leaves of it."""
+    """Make a model and the files that a run exports."""
     model, args = make_model(seed)
     folder.mkdir()
     if export_model:
@@ -48,7 +48,7 @@ def exported(folder, seed=0):
 
 @pytest.fixture
 def published(hub, tmp_path):
-    """A model whose files are in a public repository."""
+    """Publish a model in a public repository."""
     model, files = exported(tmp_path / "run")
     hub.add_repo(REPO, files)
     yield model
@@ -108,19 +108,19 @@ def test_transformers(hub, published, x):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     hub.repos[REPO].tags["v1"] = hub.repos[REPO].branches["main"]
 
-    def load_there():
+    def load_with_transformers():
         return transformers.AutoModelForImageClassification.from_pretrained(REPO, revision="v1").eval()
 
-    model = load_there()
+    model = load_with_transformers()
     assert list(model.config.id2label.values()) == CLASSES
     with torch.no_grad():
         assert torch.equal(model(x).logits, published(x))
         with hub.offline():
-            assert torch.equal(load_there()(x).logits, published(x))
+            assert torch.equal(load_with_transformers()(x).logits, published(x))
 
 
 def test_weights_of_an_entrypoint(hub):
-    """Whole and by its tag, as timm's users write it."""
+    """With its tag, as timm's users write it."""
     torch.manual_seed(0)
     plain = plain_twin("resnet18_fdconv", full_size=True).eval()
     hub.add_repo(PLAIN, {"model.safetensors": save(plain.state_dict())})
@@ -163,7 +163,7 @@ def test_token_that_expires_between_two_files(hub, published, x):
     hub.repos[REPO].private = True
     hub.log_in(hub.add_user("ada"))
     hub.fail(Fault.expired_token().on("HEAD", "safetensors"))
-    with pytest.raises(RuntimeError, match=r"'ada/flowers': it refused your token as wrong or expired"):
+    with pytest.raises(RuntimeError, match=r"'ada/flowers': it rejected your token as invalid or expired"):
         load()
     assert_equal_logits(load(), published, x)
 
@@ -177,7 +177,7 @@ def test_damaged_weights_at_a_revision(hub, published, x):
     assert_equal_logits(load(f"{REPO}@v1"), published, x)
 
 
-def test_names_that_do_not_exist(hub, published):
+def test_unknown_repository_and_revision(hub, published):
     with pytest.raises(RepositoryNotFoundError, match="ada/weeds"):
         load("ada/weeds")
     with pytest.raises(RevisionNotFoundError, match="v9"):
@@ -186,7 +186,7 @@ def test_names_that_do_not_exist(hub, published):
 
 
 def test_mirror_in_another_process(hub, published, tmp_path, x):
-    """HF_ENDPOINT names a mirror; the token is kept in a file, and no line of the most talkative log shows it."""
+    """HF_ENDPOINT names a mirror. The token is stored in a file, and not even the debug log shows it."""
     expected = published(x).sum().item()
     with LoopbackHub() as mirror:
         token = mirror.add_user("ada")

@@ -1,4 +1,4 @@
-"""Downloads that go wrong: each ends in a retry that succeeds or in a clear error, and the cache holds nothing bad."""
+"""Failing downloads end in a successful retry or a clear error, and leave no damaged file in the cache."""
 
 import errno
 import logging
@@ -22,7 +22,7 @@ def weights(hub):
     content = save(plain_example("resnet18_fdconv").state_dict())
     hub.add_repo(REPO, {"model.safetensors": content})
     yield content
-    # Whatever happened: what lies in the cache under a name is what the Hub has.
+    # After every test, the cached files are equal to the Hub's.
     assert set(hub.cached().values()) <= {content}
     assert not hub.unknown
 
@@ -45,14 +45,14 @@ def error_of_load(revision="") -> str:
     return str(error.value)
 
 
-def test_server_errors_are_tried_again(hub, weights):
+def test_server_errors_are_retried(hub, weights):
     fault = hub.fail(Fault.server_error(503), times=3)
     assert_loads()
     assert fault.hits == 3
     assert hub.waits == ([1, 2, 4] if BEFORE_1 else [1, 2])
 
 
-def test_server_that_stays_broken(hub, weights):
+def test_permanent_server_error(hub, weights):
     hub.fail(Fault.server_error(502), times=None)
     message = error_of_load()
     assert "answered with status 502: try again later" in message
@@ -61,7 +61,7 @@ def test_server_that_stays_broken(hub, weights):
 
 
 def test_broken_storage(hub, weights):
-    """The storage's errors are tried again by the client before 1.0; the newer one leaves it to its caller."""
+    """Clients before 1.0 retry after an error of the storage; newer ones leave it to the caller."""
     hub.fail(Fault.server_error(500).on("GET", DOWNLOAD))
     if not BEFORE_1:
         message = error_of_load()
@@ -78,13 +78,13 @@ def test_rate_limit(hub, weights, path):
         assert "try again" in error_of_load()
         hub.heal()
     assert_loads()
-    assert BEFORE_1 or 8 in hub.waits  # what the Hub asked for, and one more
+    assert BEFORE_1 or 8 in hub.waits  # what the Hub asked for, plus one second
 
 
 def test_connection_cut_in_a_file(hub, weights, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
     hub.fail(Fault.cut_download(after=50_000))
-    if BEFORE_1:  # keeps the part for the next time
+    if BEFORE_1:  # keeps the partial file for the next attempt
         assert "connection broke: try again" in error_of_load()
         assert not hub.cached()
     assert_loads()
@@ -92,7 +92,7 @@ def test_connection_cut_in_a_file(hub, weights, monkeypatch):
     assert hub.requests[-1].status == 206
 
 
-def test_connection_cut_again_and_again(hub, weights):
+def test_connection_cut_permanently(hub, weights):
     hub.fail(Fault.cut_download(after=1000), times=None)
     assert "connection broke: try again" in error_of_load()
     assert not hub.cached()
@@ -123,8 +123,8 @@ def test_wrong_content(hub, weights, offset):
     assert_loads()
 
 
-def test_the_client_does_not_see_wrong_content_itself(hub, weights):
-    """If this fails, the client has learnt it, and fdconv_zoo.store.cache need not hash any more."""
+def test_the_client_itself_does_not_detect_wrong_content(hub, weights):
+    """If this fails, the client checks hashes itself, and fdconv_zoo.store.cache no longer needs to."""
     hub.fail(Fault.wrong_content())
     path = hf_hub_download(REPO, "model.safetensors")
     with open(path, "rb") as file:
@@ -133,7 +133,7 @@ def test_the_client_does_not_see_wrong_content_itself(hub, weights):
     os.unlink(path)
 
 
-def test_a_cached_file_is_hashed_no_second_time(hub, weights, monkeypatch):
+def test_a_cached_file_is_not_hashed_again(hub, weights, monkeypatch):
     assert_loads()
     monkeypatch.setattr("fdconv_zoo.store.cache.CachedFile.has_hash", lambda *_: pytest.fail("hashed again"))
     assert_loads()
@@ -169,8 +169,8 @@ REFUSALS = {
     "of others": "does not exist, or is private: .*a token that may read it",
     "gated": "ask for access on http://127.0.0.1:.*/timm/resnet18.a1_in1k and log in",
     "not granted": "ask for access on",
-    "wrong token": "refused your token as wrong or expired: renew it with `hf auth login`",
-    "expired token": "refused your token as wrong or expired",
+    "wrong token": "rejected your token as invalid or expired: renew it with `hf auth login`",
+    "expired token": "rejected your token as invalid or expired",
     "no weights": r"it has no pytorch_model\.bin at revision 'main': .* model\.safetensors or pytorch_model\.bin",
     "no revision": "has no revision 'v9': check its branches and tags",
     "down": r"not in the cache .*, and http://127\.0\.0\.1:\d+ cannot be reached: connect and try again",
@@ -179,7 +179,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_refusals_say_why(hub, weights, case, caplog):
+def test_refusals_explain_why(hub, weights, case, caplog):
     caplog.set_level(logging.DEBUG)
     for name in ("huggingface_hub", "huggingface_hub.file_download", "huggingface_hub.utils._http"):
         caplog.set_level(logging.DEBUG, logger=name)
@@ -214,7 +214,7 @@ def test_refusals_say_why(hub, weights, case, caplog):
 
 
 def test_files_cannot_leave_the_cache(hub, tmp_path):
-    """The Hub has no such names; a mirror could."""
+    """The Hub has no such file names, but a mirror could."""
     hub.add_repo("eve/model", {"../../../../escaped.txt": b"x", "config.json": b"{}"})
     with pytest.raises(ValueError, match=r"Invalid (filename|pointer path)"):
         snapshot_download("eve/model")

@@ -129,7 +129,7 @@ def test_a_good_entry_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({**GOOD, "licence": "mit"}, "unknown key 'licence'; there are model, task, description"),
+        ({**GOOD, "licence": "mit"}, "unknown key 'licence', expected one of model, task, description"),
         ({key: value for key, value in GOOD.items() if key != "status"}, "the key 'status' is missing"),
         (change("costs.parameters", "5M"), "costs.parameters: found '5M', expected a whole number"),
         (change("costs.parameters", True), "costs.parameters: found True"),

@@ -1,4 +1,4 @@
-"""The loopback Hub itself: the real client's calls, one after another, end where they would at the Hub."""
+"""The loopback Hub itself: calls of the real client have the same results as on the Hub."""
 
 import hashlib
 import os
@@ -34,7 +34,7 @@ def api(hub):
     assert not hub.unknown
 
 
-def test_who_is_there(hub, api):
+def test_users(hub, api):
     assert api.whoami()["name"] == "ada"
     hub.log_in("hf_nobodys")
     with pytest.raises((HfHubHTTPError, OSError), match="Invalid user token"):  # the second before 1.0
@@ -70,7 +70,7 @@ def test_upload_and_download(hub, api, folder, part_size):
     for path in hub.files("ada/model"):
         assert hub.read("ada/model", path) == (folder / path).read_bytes()
     assert sum(request.method == "PUT" for request in hub.requests) == (5 if part_size else 1)
-    assert api.upload_folder(repo_id="ada/model", folder_path=folder).oid == commit.oid  # nothing had changed
+    assert api.upload_folder(repo_id="ada/model", folder_path=folder).oid == commit.oid  # nothing has changed
     snapshot = huggingface_hub.snapshot_download("ada/model")
     assert snapshot.endswith(commit.oid)
     assert all((folder / path).read_bytes() == content for path, content in cached_by_path(hub).items())
@@ -100,8 +100,8 @@ def test_metadata(hub, api, folder):
     assert not api.file_exists("ada/model", "none.json")
 
 
-def test_hashes_are_gits(hub, api, folder, tmp_path):
-    """A repository made by git from the same files has the same tree."""
+def test_hashes_are_those_of_git(hub, api, folder, tmp_path):
+    """A git repository with the same files has the same tree hash."""
     api.upload_file(path_or_fileobj=b"text", path_in_repo="runs/a.txt", repo_id="ada/model")
     api.upload_file(path_or_fileobj=b"more", path_in_repo="runs.txt", repo_id="ada/model")
     work = tmp_path / "work"
@@ -125,12 +125,12 @@ def test_branches_tags_and_pull_requests(hub, api, folder):
     api.create_tag("ada/model", tag="v1")
     api.create_branch("ada/model", branch="dev")
     api.upload_file(path_or_fileobj=b"[]", path_in_repo="config.json", repo_id="ada/model", revision="dev")
-    asked = api.upload_folder(repo_id="ada/model", folder_path=folder, create_pr=True)
-    assert asked.pr_revision == "refs/pr/1"
+    pull = api.upload_folder(repo_id="ada/model", folder_path=folder, create_pr=True)
+    assert pull.pr_revision == "refs/pr/1"
     refs = api.list_repo_refs("ada/model", include_pull_requests=True)
     assert [(tag.name, tag.target_commit) for tag in refs.tags] == [("v1", first.oid)]
     assert [branch.name for branch in refs.branches] == ["main", "dev"]
-    assert [pull.target_commit for pull in refs.pull_requests] == [asked.oid]
+    assert [pull.target_commit for pull in refs.pull_requests] == [pull.oid]
     contents = [hub.read("ada/model", "config.json", revision) for revision in ("v1", "dev", "main", first.oid)]
     assert contents == [b"{}", b"[]", b"{}", b"{}"]
     assert "model.safetensors" not in hub.files("ada/model")
@@ -154,12 +154,12 @@ def test_a_commit_on_an_old_parent_is_refused(hub, api):
     assert hub.files("ada/model") == set()
 
 
-def test_metadata_of_cards_are_checked(hub, api):
+def test_metadata_of_cards_is_checked(hub, api):
     with pytest.raises(ValueError, match="license"):
         api.upload_file(
             path_or_fileobj=README.replace("mit", "my own").encode(), path_in_repo="README.md", repo_id="ada/model"
         )
-    if CLIENT_VERSION >= (1, 0):  # before, this one always asked huggingface.co
+    if CLIENT_VERSION >= (1, 0):  # earlier clients always ask huggingface.co
         huggingface_hub.ModelCard(README).validate()
         index = "model-index:\n- name: a\n  results:\n  - task: {type: image-classification}\n"
         with pytest.raises(ValueError, match="dataset"):
@@ -177,12 +177,12 @@ def test_who_may_write(hub, api):
             api.upload_file(path_or_fileobj=b"x", path_in_repo="a.safetensors", repo_id="ada/model")
     assert hub.files("ada/model") == set()
     hub.log_in(hub.add_user("eve"))
-    asked = api.upload_file(path_or_fileobj=b"x", path_in_repo="a.txt", repo_id="ada/model", create_pr=True)
-    assert hub.read("ada/model", "a.txt", asked.pr_revision) == b"x"
+    pull = api.upload_file(path_or_fileobj=b"x", path_in_repo="a.txt", repo_id="ada/model", create_pr=True)
+    assert hub.read("ada/model", "a.txt", pull.pr_revision) == b"x"
 
 
 @pytest.mark.parametrize("fault", [Fault.cut_upload(100), Fault.server_error().on("PUT", "^/upload/")])
-def test_upload_is_tried_again(hub, api, folder, fault):
+def test_uploads_are_retried(hub, api, folder, fault):
     fault = hub.fail(fault)
     api.upload_folder(repo_id="ada/model", folder_path=folder)
     assert fault.hits == 1
@@ -198,7 +198,7 @@ def test_nothing_is_committed_when_an_upload_fails(hub, api, folder):
 
 
 def test_lost_answer(hub, api):
-    """The commit was made, and the client does not know."""
+    """The commit was made, but the client does not learn of it."""
     hub.fail(Fault.lost_answer().on("POST", "/commit/"))
     with pytest.raises(Exception, match=r"[Dd]isconnected|closed|aborted|reset"):
         api.upload_file(path_or_fileobj=b"x", path_in_repo="a.txt", repo_id="ada/model")

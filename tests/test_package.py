@@ -1,4 +1,4 @@
-"""The wheel and the sdist: complete, and the wheel works alone."""
+"""The wheel and the sdist are complete, and the wheel works on its own."""
 
 import re
 import subprocess
@@ -28,14 +28,14 @@ print(len(load_image_data(SAMPLE, split="validation").validation))
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """Wheel and sdist, built from the files as they are here."""
+    """Build wheel and sdist from the working tree."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     return folder
 
 
-def test_wheel_works_alone(built, tmp_path):
+def test_wheel_works_on_its_own(built, tmp_path):
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -70,7 +70,7 @@ def test_wheel_works_alone(built, tmp_path):
     assert {f"{line.split()[0]}.yaml" for line in listed.stdout.splitlines()[1:]} == entries
 
 
-def test_sdist_holds_what_the_repository_needs(built):
+def test_sdist_is_complete(built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}

@@ -1,4 +1,4 @@
-"""The peers compute what their papers say: held against loops over images and kernels."""
+"""The peers compute what their papers define, checked against loops over images and kernels."""
 
 import sys
 
@@ -84,7 +84,7 @@ def test_every_peer_has_an_oracle():
 
 
 @pytest.mark.parametrize("peer", ORACLES)
-def test_a_peer_is_the_papers_layer(peer, conv, x):
+def test_a_peer_equals_the_papers_layer(peer, conv, x):
     layer = peer(conv)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -105,7 +105,7 @@ def test_every_parameter_has_a_gradient(peer, conv, x):
 
 
 @pytest.mark.parametrize("peer", ORACLES)
-def test_layers_a_peer_cannot_stand_for_are_refused(peer):
+def test_layers_that_a_peer_cannot_replace_are_refused(peer):
     for options in (dict(), dict(bias=False, groups=2), dict(bias=False, padding_mode="reflect")):
         with pytest.raises(ValueError, match="without bias and groups"):
             peer(nn.Conv2d(24, 20, 3, padding=1, **options))

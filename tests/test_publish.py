@@ -1,4 +1,4 @@
-"""Publishing, against the loopback Hub: what is made, sent, verified, and what stands there after a failure."""
+"""Publishing to the loopback Hub: the files, the upload, its verification, and the state after failures."""
 
 import json
 import re
@@ -24,13 +24,13 @@ NAME = "resnet10s_fdconv.fashion_mnist"
 ENTRY = MODELS / f"{NAME}.yaml"
 REPO = "ada/small"
 CLASSES = [f"class {number}" for number in range(7)]
-# Enough channels for the weights to be a large file of the Hub's, few enough to be fast.
+# Few channels, to be fast.
 SMALL = dict(channels=(24, 24, 24, 24), num_kernels=8, num_classes=7)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run, and its model."""
+    """Make the folder of a run, and its model."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("run")
     model = randomize(timm.create_model("resnet10s_fdconv", **SMALL), std=0.1).eval()
@@ -52,7 +52,7 @@ def publish_script(*arguments):
 
 @pytest.fixture
 def made(run, tmp_path):
-    """A repository's content, ready to be sent."""
+    """Write the files of a repository."""
     folder = tmp_path / "made"
     make_repository(run[1], read_entry(ENTRY), NAME, REPO, folder, run[0])
     return folder
@@ -64,7 +64,7 @@ def same_logits(source, model, **kwargs):
         return torch.equal(timm.create_model(source, pretrained=True, **kwargs).eval()(x), model(x))
 
 
-def test_a_dry_run_writes_what_would_be_sent(run, ada, tmp_path, capsys):
+def test_a_dry_run_writes_what_would_be_uploaded(run, ada, tmp_path, capsys):
     folder = tmp_path / "made"
     publish_script("--run", run[0], "--dry-run", folder)
     assert {path.name for path in folder.iterdir()} == {
@@ -89,10 +89,10 @@ def test_a_dry_run_writes_what_would_be_sent(run, ada, tmp_path, capsys):
         publish_script("--run", run[0], "--dry-run", folder)
 
 
-def test_published_is_said_after_the_round_trip(run, ada, capsys):
+def test_a_published_model_makes_the_round_trip(run, ada, capsys):
     publish_script("--run", run[0], "--tag", "v1", "--private")
-    said = capsys.readouterr().out
-    assert "published: timm.create_model('hf-hub:ada/small@v1', pretrained=True)" in said
+    output = capsys.readouterr().out
+    assert "published: timm.create_model('hf-hub:ada/small@v1', pretrained=True)" in output
     assert same_logits("hf-hub:ada/small@v1", run[1])
     assert HfApi().model_info(REPO).private
 
@@ -108,7 +108,7 @@ def test_published_is_said_after_the_round_trip(run, ada, capsys):
         timm.create_model("hf-hub:ada/small", pretrained=True, cache_dir=str(ada.home / "other"))
 
 
-def test_nothing_is_overwritten_unasked(run, ada, made):
+def test_nothing_is_overwritten_without_force(run, ada, made):
     first = publish(made, Target(REPO))
     with pytest.raises(PublishError, match=r"ada/small exists and has .*--create-pr.*--force"):
         publish(made, Target(REPO))
@@ -119,14 +119,14 @@ def test_nothing_is_overwritten_unasked(run, ada, made):
     assert publish(made, Target(REPO, force=True)) == HfApi().model_info(REPO).sha
 
 
-def test_a_branch_is_made(ada, made):
+def test_a_branch_is_created(ada, made):
     commit = publish(made, Target(REPO, revision="next"))
     branches = {branch.name: branch.target_commit for branch in HfApi().list_repo_refs(REPO).branches}
     assert branches["next"] == commit
     assert HfApi().list_repo_files(REPO, revision="main") in ([], [".gitattributes"])
 
 
-def test_converted_weights_are_said_to_be_that(hub, tmp_path):
+def test_converted_weights_are_described_as_such(hub, tmp_path):
     entry = replace(read_entry(MODELS / "resnet18_fdconv.a1_in1k.yaml"), model="resnet10s_fdconv.a1_in1k")
     make_repository(timm.create_model("resnet10s_fdconv"), entry, "any", REPO, tmp_path / "made", None)
     with safe_open(tmp_path / "made" / "model.safetensors", "pt") as file:
@@ -135,7 +135,7 @@ def test_converted_weights_are_said_to_be_that(hub, tmp_path):
     assert "not trained" in (tmp_path / "made" / "README.md").read_text()
 
 
-def test_what_ships_is_published_as_it_is(ada, tmp_path):
+def test_the_shipped_weights_are_published_unchanged(ada, tmp_path):
     publish_script("--dry-run", tmp_path / "made")
     shipped = timm.create_model(NAME, pretrained=True).eval()
     assert same_logits(f"local-dir:{tmp_path / 'made'}", shipped)
@@ -156,13 +156,13 @@ def test_a_recipe_needs_its_run(run, tmp_path):
 
 
 @pytest.mark.parametrize("fault", [Fault.cut_upload(), Fault.server_error(), Fault.rate_limited()])
-def test_an_upload_that_stumbles_arrives(run, ada, made, fault):
+def test_an_interrupted_upload_is_completed(run, ada, made, fault):
     ada.fail(fault, times=1)
     commit = publish(made, Target(REPO))
     assert same_logits(f"hf-hub:ada/small@{commit}", run[1])
 
 
-def test_a_failed_upload_leaves_nothing_and_goes_on_where_it_stopped(run, ada, made):
+def test_a_failed_upload_publishes_nothing_and_resumes(run, ada, made):
     ada.fail(Fault.server_error(500).on("POST", "/commit/"), times=50)
     with pytest.raises(PublishError, match="nothing was published"):
         publish(made, Target(REPO))
@@ -176,15 +176,15 @@ def test_a_failed_upload_leaves_nothing_and_goes_on_where_it_stopped(run, ada, m
     assert same_logits(f"hf-hub:ada/small@{commit}", run[1])
 
 
-def test_what_arrives_otherwise_is_not_published(ada, made):
+def test_a_damaged_upload_is_not_tagged(ada, made):
     ada.fail(Fault.wrong_content(), times=50)
-    with pytest.raises(PublishError, match=r"commit \w+ is there, but not verified"):
+    with pytest.raises(PublishError, match=r"commit \w+ was uploaded, but not verified"):
         publish(made, Target(REPO, tag="v1"))
     ada.heal()
     assert not HfApi().list_repo_refs(REPO).tags
 
 
-def test_no_token_or_an_old_one(hub, made, capsys, caplog):
+def test_missing_and_expired_tokens(hub, made, capsys, caplog):
     with pytest.raises(PublishError, match="log in with `hf auth login`"):
         publish(made, Target(REPO))
     token = hub.add_user("ada")

@@ -498,7 +498,7 @@ def edit_weights(folder, change):
         (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors cannot be read"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\x00" * 9), r"model\.safetensors is damaged"),
         (lambda folder: edit_weights(folder, lambda tensors: tensors.popitem()), "does not fit Segmenter: 1 missing"),
-        (lambda folder: edit_weights(folder, lambda t: t.update(x=torch.ones(1))), "1 without a place in the model: x"),
+        (lambda folder: edit_weights(folder, lambda t: t.update(x=torch.ones(1))), "1 unexpected: x"),
         (
             lambda folder: edit_weights(folder, lambda t: t.update(x=torch.full((1,), math.nan))),
             "NaN or infinite, in x",

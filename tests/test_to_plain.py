@@ -1,4 +1,4 @@
-"""From FDConv models back to plain ones: exactly where the modulators are neutral, else as near as can be."""
+"""Conversion of FDConv models back to plain ones, exactly with neutral modulators and approximately otherwise."""
 
 import copy
 
@@ -15,7 +15,7 @@ from fdconv_zoo.layers import BandModulatedConv2d
 
 
 class Net(nn.Module):
-    """Each kind of FDConv layer once."""
+    """One FDConv layer of each kind."""
 
     def __init__(self):
         super().__init__()
@@ -71,7 +71,7 @@ def test_neutral_models_become_plain():
         "bands.fbm.attention.weight",
     ],
 )
-def test_moved_modulators_are_named(name):
+def test_layers_that_are_not_neutral_are_named(name):
     model = Net()
     layers = dict(model.named_modules())
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_moved_modulators_are_named(name):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
-def test_the_zoos_models_give_timms_parameters(name):
+def test_models_of_the_zoo_get_the_parameters_of_timm(name):
     model = timm.create_model(f"{name}_fdconv", num_kernels=8)
     twin = randomize(timm.create_model(name), std=0.05).eval()
     model.load_state_dict(twin.state_dict())
@@ -94,8 +94,8 @@ def test_the_zoos_models_give_timms_parameters(name):
         assert relative_error(fresh(x), twin(x)) < 1e-4
 
 
-def test_groups_of_the_authors_checkpoints_count_all():
-    """Equal attention on all groups is the whole spectrum, however it is grouped."""
+def test_other_groups_give_the_same_plain_layer():
+    """Equal attention on all groups is the whole spectrum, for any grouping, such as the paper authors'."""
     model = Net().eval()
     groups = torch.randint(5, model.conv.fdw.group_index.shape)
     state = model.state_dict() | {"conv.fdw.group_index": groups}
@@ -107,7 +107,7 @@ def test_groups_of_the_authors_checkpoints_count_all():
 
 
 def literal_kernel(layer, pooled):
-    """The kernel of one image with pooled features (I,), in double precision."""
+    """Compute the kernel of one image with pooled features (I,), in double precision."""
     state = {key: value.double().numpy() for key, value in layer.state_dict().items()}
     ksm = {key.removeprefix("ksm."): value for key, value in state.items() if key.startswith("ksm.")}
     branch, n, shape = layer.ksm.global_branch, layer.fdw.num_kernels, layer.fdw.kernel_shape
@@ -122,7 +122,7 @@ def literal_kernel(layer, pooled):
 
 
 def literal_factor(fbm, inputs):
-    """<x, fbm(x)> / <x, x> over images (C, H, W), in double precision."""
+    """Compute <x, fbm(x)> / <x, x> over images (C, H, W), in double precision."""
     weight, bias = (tensor.detach().double().numpy() for tensor in (fbm.attention.weight, fbm.attention.bias))
     energy = passed = 0
     for x in inputs:
@@ -132,7 +132,7 @@ def literal_factor(fbm, inputs):
 
 
 def moved_model(std):
-    """A model whose modulators are not neutral, on two batches, with each layer's inputs and outputs."""
+    """Make a model with random modulators, and two batches; record each layer's inputs and outputs."""
     model = randomize(Net(), std).train()
     batches = [images(3), images(2)]
     seen = {}
@@ -175,7 +175,7 @@ def test_approximation_is_the_literal_mean(moved):
             kernel = np.mean([literal_kernel(layer, p) for p in pooled], axis=0)
         if layer.fbm is not None:
             factor = literal_factor(layer.fbm, inputs)
-            assert abs(factor - 1) > 0.01  # or the factor would not be tested
+            assert abs(factor - 1) > 0.01  # otherwise the factor is not tested
             kernel = kernel * factor
         weight = model.get_submodule(name).weight
         assert relative_error(weight, torch.from_numpy(kernel).view(weight.shape)) < 1e-5
@@ -188,7 +188,7 @@ def test_approximation_is_the_literal_mean(moved):
     assert deviation.output == pytest.approx(relative_rms(actual, outputs), rel=1e-3)
 
 
-def test_batches_do_not_matter(moved):
+def test_the_division_into_batches_does_not_matter(moved):
     model, batches, *_ = moved
     together, one = approximate_plain(copy.deepcopy(model), torch.cat(batches))
     apart, two = approximate_plain(copy.deepcopy(model), batches)
@@ -244,7 +244,7 @@ def test_the_table_of_deviations(moved):
     assert len({len(line) for line in lines}) == 1
 
 
-def test_approximation_leaves_no_trace_of_its_runs(moved):
+def test_approximating_has_no_side_effects(moved):
     model, batches, *_ = moved
     model.bands.eval()
     buffers = {name: value.clone() for name, value in model.named_buffers() if "num_batches" in name}
@@ -265,7 +265,7 @@ def test_approximation_leaves_no_trace_of_its_runs(moved):
         (torch.zeros(2, 5, 16, 16), ValueError, "expected 6 channels"),
     ],
 )
-def test_wrong_images_leave_the_model_as_it_was(moved, batches, error, message):
+def test_wrong_images_leave_the_model_unchanged(moved, batches, error, message):
     model = moved[0]
     layers = dict(model.named_modules())
     with pytest.raises(error, match=message):

@@ -79,7 +79,7 @@ def test_another_number_of_classes_is_an_error(tmp_path):
     model, arguments = build_model("test_resnet", num_classes=3, pretrained=False)
     preprocessing = resolve_preprocessing(model)
     export_model(model, tmp_path, class_names="abc", preprocessing=preprocessing, model_args=arguments)
-    with pytest.raises(ConfigError, match="tells 3 classes apart, but the dataset has 10"):
+    with pytest.raises(ConfigError, match="was trained on 3 classes, but the dataset has 10"):
         validate.main([*SAMPLE, "--model", str(tmp_path)])
 
 

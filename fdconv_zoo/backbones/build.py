@@ -10,8 +10,7 @@ from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from fdconv_zoo.layers.replace import LAYER_OPTIONS, replace_layers
-from fdconv_zoo.store import guarded_file
-from fdconv_zoo.store.download import checked_download
+from fdconv_zoo.store.timm_loading import checked_download, guarded_file
 
 StateDict = dict[str, Tensor]
 

@@ -13,7 +13,8 @@ from fdconv_zoo.index import Entry, read_index, timm_name
 from fdconv_zoo.index.cards import render_card
 from fdconv_zoo.index.table import quantity
 from fdconv_zoo.store.fetch import download, fetch_again
-from fdconv_zoo.store.find import HUB, find_weights
+from fdconv_zoo.store.find import find_weights
+from fdconv_zoo.store.names import HUB
 from fdconv_zoo.store.verify import verify
 
 

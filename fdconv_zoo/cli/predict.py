@@ -15,8 +15,9 @@ from timm.data import ImageNetInfo, create_transform
 from fdconv_zoo.cli.recipes import HelpFormatter
 from fdconv_zoo.data import open_image
 from fdconv_zoo.errors import ConfigError
-from fdconv_zoo.store.build import HUB, LOCAL, build_model, image_mode, resolve_preprocessing
+from fdconv_zoo.store.build import build_model, image_mode, resolve_preprocessing
 from fdconv_zoo.store.fetch import fetch_file
+from fdconv_zoo.store.names import CONFIG_FILE, HUB, LOCAL
 
 DESCRIPTION = "Print the classes of images, or draw what a segmenter or a detector finds in images and videos."
 
@@ -82,10 +83,10 @@ def load_dense_model(name: str) -> torch.nn.Module | None:
     folder = Path(name.removeprefix(LOCAL))
     if name.startswith(HUB):
         repo_id, _, revision = name.removeprefix(HUB).partition("@")
-        config = fetch_file(repo_id, "config.json", revision or None)
+        config = fetch_file(repo_id, CONFIG_FILE, revision or None)
         source, kwargs = repo_id, {"revision": revision or None}
     else:
-        config, source, kwargs = folder / "config.json", str(folder), {}
+        config, source, kwargs = folder / CONFIG_FILE, str(folder), {}
     if not config.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Plain layers to FDConv layers and back, in any torch model."""
+"""Converts layers of any torch model to FDConv and back."""
 
 from fdconv_zoo.conversion.approximate import Deviation, approximate_plain
 from fdconv_zoo.conversion.convert import convert_model

@@ -1,4 +1,4 @@
-"""The plain model nearest to an FDConv model that has been trained, and how near it is."""
+"""Approximates a trained FDConv model by a plain model, and measures the deviation."""
 
 import math
 from collections.abc import Iterable
@@ -13,19 +13,20 @@ from fdconv_zoo.conversion.table import align
 from fdconv_zoo.layers import BandModulatedConv2d, FDLinear
 from fdconv_zoo.layers.replace import DYNAMIC_KINDS, find_layers, swap_layers
 
-# So many numbers of kernels are assembled at a time; at least one kernel.
+# Elements of kernels that are assembled at a time; at least one kernel.
 _CHUNK = 2**22
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far a plain model is from the FDConv model it was made of; ``print`` shows it as a table.
+    """Deviation of a plain model from the FDConv model that it approximates; ``print`` shows it as a table.
 
-    All are root mean squares over the images, of the difference, as fractions of the FDConv model's.
+    All figures are root mean squares over the images: of the difference, as a fraction of the FDConv model's values.
 
     Attributes:
-        layers: Of what each layer returns for what the FDConv model gives it; without layers the images do not reach.
-        output: Of what the model returns.
+        layers: By layer name, deviation of the layer's output for the input it has in the FDConv model. Layers that
+            the images do not reach are left out.
+        output: Deviation of the model's output.
     """
 
     layers: dict[str, float]
@@ -37,33 +38,33 @@ class Deviation:
 
 
 def approximate_plain(model: nn.Module, images: Tensor | Iterable[Tensor]) -> tuple[nn.Module, Deviation]:
-    """Turn FDConv layers into the plain layers nearest to what they do on average, in place.
+    """Replace FDConv layers by plain layers that approximate their average effect on the images, in place.
 
     A layer's constant kernel is the mean of the kernels it assembles for the images, times the factor
-    ``<x, FBM(x)> / <x, x>`` that stands best for FBM on its inputs. The mean of the kernels, not the kernel of the mean
-    modulators: it is nearest to all of them, and modulators that move together are not torn apart. Only one running
-    sum a layer is kept. Weights that layers shared they no longer share.
+    ``<x, FBM(x)> / <x, x>`` that best approximates FBM on its inputs. The mean of the kernels minimises the squared
+    distance to all of them; the kernel of the mean modulators would not, because modulators are correlated. Weights
+    that were shared between layers are no longer shared.
 
     Args:
-        model: changed in place; runs in evaluation mode, without a trace.
-        images: a batch, or several, like those the model is for. They are all kept until the end.
+        model: changed in place. It runs in eval mode; its modes and statistics are kept.
+        images: a batch, or several, typical of the model's input. All are kept in memory until the end.
 
     Returns:
-        The model (the plain layer, where the model is itself an FDConv layer), and how far it is from the FDConv
-        model on these images.
+        The model (the plain layer, if the model itself is an FDConv layer), and its deviation from the FDConv model
+        on these images.
 
     Raises:
         TypeError: a batch is not a tensor.
         ValueError: there are no images, or they do not reach a layer whose modulators are not neutral.
 
-    After an error the model is as it was.
+    After an error the model is unchanged.
     """
     batches = [images] if isinstance(images, Tensor) else list(images)
     if not batches:
-        raise ValueError("images is empty: the mean kernels are those for some images.")
+        raise ValueError("images is empty: give images to average the kernels over.")
     for batch in batches:
         if not isinstance(batch, Tensor):
-            raise TypeError(f"A batch is a {type(batch).__name__}: give tensors, as with (x for x, _ in loader).")
+            raise TypeError(f"A batch is a {type(batch).__name__}: give tensors, for example (x for x, _ in loader).")
     layers = find_layers(model, DYNAMIC_KINDS)
 
     means: dict[nn.Module, _Mean] = {}
@@ -73,7 +74,7 @@ def approximate_plain(model: nn.Module, images: Tensor | Iterable[Tensor]) -> tu
     for layer, names in layers.items():
         if layer not in means and not is_neutral(layer):
             raise ValueError(
-                f"The images do not reach {names[0]!r}, whose modulators are not neutral: nothing is known."
+                f"The images do not reach {names[0]!r}, whose modulators are not neutral: its kernels are unknown."
             )
         kernel = means[layer].kernel() if layer in means else neutral_kernel(layer)
         plain[layer] = make_plain(layer, make_weight(layer, kernel))
@@ -93,7 +94,7 @@ def approximate_plain(model: nn.Module, images: Tensor | Iterable[Tensor]) -> tu
 
 
 class _Mean:
-    """The mean kernel of a layer, and the factor that stands for its FBM."""
+    """Running mean of a layer's kernels, and of the factor that approximates its FBM."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
@@ -102,14 +103,14 @@ class _Mean:
         self.energy = self.passed = 0.0  # <x, x> and <x, FBM(x)>
 
     def add(self, x: Tensor) -> None:
-        """Take in a batch of the layer's inputs."""
+        """Add a batch of the layer's inputs."""
         layer = self.layer
         if not isinstance(layer, BandModulatedConv2d):
             tokens = x.flatten(1, -2) if isinstance(layer, FDLinear) else x.flatten(2).transpose(1, 2)
             pooled = tokens.mean(1, dtype=torch.promote_types(x.dtype, torch.float32))
-            for part in pooled.split(max(_CHUNK // math.prod(layer.fdw.kernel_shape), 1)):
-                # Not a sum: without KSM all images share one kernel.
-                self.total = self.total + layer.assemble(part).mean(0, dtype=torch.float64) * len(part)
+            for chunk in pooled.split(max(_CHUNK // math.prod(layer.fdw.kernel_shape), 1)):
+                # The mean of the chunk, not its sum: without KSM, all images share one kernel.
+                self.total = self.total + layer.assemble(chunk).mean(0, dtype=torch.float64) * len(chunk)
             self.count += len(pooled)
         if layer.fbm is not None:
             modulated = layer.fbm(x).double()
@@ -118,13 +119,13 @@ class _Mean:
             self.passed += (x * modulated).sum().item()
 
     def kernel(self) -> Tensor:
-        """(O, I/groups, a, b)."""
+        """Return the constant kernel, (O, I/groups, a, b)."""
         kernel = self.total / self.count if self.count else neutral_kernel(self.layer)
         return kernel * (self.passed / self.energy) if self.energy else kernel
 
 
 class _Error:
-    """Sums of squares: of a difference, and of what it is compared with."""
+    """Running sums of squares, of a difference and of the reference."""
 
     def __init__(self) -> None:
         self.difference = self.expected = 0.0

@@ -1,15 +1,15 @@
-"""Converting any torch model, checked on an example."""
+"""Converts a torch model's layers to FDConv, checked on an example."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from fdconv_zoo.conversion.check import check_rounding, deviation_on_example, tolerance_of
+from fdconv_zoo.conversion.deviation import check_rounding, deviation_on_example, tolerance_of
 from fdconv_zoo.conversion.plan import make_plan
-from fdconv_zoo.conversion.run import Example, find_floating, observe
+from fdconv_zoo.conversion.run import Example, find_floating, observe_plain_layers
 from fdconv_zoo.conversion.select import Rules, select_layers
-from fdconv_zoo.layers.replace import find_plain_layers, make_dynamic, swap_layers
+from fdconv_zoo.layers.replace import make_dynamic, swap_layers
 
 
 def convert_model(
@@ -24,45 +24,44 @@ def convert_model(
     dry_run: bool = False,
     **options: Any,
 ) -> nn.Module:
-    """Turn layers of any torch model into FDConv layers, in place; it computes the same function, to float rounding.
+    """Convert layers of any torch model to FDConv layers, in place, without changing what it computes.
 
-    All layers of ``types`` are converted that pass ``include``, ``exclude``, ``min_channels`` and ``select``, besides
-    those that cannot be (``dry_run=True`` shows the reasons) and timm's classifier. A linear layer is converted only
-    where it is safe: where the example showed that it is given (B, N, C) or (B, H, W, C) with images as B, or where the
-    user asks for it with ``include`` or ``select``.
+    The converted model computes the same function up to float rounding. All layers of ``types`` that pass ``include``,
+    ``exclude``, ``min_channels`` and ``select`` are converted, except timm's classifier and layers that FDConv does not
+    support (``dry_run=True`` lists the reasons). Linear layers are converted only if this is safe: if the example shows
+    that their input is (B, N, C) or (B, H, W, C) with B images, or if ``include`` or ``select`` asks for them.
 
-    Shared layers and shared weights stay shared. A frozen weight becomes a frozen spectrum, with modulators that
-    learn. The new layers' biases are the old ones'; spectrum and modulators are new parameters: make the optimizer
-    afterwards.
+    Shared layers and shared weights stay shared. A frozen weight becomes a frozen spectrum, with trainable modulators.
+    Biases are kept; spectra and modulators are new parameters, so create the optimizer after the conversion.
 
     Args:
-        model: any module, also a single layer; already converted layers are left alone.
-        include: take only layers whose name matches this pattern, or one of several (``"layer4.*.conv2"``, as in
-            :mod:`fnmatch`). A layer named so is taken even if it is the classifier, or looks at windows.
-        exclude: leave out layers whose name matches this pattern, or one of several.
+        model: any module, or a single layer; FDConv layers in it are left alone.
+        include: convert only layers whose names match this pattern, or one of several (``"layer4.*.conv2"``, as in
+            :mod:`fnmatch`), even if they belong to the classifier or see windows of an image.
+        exclude: skip layers whose names match this pattern, or one of several.
         types: ``nn.Conv2d``, ``nn.Linear``, or both.
-        min_channels: leave out layers with fewer input or output channels; the paper leaves 16 and less plain.
-        select: called with each layer's name and the layer; leave out those where it is false.
+        min_channels: skip layers with fewer input or output channels. The paper converts layers with more than 16.
+        select: called with each layer's name and the layer; layers for which it returns false are skipped.
         example: an input of the model: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
-            With it the model runs before and after, to see what each layer is given and that the outputs agree.
-        dry_run: print what would be done, change nothing.
-        **options: of :class:`fdconv_zoo.FDConv2d` (``num_kernels``, ``fbm``, ...); linear layers take those they know.
+            The model runs on it before and after the conversion, to see the layers' inputs and compare the outputs.
+        dry_run: only print the plan; change nothing.
+        **options: of :class:`fdconv_zoo.FDConv2d` (``num_kernels``, ``fbm``, ...). Linear layers ignore those of FBM.
 
     Returns:
-        The model; the new layer, where the model is itself a layer that was converted.
+        The model; if the model itself is a converted layer, the new layer.
 
     Raises:
-        TypeError: an unknown option, or a type of layer that has no FDConv counterpart.
-        ValueError: nothing can be converted; or ``include`` names a layer, without wildcards, that cannot be; or an
-            option does not fit; or there is nothing to compare in what the model returns for the example.
-        RuntimeError: the converted model does not compute the same on the example, or does not run.
+        TypeError: an option is unknown, or a type of layer has no FDConv counterpart.
+        ValueError: nothing can be converted, ``include`` names a layer (without wildcards) that cannot be converted,
+            an option does not fit a layer, or the model's output has no floating-point tensors to compare.
+        RuntimeError: the model does not run on the example, or computes something else after the conversion.
 
-    After an error the model is as it was.
+    After an error the model is unchanged.
     """
     rules = Rules(include, exclude, types, min_channels, select)
-    calls, expected = (None, None) if example is None else observe(model, find_plain_layers(model), example)
+    calls, expected = (None, None) if example is None else observe_plain_layers(model, example)
     if example is not None and not find_floating(expected):
-        raise ValueError(f"The model's output, a {type(expected).__name__}, holds no floating tensors to compare.")
+        raise ValueError(f"The model's output, a {type(expected).__name__}, has no floating-point tensors to compare.")
     if dry_run:
         print(make_plan(model, rules, calls, options))
         return model

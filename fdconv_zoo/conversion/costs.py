@@ -1,4 +1,4 @@
-"""Costs of any model that are counted, not measured: parameters and multiply-adds."""
+"""Counts a model's parameters and multiply-adds."""
 
 import torch
 from torch import Tensor, nn
@@ -8,20 +8,24 @@ from fdconv_zoo.layers import FrequencyBandModulation
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of trainable and frozen parameters, shared ones once."""
+    """Count trainable and frozen parameters; shared parameters count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_multiply_adds(model: nn.Module, x: Tensor) -> tuple[int, int]:
-    """Multiply-adds of convolutions, matrix products and attention for x (1, C, H, W) in inference.
+    """Count multiply-adds of convolutions, matrix products and attention in inference.
 
-    FFTs and element-wise work are not counted, which leaves out how FDW assembles kernels.
+    FFTs and element-wise operations are not counted, and so neither is the assembly of kernels in FDW.
+
+    Args:
+        model: changed to eval mode.
+        x: (1, C, H, W).
 
     Returns:
-        All of them; and without the low-passes of FBM. These are matrix products that stand for FFTs: counts of
-        convolutions and linear layers, the custom in papers, have neither.
+        The total, and the total without FBM's low-passes. These are matrix products in place of FFTs; papers usually
+        count convolutions and linear layers only, which excludes both.
     """
-    # Not inference_mode: there the counter is not shown the operations that a matrix product is made of.
+    # Not inference_mode: in it, the counter does not see the operations that a matrix product consists of.
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(x)
     counts = counter.get_flop_counts()

@@ -1,4 +1,4 @@
-"""What keeps a layer from becoming FDConv, in words that tell the remedy where there is one."""
+"""Reasons why a layer cannot be converted to FDConv, with remedies."""
 
 from collections.abc import Collection
 
@@ -6,27 +6,33 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-# Children whose weights torch's own classes read without calling them.
+from fdconv_zoo.layers.plain import own_forward
+
+# Children whose weights torch's own modules read without calling them.
 _READ_DIRECTLY = {nn.MultiheadAttention: ("out_proj",), nn.TransformerEncoderLayer: ("linear1", "linear2")}
 
 
 def obstacle_in_layer(layer: nn.Conv2d | nn.Linear, min_channels: int, num_kernels: int) -> str | None:
-    """Why FDConv cannot stand for this layer, wherever it is; None: it can."""
+    """Return why FDConv cannot replace this layer in any model; None if it can."""
     kind = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
     parameters = dict(layer.named_parameters(recurse=False))
     if any(is_lazy(parameter) for parameter in parameters.values()):
         return "lazy and not initialised yet: run the model once"
+    if getattr(layer, "weight", None) is None:
+        return "no weight"
     if "weight" not in parameters or parameters.keys() - {"weight", "bias"} or layer._buffers or layer._modules:
-        return "its weight is computed from other tensors (weight norm, pruning, an adapter): make it a parameter first"
-    methods = ("forward", "_conv_forward") if kind is nn.Conv2d else ("forward",)
-    if "forward" in vars(layer) or any(getattr(type(layer), name) is not getattr(kind, name) for name in methods):
-        own = f"{type(layer).__module__}.{type(layer).__qualname__}"
-        return f"a {own}, which computes in a way of its own, unlike nn.{kind.__name__}"
+        return (
+            "its weight is a buffer or computed from other tensors (weight norm, pruning, an adapter): make it a "
+            "parameter first"
+        )
+    if own := own_forward(layer, kind):
+        return f"a {own}, whose forward differs from nn.{kind.__name__}'s"
     weight = layer.weight
-    if type(weight) is not nn.Parameter or not weight.is_floating_point():
-        return f"its weight is no floating point parameter but a {type(weight).__name__} of {weight.dtype} (quantised?)"
+    is_float = weight.is_floating_point() and weight.dtype.itemsize > 1  # torch cannot compute with float8
+    if type(weight) is not nn.Parameter or not is_float:
+        return f"its weight, a {type(weight).__name__} of {weight.dtype}, is not a float parameter (quantised?)"
     if any(hooks for name, hooks in vars(layer).items() if name.endswith("_hooks")):
-        return "has hooks, which would be lost: remove them and register them on the new layer"
+        return "has hooks, which would be lost: remove them, and register them on the new layer"
     channels = (layer.in_channels, layer.out_channels) if kind is nn.Conv2d else weight.shape
     if min(channels) < min_channels:
         return f"fewer than min_channels={min_channels} input or output channels"
@@ -37,20 +43,21 @@ def obstacle_in_layer(layer: nn.Conv2d | nn.Linear, min_channels: int, num_kerne
 
 
 def obstacles_in_parents(model: nn.Module) -> dict[nn.Module, str]:
-    """The layers whose parents, classes of torch, do not call them."""
+    """Find the layers whose parents, modules of torch, do not call them."""
     return {
         getattr(parent, child): f"nn.{kind.__name__} reads its weight without calling it"
         for parent in model.modules()
         for kind, children in _READ_DIRECTLY.items()
         if isinstance(parent, kind)
         for child in children
+        if child in parent._modules
     }
 
 
 def obstacle_in_calls(layer: nn.Conv2d | nn.Linear, shapes: list[torch.Size] | None) -> str | None:
-    """Why FDConv cannot take what an example gives to the layer; None: it can."""
+    """Return why FDConv does not support the layer's inputs, from their shapes in an example; None if it does."""
     if shapes is None:
-        return "the example does not call it: unused here, or its parent reads its weight directly"
+        return "not called by the example: unused, or its parent reads its weight directly"
     layout, ndims = ("(B, C, H, W)", {4}) if isinstance(layer, nn.Conv2d) else ("(B, N, C) or (B, H, W, C)", {3, 4})
     other = {len(shape) for shape in shapes} - ndims
     return f"its input has {min(other)} axes: FDConv needs {layout}" if other else None
@@ -59,7 +66,7 @@ def obstacle_in_calls(layer: nn.Conv2d | nn.Linear, shapes: list[torch.Size] | N
 def obstacles_in_ties(
     model: nn.Module, chosen: Collection[nn.Module], name_of: dict[nn.Module, str]
 ) -> dict[nn.Module, str]:
-    """The chosen layers that share their weight with something that is not chosen."""
+    """Find the chosen layers that share their weight with a module that is not chosen."""
     users: dict[nn.Parameter, list[nn.Module]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -73,7 +80,7 @@ def obstacles_in_ties(
 
 
 def classifier_layers(model: nn.Module) -> set[nn.Module]:
-    """The layers of timm's classifier, where the model has one."""
+    """Return the modules of a timm model's classifier; empty for other models."""
     get_classifier = getattr(model, "get_classifier", None)
     parts = get_classifier() if callable(get_classifier) else ()
     parts = parts if isinstance(parts, list | tuple) else (parts,)

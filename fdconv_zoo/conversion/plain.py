@@ -1,4 +1,4 @@
-"""From FDConv layers whose modulators are neutral back to plain layers."""
+"""Converts FDConv layers with neutral modulators back to plain layers."""
 
 import torch
 from torch import Tensor, nn
@@ -8,71 +8,74 @@ from fdconv_zoo.layers.replace import DYNAMIC_KINDS, bare_twin, find_layers, swa
 
 
 def to_plain(model: nn.Module) -> nn.Module:
-    """Turn FDConv layers with neutral modulators back into ``nn.Conv2d`` and ``nn.Linear``, in place.
+    """Convert FDConv layers with neutral modulators back to ``nn.Conv2d`` and ``nn.Linear``, in place.
 
-    The model computes the same function, to float rounding. A model of the zoo then has the parameters of timm's
-    plain one. Shared layers and weights stay shared, a frozen spectrum becomes a frozen weight, biases are kept.
+    The model computes the same function up to float rounding. A model of the zoo then has the parameters of timm's
+    plain model. Shared layers and weights stay shared, a frozen spectrum becomes a frozen weight, and biases are kept.
 
     Returns:
-        The model; the plain layer, where the model is itself an FDConv layer.
+        The model; if the model itself is an FDConv layer, the plain layer.
 
     Raises:
-        ValueError: the modulators of some layers are not neutral any more; names layers. The model is as it was.
+        ValueError: the modulators of some layers are not neutral; names the first of them. The model is unchanged.
     """
     layers = find_layers(model, DYNAMIC_KINDS)
     if moved := [names[0] for layer, names in layers.items() if not is_neutral(layer)]:
         raise ValueError(
             f"{len(moved)} of {len(layers)} FDConv layers have modulators that are not neutral, among them "
-            f"{', '.join(map(repr, moved[:3]))}: no plain layer computes the same. approximate_plain finds the nearest."
+            f"{', '.join(map(repr, moved[:3]))}: no plain layer computes the same function. approximate_plain finds "
+            "the nearest one."
         )
     weights: dict[nn.Parameter, nn.Parameter] = {}
     plain = {}
     for layer in layers:
-        own = own_weight(layer)
-        if own not in weights:
-            weights[own] = own if isinstance(layer, BandModulatedConv2d) else make_weight(layer, neutral_kernel(layer))
-        plain[layer] = make_plain(layer, weights[own])
+        source = source_parameter(layer)
+        if source not in weights:
+            is_plain = isinstance(layer, BandModulatedConv2d)
+            weights[source] = source if is_plain else make_weight(layer, neutral_kernel(layer))
+        plain[layer] = make_plain(layer, weights[source])
     return swap_layers(model, plain)
 
 
 def is_neutral(layer: nn.Module) -> bool:
-    """Whether no modulator of an FDConv layer changes anything, whatever the image."""
-    last: list[nn.Module | None] = []
+    """Whether the modulators of an FDConv layer have no effect, whatever the image."""
+    heads: list[nn.Module | None] = []  # the last layers of the modulators
     for part in layer.modules():
         if isinstance(part, KernelSpatialModulation):
             if (branch := part.global_branch) is not None:
-                last += [branch.channel, branch.filter, branch.spatial, branch.kernel]
+                heads += [branch.channel, branch.filter, branch.spatial, branch.kernel]
             if part.local_branch is not None:
-                last.append(part.local_branch.conv)
+                heads.append(part.local_branch.conv)
         elif isinstance(part, FrequencyBandModulation):
-            last.append(part.attention)
-    return not any(parameter.any() for module in last if module is not None for parameter in module.parameters())
+            heads.append(part.attention)
+    return not any(parameter.any() for head in heads if head is not None for parameter in head.parameters())
 
 
 @torch.no_grad()
 def neutral_kernel(layer: nn.Module) -> Tensor:
-    """The kernel (O, I/groups, a, b) of an FDConv layer as its modulators find it."""
+    """Return the kernel (O, I/groups, a, b) of an FDConv layer before modulation."""
     return layer.weight if isinstance(layer, BandModulatedConv2d) else layer.fdw()[0]
 
 
-def own_weight(layer: nn.Module) -> nn.Parameter:
-    """The parameter an FDConv layer's kernel is made from."""
+def source_parameter(layer: nn.Module) -> nn.Parameter:
+    """Return the parameter from which an FDConv layer computes its kernel."""
     return layer.weight if isinstance(layer, BandModulatedConv2d) else layer.fdw.spectrum
 
 
 def make_weight(layer: nn.Module, kernel: Tensor) -> nn.Parameter:
-    """The weight of the plain layer that stands for an FDConv layer.
+    """Make the weight of the plain layer that replaces an FDConv layer.
 
     Args:
+        layer: an FDConv layer.
         kernel: (O, I/groups, a, b).
     """
-    own = own_weight(layer)
+    source = source_parameter(layer)
     kernel = kernel.flatten(1) if isinstance(layer, FDLinear) else kernel
-    return nn.Parameter(kernel.to(own.dtype, copy=True).contiguous(), own.requires_grad)
+    return nn.Parameter(kernel.to(source.dtype, copy=True).contiguous(), source.requires_grad)
 
 
 def make_plain(layer: nn.Module, weight: nn.Parameter) -> nn.Conv2d | nn.Linear:
-    """The plain layer in an FDConv layer's place, with this weight and the layer's own bias."""
+    """Make the plain layer that replaces an FDConv layer, with this weight and the layer's bias."""
     plain = bare_twin(layer, weight.dtype)
     plain.weight, plain.bias = weight, layer.bias
     return plain.train(layer.training)

@@ -1,4 +1,4 @@
-"""What a conversion would change, and what it would cost."""
+"""Plans a conversion: which layers change, and at what cost."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,24 +9,24 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fdconv_zoo.conversion.costs import count_multiply_adds, count_parameters
-from fdconv_zoo.conversion.run import Calls, Example, observe
+from fdconv_zoo.conversion.run import Calls, Example, observe_plain_layers
 from fdconv_zoo.conversion.select import Rules, SkippedLayer, group_by_reason, select_layers
 from fdconv_zoo.conversion.table import align
 from fdconv_zoo.layers import set_path
-from fdconv_zoo.layers.replace import bare_twin, find_plain_layers, make_dynamic
+from fdconv_zoo.layers.replace import bare_twin, make_dynamic
 
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """A layer to convert, before (plain) and after (FDConv).
+    """A layer to convert. Costs are pairs: before (plain) and after (FDConv).
 
     Attributes:
         names: All its names in the model.
         kind: ``"FDConv2d"`` or ``"FDLinear"``.
         kernel_shape: (O, I/groups, a, b).
-        parameters: Before and after; what is shared with a layer higher up in the plan is counted there.
-        multiply_adds: Before and after, for one image, computed with torch's ordinary operations (see
-            :func:`fdconv_zoo.conversion.costs.count_multiply_adds`); None: there was no example.
+        parameters: Number of parameters; those shared with an earlier layer of the plan are counted there only.
+        multiply_adds: For one image, with torch's own operations (see
+            :func:`fdconv_zoo.conversion.costs.count_multiply_adds`); None without an example.
     """
 
     names: tuple[str, ...]
@@ -41,9 +41,9 @@ class ConversionPlan:
     """What :func:`fdconv_zoo.convert_model` would do; ``print`` shows it as a table.
 
     Attributes:
-        layers: Those to convert.
-        skipped: The other convolutions and linear layers, and why they stay.
-        parameters: Of the whole model, before and after.
+        layers: The layers to convert.
+        skipped: The other convolutions and linear layers, with the reasons.
+        parameters: Number of parameters of the whole model, before and after.
     """
 
     layers: tuple[PlannedLayer, ...]
@@ -71,7 +71,7 @@ class ConversionPlan:
         ]
         lines = align(header, rows, left=3)
         if self.skipped:
-            lines += ["", f"{len(self.skipped)} convolutions and linear layers stay as they are:"]
+            lines += ["", f"{len(self.skipped)} convolutions and linear layers are skipped:"]
             lines += group_by_reason(self.skipped)
         return "\n".join(lines)
 
@@ -87,24 +87,24 @@ def plan_conversion(
     example: Example | None = None,
     **options: Any,
 ) -> ConversionPlan:
-    """What :func:`fdconv_zoo.convert_model` would do with the same arguments. The model stays as it is.
+    """Plan what :func:`fdconv_zoo.convert_model` would do with the same arguments, without changing the model.
 
     Raises:
-        TypeError, ValueError: as there.
+        TypeError, ValueError, RuntimeError: as in :func:`fdconv_zoo.convert_model`.
     """
     rules = Rules(include, exclude, types, min_channels, select)
-    calls = None if example is None else observe(model, find_plain_layers(model), example)[0]
+    calls = None if example is None else observe_plain_layers(model, example)[0]
     return make_plan(model, rules, calls, options)
 
 
 def make_plan(model: nn.Module, rules: Rules, calls: Calls | None, options: dict[str, Any]) -> ConversionPlan:
-    """:func:`plan_conversion` once the example has run."""
+    """Make a plan after the example has run, see :func:`plan_conversion`."""
     chosen, skipped = select_layers(model, rules, calls, options)
     counted: set[nn.Parameter] = set()
     known_costs: dict[tuple[str, torch.Size], tuple[int, int]] = {}
     layers = []
     for layer, names in chosen.items():
-        # Without memory, and exact: the layers that the conversion would make.
+        # Counts are exact, and need no memory on the meta device.
         with torch.device("meta"):
             plain = bare_twin(layer, layer.weight.dtype)
             dynamic = make_dynamic({plain: names[0]}, **options)[plain]
@@ -129,7 +129,7 @@ def make_plan(model: nn.Module, rules: Rules, calls: Calls | None, options: dict
 
 
 def _multiply_adds(layer: nn.Module, shape: torch.Size) -> int:
-    """Of a layer on the meta device."""
+    """Count the multiply-adds of a layer on the meta device for inputs of this shape."""
     set_path(layer, "plain")
     return count_multiply_adds(layer, torch.empty(shape, device="meta", dtype=next(layer.parameters()).dtype))[0]
 

@@ -1,14 +1,17 @@
-"""Running a model to look at it: what its layers are given, what it gives back."""
+"""Runs a model on an example and observes its layers."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from traceback import walk_tb
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.parameter import is_lazy
+
+from fdconv_zoo.layers.replace import find_plain_layers
 
 # The input of a model: a tensor, its positional arguments, or its keyword arguments.
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -20,15 +23,16 @@ def run(
     layers: Collection[nn.Module] = (),
     on_call: Callable[[nn.Module, Tensor, Tensor], Tensor | None] | None = None,
 ) -> Any:
-    """Run a model in evaluation mode without gradients and leave no trace: not in its modes, not in the random state.
+    """Run a model in eval mode without gradients. Its modes and the random state are restored afterwards.
 
     Args:
+        model: any module.
         example: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
-        layers: whose calls are reported.
-        on_call: called with each of these layers, what it is given and what it returns; may return what to go on with.
+        layers: layers whose calls are reported.
+        on_call: called with one of these layers, its input and its output; may return another output.
 
     Returns:
-        What the model returns; what it draws at random is the same in every run.
+        The model's output. Random numbers that the model draws are the same in every run.
     """
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
@@ -37,8 +41,8 @@ def run(
         return None
 
     modes = {module: module.training for module in model.modules()}
-    # A hook of all modules, not of these: some parents (torch's transformer layers) go other ways where there are hooks
-    # on their children. Modes are set one by one: train() may be overridden with effects of its own.
+    # A global hook: some parents (torch's transformer layers) take another code path if their children have hooks.
+    # Modes are set one by one: train() may be overridden and have other effects.
     handle = register_module_forward_hook(hook, with_kwargs=True)
     try:
         for module in modes:
@@ -55,11 +59,11 @@ def run(
 
 @dataclass(frozen=True)
 class Calls:
-    """What an example showed.
+    """Calls of a model's layers during a run.
 
     Attributes:
-        batch: How many images it holds.
-        shapes: The input shapes of each layer that was called, one a call.
+        batch: Number of images in the example.
+        shapes: Input shapes of each layer that was called, one per call.
     """
 
     batch: int
@@ -67,16 +71,11 @@ class Calls:
 
 
 def observe(model: nn.Module, layers: Collection[nn.Module], example: Example) -> tuple[Calls, Any]:
-    """Run a model on an example, see :func:`run`.
+    """Run a model on an example and record the calls of some layers, see :func:`run`.
 
     Returns:
-        What the layers are given, and what the model returns.
-
-    Raises:
-        ValueError: the run would initialise lazy parameters.
+        The calls, and the model's output.
     """
-    if any(is_lazy(parameter) for parameter in model.parameters()):
-        raise ValueError("The model has lazy parameters that are not initialised: run it once before.")
     first = next(find_tensors(example), None)
     calls = Calls(1 if first is None or first.ndim == 0 else first.shape[0], {})
 
@@ -87,8 +86,38 @@ def observe(model: nn.Module, layers: Collection[nn.Module], example: Example) -
     return calls, output
 
 
+def observe_plain_layers(model: nn.Module, example: Example) -> tuple[Calls, Any]:
+    """Record the calls of a model's plain layers, as :func:`observe` does, before a conversion.
+
+    Raises:
+        ValueError: the model has lazy parameters, which the run would initialise; names the layer.
+        RuntimeError: the model does not run on the example; names the layer that fails.
+    """
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            layer = name.rpartition(".")[0]
+            raise ValueError(f"{layer!r} has lazy parameters that are not initialised: run the model once before.")
+    try:
+        return observe(model, find_plain_layers(model), example)
+    except Exception as error:
+        raise RuntimeError(
+            f"The model does not run on the example: {failing_module(model, error)} raises {type(error).__name__} "
+            f"({error})."
+        ) from error
+
+
+def failing_module(model: nn.Module, error: BaseException) -> str:
+    """Name the innermost module of a model that was running when an error was raised, for a message."""
+    names = {module: repr(name) if name else "the model" for name, module in model.named_modules()}
+    running = [frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__)]
+    return next(
+        (names[module] for module in reversed(running) if isinstance(module, nn.Module) and module in names),
+        "the model",
+    )
+
+
 def find_tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists, mappings and dataclasses, in order."""
+    """Yield the tensors in nested tuples, lists, mappings and dataclasses, in order."""
     if isinstance(value, Tensor):
         yield value
         return
@@ -105,7 +134,7 @@ def find_tensors(value: Any) -> Iterator[Tensor]:
 
 
 def find_floating(value: Any) -> list[Tensor]:
-    """The tensors of floating types among :func:`find_tensors`."""
+    """Return the floating-point tensors among those of :func:`find_tensors`."""
     return [tensor for tensor in find_tensors(value) if tensor.is_floating_point()]
 
 
@@ -113,7 +142,7 @@ def find_floating(value: Any) -> list[Tensor]:
 def _fixed_randomness(model: nn.Module) -> Iterator[None]:
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices):
-        # Not torch.manual_seed, which reaches GPUs whose state is not kept here.
+        # Not torch.manual_seed: it also seeds GPUs whose state is not restored here.
         torch.default_generator.manual_seed(0)
         for device in devices:
             with torch.cuda.device(device):

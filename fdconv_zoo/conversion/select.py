@@ -1,4 +1,4 @@
-"""Which layers of a model become FDConv, and why the others do not."""
+"""Selects the layers of a model to convert, with reasons for skipping the others."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,11 +22,11 @@ from fdconv_zoo.layers.replace import DYNAMIC_KINDS, LAYER_OPTIONS, PLAIN_KINDS,
 
 @dataclass(frozen=True)
 class SkippedLayer:
-    """A convolution or linear layer that stays as it is.
+    """A convolution or linear layer that is not converted.
 
     Attributes:
-        name: The first of its names.
-        reason: Why.
+        name: The first of its names in the model.
+        reason: Why it is skipped.
     """
 
     name: str
@@ -35,10 +35,10 @@ class SkippedLayer:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a user asks for; see :func:`fdconv_zoo.convert_model`.
+    """The user's choice of layers; see :func:`fdconv_zoo.convert_model`.
 
     Raises:
-        TypeError: ``types`` has something else than ``nn.Conv2d`` and ``nn.Linear``; names it.
+        TypeError: ``types`` has a type other than ``nn.Conv2d`` and ``nn.Linear``; names it.
     """
 
     include: str | Iterable[str] | None = None
@@ -55,27 +55,30 @@ class Rules:
         types = (self.types,) if isinstance(self.types, type) else tuple(self.types)
         for kind in types:
             if kind not in PLAIN_KINDS:
-                raise TypeError(f"types has {kind}: only nn.Conv2d and nn.Linear have an FDConv counterpart.")
+                raise TypeError(f"types has {kind}, but only nn.Conv2d and nn.Linear have an FDConv counterpart.")
         object.__setattr__(self, "types", types)
 
     def objection(self, layer: nn.Module, names: Sequence[str]) -> str | None:
-        """Why the user does not want this layer; None: they do."""
+        """Return why the user does not want this layer; None if they do."""
         if not isinstance(layer, self.types):
-            return f"not among types={_names(self.types)}"
+            return f"not in types={_names(self.types)}"
         if self.include is not None and not _match(names, self.include):
             return f"not in include={self.include}"
         if _match(names, self.exclude):
             return f"in exclude={self.exclude}"
-        if self.select is not None and not self.select(names[0], layer):
-            return "refused by select"
+        try:
+            if self.select is not None and not self.select(names[0], layer):
+                return "rejected by select"
+        except Exception as error:
+            raise RuntimeError(f"select fails for {names[0]!r}: {type(error).__name__} ({error}).") from error
         return None
 
     def names_exactly(self, names: Sequence[str]) -> bool:
-        """Whether ``include`` has one of these names, without wildcards."""
+        """Whether ``include`` has one of these names literally, without wildcards."""
         return self.include is not None and not set(names).isdisjoint(self.include)
 
     def names(self, names: Sequence[str]) -> bool:
-        """Whether ``include`` has a pattern for these names that does not match just everything."""
+        """Whether a pattern of ``include`` matches one of these names, ``"*"`` aside."""
         return self.include is not None and _match(names, [pattern for pattern in self.include if pattern != "*"])
 
     def __str__(self) -> str:
@@ -91,20 +94,22 @@ def select_layers(
     """Choose the layers to convert.
 
     Args:
-        calls: what an example showed; None: there was no example.
-        options: of the layers to be made.
+        model: not changed.
+        rules: the user's choice.
+        calls: the calls that an example showed; None without an example.
+        options: of the FDConv layers.
 
     Returns:
-        The layers with all their names; and the other convolutions and linear layers.
+        The layers with all their names, and the other convolutions and linear layers.
 
     Raises:
-        TypeError: an option that FDConv layers do not have; names it.
-        ValueError: ``include`` names, without wildcards, a layer that is not there or cannot be converted; or nothing
-            is left to convert.
+        TypeError: FDConv layers do not have an option; names it.
+        ValueError: ``include`` names a layer (without wildcards) that does not exist or cannot be converted, or
+            nothing is left to convert.
     """
     if unknown := sorted(options.keys() - LAYER_OPTIONS):
         raise TypeError(
-            f"FDConv layers have no option {', '.join(unknown)}; they have {', '.join(sorted(LAYER_OPTIONS))}."
+            f"FDConv layers have no option {', '.join(unknown)}; the options are {', '.join(sorted(LAYER_OPTIONS))}."
         )
     num_kernels = options.get("num_kernels", inspect.signature(FDConv2d).parameters["num_kernels"].default)
     layers = find_plain_layers(model)
@@ -127,7 +132,7 @@ def select_layers(
         reason = obstacle_in_layer(layer, rules.min_channels, num_kernels) or in_parents.get(layer)
         if calls is not None:
             reason = reason or obstacle_in_calls(layer, calls.shapes.get(layer))
-        reason = reason or _reservation(layer, names, rules, calls, classifier)
+        reason = reason or _objection_unless_named(layer, names, rules, calls, classifier)
         if reason:
             skip(layer, reason)
         else:
@@ -138,29 +143,32 @@ def select_layers(
 
     skipped = tuple(SkippedLayer(names[0], reasons[layer]) for layer, names in layers.items() if layer in reasons)
     if not chosen:
-        text = "\n".join(group_by_reason(skipped)) or "It has no nn.Conv2d and nn.Linear that are not FDConv already."
+        text = "\n".join(group_by_reason(skipped)) or "It has no plain nn.Conv2d or nn.Linear layers."
         raise ValueError(f"Nothing in this {type(model).__name__} can be converted with {rules}.\n{text}")
     return chosen, skipped
 
 
-def _reservation(
+def _objection_unless_named(
     layer: nn.Module, names: list[str], rules: Rules, calls: Calls | None, classifier: set[nn.Module]
 ) -> str | None:
-    """What stands against a layer unless the user names it; None: nothing."""
+    """Return why a layer should be converted only if the user asks for it; None if nothing speaks against it."""
     is_linear = isinstance(layer, nn.Linear)
     if is_linear and calls is None and rules.include is None and rules.select is None:
-        return "may be given (B, C): show with example= that it is not, or name it in include"
+        return "its input may be (B, C): pass an example to show that it is not, or name it in include"
     if rules.names(names):
         return None
     if layer in classifier:
-        return "the classifier: name it in include to convert it"
+        return "part of the classifier: name it in include to convert it"
     if is_linear and calls is not None and any(shape[0] != calls.batch for shape in calls.shapes[layer]):
-        return "is given more or fewer items than images (windows?), each with its own kernel: name it in include"
+        return (
+            "its batch size is not the number of images (windows?), and each item would get its own kernel: name it in "
+            "include to convert it"
+        )
     return None
 
 
 def group_by_reason(skipped: Sequence[SkippedLayer], limit: int = 4) -> list[str]:
-    """One line a reason, with the names of the first layers."""
+    """Format one line per reason, with the names of the first layers."""
     groups: dict[str, list[str]] = {}
     for layer in skipped:
         groups.setdefault(layer.reason, []).append(layer.name)
@@ -171,7 +179,7 @@ def group_by_reason(skipped: Sequence[SkippedLayer], limit: int = 4) -> list[str
 
 
 def _check_names(model: nn.Module, rules: Rules, layers: dict[nn.Module, list[str]]) -> None:
-    """A name without wildcards must be that of a layer: a slip would pass unnoticed."""
+    """Check that names without wildcards are those of layers; a typo would pass unnoticed."""
     known = {name for names in layers.values() for name in names}
     known |= {name for names in find_layers(model, DYNAMIC_KINDS).values() for name in names}
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -179,9 +187,9 @@ def _check_names(model: nn.Module, rules: Rules, layers: dict[nn.Module, list[st
         if name in known or any(wildcard in name for wildcard in "*?["):
             continue
         if name in modules:
-            found = f"is a {type(modules[name]).__name__}: name layers, as with '{name}.*'"
+            found = f"is a {type(modules[name]).__name__}: name its layers, for example '{name}.*'"
         else:
-            found = "is no module of this model"
+            found = "is not a module of this model"
         raise ValueError(f"include has {name!r}, which {found}.")
 
 

@@ -1,13 +1,15 @@
-"""Tables in plain text."""
+"""Plain-text tables."""
 
 from collections.abc import Sequence
 
 
 def align(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """The lines of a table, a rule below its header.
+    """Format the lines of a table, with a rule below the header.
 
     Args:
-        left: how many columns stand to the left; the others, numbers, to the right.
+        header: the columns' titles.
+        rows: the cells of each row.
+        left: number of left-aligned columns; the others, numbers, are right-aligned.
     """
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [

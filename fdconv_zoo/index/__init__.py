@@ -1,4 +1,4 @@
-"""The zoo's index: one YAML file an entry in `models/`, read, checked and held against the code."""
+"""The zoo's index: one YAML file per entry in `models/`, read and checked."""
 
 from fdconv_zoo.index.entry import (
     MODELS,

@@ -1,4 +1,4 @@
-"""An entry of the index, and reading it from its YAML file."""
+"""Entries of the index, and reading them from their YAML files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -11,23 +11,23 @@ import yaml
 from fdconv_zoo.errors import EntryError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# The wheel carries the entries inside the package; in the repository they stand beside it.
+# The wheel has the entries inside the package, the repository next to it.
 MODELS = _PACKAGE / "models" if (_PACKAGE / "models").is_dir() else _PACKAGE.parent / "models"
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, faster, where PyYAML was built with it
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # faster, if PyYAML was built with it
 STATUSES = ("converted, not trained", "trained", "recipe only")
-TASKS = {"classification": "train", "segmentation": "segment", "detection": "detect"}  # and the scripts that train them
+TASKS = {"classification": "train", "segmentation": "segment", "detection": "detect"}  # and their training scripts
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the model expects of an image.
+    """Preprocessing of the model's input.
 
     Attributes:
         size: Channels, height, width.
-        mean: Of the pixels, in 0..1, a channel.
-        std: Likewise.
-        interpolation: Of resizing.
-        crop_pct: The part of the resized image that validation crops out.
+        mean: Mean per channel, for pixels in 0..1.
+        std: Standard deviation per channel.
+        interpolation: Interpolation for resizing.
+        crop_pct: Side of the center crop in validation, as a fraction of the resized image's.
     """
 
     size: list[int]
@@ -42,11 +42,11 @@ class Costs:
     """Costs of the model and of its plain twin for one image of the preprocessing's size.
 
     Attributes:
-        parameters: With the model's default classes.
-        plain_parameters: Of the twin.
+        parameters: Number of parameters, with the default number of classes.
+        plain_parameters: The twin's.
         multiply_adds: In inference, with FBM's low-passes and without FFTs; see
             `fdconv_zoo.conversion.costs.count_multiply_adds`.
-        plain_multiply_adds: Of the twin.
+        plain_multiply_adds: The twin's.
     """
 
     parameters: int
@@ -63,8 +63,8 @@ class Result:
         dataset: With its split, such as "COCO val2017".
         metric: With its unit, such as "box AP".
         value: The figure.
-        setting: What was trained and how, in a few words.
-        source: Where the figure comes from: a link to the paper, or the command that measures it.
+        setting: Short description of the model and its training.
+        source: Link to the paper, or the command that measures the figure.
     """
 
     dataset: str
@@ -79,12 +79,12 @@ class Compared:
     """A row of a comparison.
 
     Attributes:
-        model: What is compared.
-        parameters: Their number.
-        mean: Over the seeds.
-        std: Standard deviation of a sample, over the seeds.
-        seeds: Their number.
-        step_time: Of a training step, as a multiple of the plain model's, in one run.
+        model: Name of the model or variant.
+        parameters: Number of parameters.
+        mean: Mean over the seeds.
+        std: Sample standard deviation over the seeds.
+        seeds: Number of seeds.
+        step_time: Time of a training step as a multiple of the plain model's, in one run.
     """
 
     model: str
@@ -97,15 +97,15 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models trained alike, measured here.
+    """A comparison of models trained in the same way, measured here.
 
     Attributes:
         dataset: With its split.
         metric: With its unit.
-        setting: What all were trained with, in a few words.
-        source: The command that makes the table.
-        finding: What it shows, in a sentence or two.
-        rows: One a model.
+        setting: Short description of the common training.
+        source: The command that produces the table.
+        finding: The conclusion, in a sentence or two.
+        rows: One per model.
     """
 
     dataset: str
@@ -123,7 +123,7 @@ class Results:
     Attributes:
         paper: Reported by the paper, not measured here.
         measured: Measured here.
-        comparisons: Measured here, with other models beside it.
+        comparisons: Measured here, together with other models.
     """
 
     paper: list[Result]
@@ -136,17 +136,17 @@ class Entry:
     """A model of the zoo.
 
     Attributes:
-        model: Its timm name, `architecture` or `architecture.tag`: with a tag where weights exist.
+        model: Its timm name, `architecture.tag`, or `architecture` if there are no weights.
         task: One of `TASKS`.
-        description: What it is, in a sentence or two.
-        source: Hub id of the weights it starts from; None where there are none.
-        hub_id: Hub id under which we have published it; None where we have not.
-        license: SPDX identifier of those weights' licence, or of the entry's own.
+        description: Description in a sentence or two.
+        source: Hub id of the weights it starts from; None if there are none.
+        hub_id: Hub id under which this project published it; None if it did not.
+        license: SPDX identifier of the licence of those weights, or of the entry's own.
         status: One of `STATUSES`.
-        preprocessing: What it expects of an image.
-        costs: Beside the plain twin's.
-        results: By origin.
-        recipe: Settings of the task's script: its flags, with underscores; None where the entry is weights alone.
+        preprocessing: Preprocessing of its input.
+        costs: Its costs and its plain twin's.
+        results: Figures by origin.
+        recipe: Flags of the task's script, with underscores; None if the entry is only weights.
     """
 
     model: str
@@ -168,7 +168,7 @@ class Entry:
 
     @property
     def tag(self) -> str:
-        """The tag of the weights; empty where there are none."""
+        """The tag of the weights; empty if there are none."""
         return self.model.partition(".")[2]
 
 
@@ -176,7 +176,7 @@ def read_entry(path: str | Path) -> Entry:
     """Read one entry.
 
     Raises:
-        EntryError: no such file, not YAML, an unknown or missing key, or a value of the wrong kind.
+        EntryError: the file is missing or not YAML, a key is unknown or missing, or a value has the wrong type.
     """
     path = Path(path)
     try:
@@ -197,10 +197,13 @@ def read_entry(path: str | Path) -> Entry:
 
 
 def read_index(folder: str | Path = MODELS) -> dict[str, Entry]:
-    """Read all entries of a folder, by file name without `.yaml`, sorted.
+    """Read all entries of a folder.
+
+    Returns:
+        The entries by file name without `.yaml`, sorted.
 
     Raises:
-        EntryError: an entry is wrong, or the folder has none.
+        EntryError: an entry is invalid, or the folder has none.
     """
     paths = {path.stem: path for path in Path(folder).glob("*.yaml")}
     entries = {name: read_entry(paths[name]) for name in sorted(paths)}
@@ -210,7 +213,7 @@ def read_index(folder: str | Path = MODELS) -> dict[str, Entry]:
 
 
 def timm_name(name: str) -> str:
-    """The name under which timm knows an entry of the index; any other name is returned as it is."""
+    """Return timm's name of an entry of the index; other names are returned unchanged."""
     entry = read_index().get(name)
     if entry is None:
         return name
@@ -218,7 +221,7 @@ def timm_name(name: str) -> str:
 
 
 def _read(kind: Any, value: Any, key: str) -> Any:
-    """A YAML value as an instance of the type `kind`; `key` says where it stands, empty for the whole file."""
+    """Convert a YAML value to the type `kind`; `key` is its place in the file, empty for the whole file."""
     place = f"{key}: " if key else ""
     if is_dataclass(kind):
         if not isinstance(value, Mapping):
@@ -226,7 +229,7 @@ def _read(kind: Any, value: Any, key: str) -> Any:
         types = get_type_hints(kind)
         for name in value:
             if name not in types:
-                raise EntryError(f"{place}unknown key {name!r}; there are {', '.join(types)}")
+                raise EntryError(f"{place}unknown key {name!r}, expected one of {', '.join(types)}")
         for field in fields(kind):
             if field.name not in value:
                 raise EntryError(f"{place}the key {field.name!r} is missing")

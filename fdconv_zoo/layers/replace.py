@@ -44,6 +44,7 @@ def replace_layers(model: nn.Module, select: Callable[[str, nn.Module], bool], *
         The names of the replaced layers.
 
     Raises:
+        TypeError: a subclass has its own forward; the message names the layer.
         ValueError: an option does not fit a layer; the message names the layer. The model is as it was.
     """
     selected = {layer: names[0] for layer, names in find_plain_layers(model).items() if select(names[0], layer)}
@@ -81,6 +82,7 @@ def make_dynamic(layers: Mapping[nn.Module, str], **options: Any) -> dict[nn.Mod
         **options: of :class:`FDConv2d`; linear layers take those they know.
 
     Raises:
+        TypeError: a subclass has its own forward; the message names the layer.
         ValueError: an option does not fit a layer; the message names the layer.
     """
     dynamic = {}
@@ -88,8 +90,8 @@ def make_dynamic(layers: Mapping[nn.Module, str], **options: Any) -> dict[nn.Mod
     for layer, name in layers.items():
         try:
             new = _to_dynamic(layer, options)
-        except ValueError as error:
-            raise ValueError(f"{name} cannot become an FDConv layer: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name} cannot become an FDConv layer: {error}") from error
         new.fdw.spectrum.requires_grad_(layer.weight.requires_grad)
         new.fdw.spectrum = spectra.setdefault(layer.weight, new.fdw.spectrum)
         new.bias = layer.bias

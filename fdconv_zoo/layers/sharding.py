@@ -8,8 +8,8 @@ from torch import Tensor, nn
 def hand_on(module: nn.Module, parameter: Tensor) -> Tensor:
     """Return a module's parameter as a result of its forward pass.
 
-    The result is a view, since hooks expect the result of a computation. Fully sharded data parallelism frees parameters when
-    the forward pass ends; where the module is sharded by itself, the result is a copy.
+    The result is a view, since hooks expect the result of a computation. Fully sharded data parallelism frees
+    parameters when the forward pass ends; where the module is sharded by itself, the result is a copy.
 
     Args:
         module: whose ``forward`` returns the result.

@@ -286,6 +286,7 @@ def _convolve(x: Tensor, kernels: Tensor, columns: Tensor | None, rows: Tensor |
     """Images (b, G*I, H, W) with their planes K0 (b or 1, R, C), to (b, O, H', W')."""
     if not plan.scales_features:
         kernels = _scale(kernels, columns, rows, plan)
+    kernels = kernels.expand(len(x), -1, -1)
     x, operand, geometry = _operands(x, kernels, plan)
     if plan.scales_features and columns is not None:
         x = x * columns.reshape(len(x), -1, 1, 1).to(x.dtype)

@@ -6,7 +6,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from fdconv_zoo.conversion.check import largest_deviation
+from fdconv_zoo.conversion.deviation import largest_deviation
 from fdconv_zoo.errors import WeightsError
 
 TOLERANCE = 1e-4  # of the largest feature; in double precision what remains is the rounding of the stored weights

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds, time and memory, measured beside its plain twin."""
+"""Profiles models next to their plain twins: parameters, multiply-adds, time and memory."""
 
 from fdconv_zoo.conversion.costs import count_multiply_adds, count_parameters
 from fdconv_zoo.profiling.checks import (
@@ -11,7 +11,7 @@ from fdconv_zoo.profiling.checks import (
 )
 from fdconv_zoo.profiling.measure import Profile, profile
 from fdconv_zoo.profiling.memory import bytes_saved_for_backward, peak_bytes_of_step
-from fdconv_zoo.profiling.timing import time_by_turns
+from fdconv_zoo.profiling.timing import time_interleaved
 from fdconv_zoo.profiling.twin import create_with_twin
 
 __all__ = [
@@ -28,5 +28,5 @@ __all__ = [
     "profile",
     "randomize_constants",
     "randomize_modulators",
-    "time_by_turns",
+    "time_interleaved",
 ]

@@ -1,4 +1,4 @@
-"""What has to hold before a time means anything: a model computes what it should, the way it is timed."""
+"""Checks that a model computes the right results in the way it is timed."""
 
 import copy
 import math
@@ -11,23 +11,23 @@ from fdconv_zoo.layers import set_path
 from fdconv_zoo.layers.modulators import find_modulators
 from fdconv_zoo.profiling.timing import autocast
 
-TOLERANCE = 1e-5  # of the largest logit: float32 rounding through some fifty layers stays well below
-# Against what rounding every weight once does: the activations are rounded too, layer by layer, and luck plays a part.
+TOLERANCE = 1e-5  # of the largest logit; float32 rounding in about fifty layers stays well below
+# Multiple of the deviation from rounding every weight once: activations are rounded too, and the draw is random.
 MARGIN = 4
-# Of the norm of the gradients: where rounding switches a ReLU, they make a step.
+# Fraction of the gradients' norm: gradients jump where rounding switches a ReLU.
 STEP = 5e-2
 
 
 class MismatchError(RuntimeError):
-    """A model does not compute what it should: its costs say nothing."""
+    """A model computes wrong results, so its costs are meaningless."""
 
 
 def check_same_function(model: nn.Module, twin: nn.Module, x: Tensor) -> None:
-    """Give both models the same weights, none of them neutral, and hold their logits against each other in float32.
+    """Check that a model computes the same logits as its plain twin in float32, with the twin's weights.
 
     Args:
         model: Loads the twin's weights; FDConv layers convert them.
-        twin: Its constant weights become random, see :func:`randomize_constants`.
+        twin: Its constant weights are randomized, see :func:`randomize_constants`.
         x: (B, C, H, W), float32.
 
     Raises:
@@ -41,19 +41,19 @@ def check_same_function(model: nn.Module, twin: nn.Module, x: Tensor) -> None:
     with torch.no_grad(), _without_tf32():
         actual, expected = model.eval()(x), twin.eval()(x)
     error = ((actual - expected).abs().max() / expected.abs().max()).item()
-    if not error <= TOLERANCE:  # so that NaN fails too
+    if not error <= TOLERANCE:  # NaN fails too
         raise MismatchError(
             f"with the plain twin's weights the logits differ by {error:.1e} of the largest one; "
-            f"float rounding explains {TOLERANCE:.0e}"
+            f"float rounding explains at most {TOLERANCE:.0e}"
         )
 
 
 @torch.no_grad()
 def randomize_constants(model: nn.Module) -> None:
-    """Make weights that are all the same number random, in place.
+    """Randomize weights whose elements are all equal, in place.
 
-    timm starts the last norm of a residual branch at zero: as they are, no logit would depend on the branches.
-    Biases stay: they could drown what comes from the image.
+    timm initialises the last norm of a residual branch to zero, so no logit would depend on the branch. Biases are
+    kept: random ones could outweigh the signal from the image.
     """
     for name, parameter in model.named_parameters():
         if not name.endswith("bias") and parameter.min() == parameter.max():
@@ -62,18 +62,18 @@ def randomize_constants(model: nn.Module) -> None:
 
 @torch.no_grad()
 def randomize_modulators(model: nn.Module) -> None:
-    """Make the zero parameters of KSM and FBM random, in place: the last layers, which are what keeps both neutral.
+    """Randomize the zero parameters of KSM and FBM, in place: the last layers, which keep both neutral.
 
-    As long as they are zero, a layer that leaves the modulators out would pass every check.
+    While they are zero, a layer that skips its modulators would pass every check.
     """
     for parameter in (parameter for module in find_modulators(model) for parameter in module.parameters()):
         if not parameter.any():
-            # Logits of about 0.5, whatever the number of inputs: factors between a half and one and a half.
+            # Logits of about 0.5 for any number of inputs, so that factors are between 0.5 and 1.5.
             parameter.normal_(0, 0.5 / math.sqrt(parameter[0].numel()))
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy whose FDConv layers compute with torch's ordinary operations; for the other checks and counts."""
+    """Copy a model, and let FDConv layers in the copy use torch's own operations only; for checks and counts."""
     model = copy.deepcopy(model)
     set_path(model, "plain")
     return model
@@ -82,23 +82,23 @@ def plain_copy(model: nn.Module) -> nn.Module:
 def check_computation(
     model: nn.Module, reference: nn.Module, x: Tensor, *, dtype: torch.dtype = torch.float32, training: bool = True
 ) -> None:
-    """Hold a model, as it will be timed, against a reference in eager mode and float32, image by image.
+    """Check a model, as it will be timed, against a reference in eager mode and float32, one image at a time.
 
-    Compared are the logits in inference and, by norm, the gradients of a forward pass with the norms' running
-    statistics: batch statistics magnify rounding until it hides errors.
+    Compares the logits in inference and the gradients by norm. Gradients are computed with the running statistics of
+    BatchNorm: batch statistics amplify rounding until it hides errors.
 
-    How far they may differ depends on the model. It is measured: what a relative change of every weight by at most
-    one step of the precision does to the reference, times ``MARGIN``. In half precision only gross errors show.
+    The tolerance depends on the model and is measured: the effect on the reference of a relative change of every
+    weight by at most one step of the precision, times ``MARGIN``. In half precision only gross errors are found.
 
     Args:
-        model: Compiled and forced to a path or not. In eval mode afterwards.
-        reference: The same model with the same weights, see :func:`plain_copy`. Its weights change a little.
+        model: May be compiled or forced to a path. Left in eval mode.
+        reference: The same model with the same weights, see :func:`plain_copy`. Its weights change slightly.
         x: (B, C, H, W), float32, on the device of both.
-        dtype: Of the model's autocast; float32: none.
+        dtype: Autocast dtype of the model; float32 disables autocast.
         training: Compare gradients too.
 
     Raises:
-        MismatchError: they differ by more than rounding; says in what.
+        MismatchError: they differ by more than rounding; names what differs.
     """
     actual = _outcomes(model, [x], dtype, training)
     with _without_tf32():
@@ -111,12 +111,12 @@ def check_computation(
         if not error <= limit:
             raise MismatchError(
                 f"the {name} differ by {error:.1e} of their norm from those of plain operations in float32; "
-                f"rounding to {dtype} explains {limit:.1e}"
+                f"rounding to {dtype} explains at most {limit:.1e}"
             )
 
 
 def _outcomes(model: nn.Module, batches: Sequence[Tensor], dtype: torch.dtype, training: bool) -> dict[str, Tensor]:
-    """The logits of all batches, and the gradients of their sum: those of each part of FDConv as one vector."""
+    """Compute the logits of all batches, and the gradients of their sum as one vector per part of FDConv."""
     model.eval()
     with torch.inference_mode(), autocast(batches[0].device, dtype):
         outcomes = {"logits": torch.cat([model(x).float() for x in batches])}
@@ -143,12 +143,12 @@ def _round_weights(model: nn.Module, precision: float) -> None:
 
 
 def _precision(x: Tensor, dtype: torch.dtype) -> float:
-    """The relative distance of neighbouring numbers in what convolutions of x compute with under autocast."""
+    """Return the machine epsilon of convolutions of x under autocast."""
     if dtype == torch.float32 and x.device.type == "cuda" and torch.backends.cudnn.allow_tf32:
         return 2**-10
     return torch.finfo(dtype).eps
 
 
 def _without_tf32() -> torch.backends.cudnn.flags:
-    """TF32, on by default in cuDNN, rounds a thousand times more coarsely than float32."""
+    """Disable TF32, cuDNN's default, whose rounding is a thousand times coarser than float32's."""
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)

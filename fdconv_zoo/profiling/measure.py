@@ -1,4 +1,4 @@
-"""All costs of several models at once."""
+"""Measures all costs of several models."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from torch import Tensor, nn
 from fdconv_zoo.conversion.costs import count_multiply_adds, count_parameters
 from fdconv_zoo.profiling.checks import MismatchError, check_computation, plain_copy
 from fdconv_zoo.profiling.memory import bytes_saved_for_backward, peak_bytes_of_step
-from fdconv_zoo.profiling.timing import autocast, forward_step, time_by_turns, training_step
+from fdconv_zoo.profiling.timing import autocast, forward_step, time_interleaved, training_step
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The costs of one model; None: not measured.
+    """Costs of one model. None stands for figures that were not measured.
 
     Attributes:
-        parameters: Their number.
-        multiply_adds, multiply_adds_without_low_passes: For one image, computed with torch's ordinary operations; see
+        parameters: Number of parameters.
+        multiply_adds, multiply_adds_without_low_passes: For one image, with torch's own operations; see
             :func:`count_multiply_adds`.
-        forward_seconds, forward_iqr_seconds: A batch in inference, median and interquartile range.
-        train_seconds, train_iqr_seconds: A training step: forward, backward and SGD's update.
-        saved_bytes: What the forward pass of a training step keeps, see :func:`bytes_saved_for_backward`.
-        peak_bytes: On a GPU, see :func:`peak_bytes_of_step`.
+        forward_seconds, forward_iqr_seconds: Inference of a batch, median and interquartile range.
+        train_seconds, train_iqr_seconds: A training step (forward, backward, SGD update), likewise.
+        saved_bytes: Memory kept for the backward pass, see :func:`bytes_saved_for_backward`.
+        peak_bytes: Peak memory of a training step on a GPU, see :func:`peak_bytes_of_step`.
     """
 
     parameters: int
@@ -48,19 +48,19 @@ def profile(
     training: bool = True,
     repeats: int = 10,
 ) -> dict[str, Profile]:
-    """Measure models that are to be compared, in one process and by turns.
+    """Measure the costs of models for comparison, with interleaved timings in one process.
 
     Args:
-        models: By name, on x's device; their weights change a little.
+        models: By name, on x's device; their weights change slightly.
         x: (B, C, H, W), float32.
-        dtype: Of autocast; float32: none.
-        compiled: Compile the models, in place, before time and memory are measured.
-        timed: Measure time; each model is checked before, see :func:`check_computation`.
-        training: Measure training steps and their memory too, unless not ``timed``.
-        repeats: How often each time is taken.
+        dtype: Autocast dtype; float32 disables autocast.
+        compiled: Compile the models, in place, before measuring time and memory.
+        timed: Measure time, after checking each model with :func:`check_computation`.
+        training: If ``timed``, also measure training steps and their memory.
+        repeats: Number of timings of each step.
 
     Raises:
-        MismatchError: a model does not compute what it should; names it.
+        MismatchError: a model computes wrong results; names the model.
     """
     costs: dict[str, dict[str, Any]] = {}
     for name, model in models.items():
@@ -79,12 +79,12 @@ def profile(
 
     if timed:
         forwards = [forward_step(model.eval(), x, dtype) for model in models.values()]
-        for cost, (median, iqr) in zip(costs.values(), time_by_turns(forwards, repeats, x.device), strict=True):
+        for cost, (median, iqr) in zip(costs.values(), time_interleaved(forwards, repeats, x.device), strict=True):
             cost.update(forward_seconds=median, forward_iqr_seconds=iqr)
 
     if timed and training:
         steps = [training_step(model.train(), x, dtype) for model in models.values()]
-        for cost, (median, iqr) in zip(costs.values(), time_by_turns(steps, repeats, x.device), strict=True):
+        for cost, (median, iqr) in zip(costs.values(), time_interleaved(steps, repeats, x.device), strict=True):
             cost.update(train_seconds=median, train_iqr_seconds=iqr)
         for cost, model, step in zip(costs.values(), models.values(), steps, strict=True):
             with autocast(x.device, dtype):

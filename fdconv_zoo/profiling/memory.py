@@ -1,4 +1,4 @@
-"""Costs of a training step in memory."""
+"""Memory of a training step."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 
 def bytes_saved_for_backward(model: nn.Module, x: Tensor) -> int:
-    """Bytes that autograd keeps between forward and backward: each storage once, no parameters and buffers.
+    """Measure the bytes that autograd keeps between forward and backward, without parameters and buffers.
 
-    The input counts where a layer keeps it.
+    Each storage counts once. The input counts if a layer keeps it.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept = {}  # holds the storages themselves, so that no address is used twice
+    kept = {}  # keeps the storages alive, so that no address is reused
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -26,9 +26,12 @@ def bytes_saved_for_backward(model: nn.Module, x: Tensor) -> int:
 
 
 def peak_bytes_of_step(model: nn.Module, x: Tensor, step: Callable[[], None]) -> int:
-    """Peak GPU memory of a training step, as if the model and its input were alone on the device.
+    """Measure the peak GPU memory of a training step, as if the model and its input were alone on the device.
 
-    What was allocated before the step, other models included, is taken off; the model and its input come back on.
+    Memory allocated before the step, including other models, is subtracted; the model and its input are added back.
+
+    Returns:
+        Bytes.
     """
     model.zero_grad(set_to_none=True)
     torch.cuda.synchronize(x.device)

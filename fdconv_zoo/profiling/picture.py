@@ -1,4 +1,4 @@
-"""The table of a benchmark as a picture."""
+"""Draws the table of a benchmark as a picture."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,12 +19,12 @@ PANELS = {
 
 
 def draw_ratios(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw what was measured as multiples of the plain twin: a panel a figure, a bar a model and setting.
+    """Draw costs as multiples of the plain twin's: one panel per figure, one bar per model and setting.
 
     Args:
-        rows: Of models, one setting after the other, with ``model``, ``twin``, ``batch_size``, ``image_size`` and the
-            ratios; None: not measured. Twins themselves are the line at 1.
-        path: Where the PNG goes.
+        rows: Rows of the table, grouped by setting, with ``model``, ``twin``, ``batch_size``, ``image_size`` and the
+            ratios (None if not measured). Twins are not drawn; they are the line at 1.
+        path: Path of the PNG.
     """
     rows = [row for row in rows if row["model"] != row["twin"]]
     panels = {key: title for key, title in PANELS.items() if any(row[key] is not None for row in rows)}
@@ -44,7 +44,7 @@ def draw_ratios(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _add_headings(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any] | str]:
-    """The rows, with a line of text before those of each setting."""
+    """Insert a line of text before the rows of each setting."""
     lines: list[Mapping[str, Any] | str] = []
     last = None
     for row in rows:
@@ -56,7 +56,7 @@ def _add_headings(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any] |
 
 def _draw_panel(axes: Axes, ratios: Sequence[float | None], title: str) -> None:
     measured = [(place, ratio) for place, ratio in enumerate(ratios) if ratio is not None]
-    # What is spent beyond the plain model stands out.
+    # Highlight the costs beyond the plain model's.
     blue, orange = colormaps["tab10"].colors[:2]
     bars = axes.barh(*zip(*measured, strict=True), height=0.8, color=blue)
     beyond = [(place, max(ratio - 1, 0)) for place, ratio in measured]

@@ -1,4 +1,4 @@
-"""Steps to time, and timing them by turns."""
+"""Makes steps of inference and training, and times them interleaved."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -6,14 +6,21 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-WARM_UP = 2  # rounds that are not timed: caches, the allocator, the choice of algorithms, compilation
+WARM_UP = 2  # untimed rounds, for caches, the allocator, the choice of algorithms and compilation
 
 
-def time_by_turns(steps: Sequence[Callable[[], None]], repeats: int, device: torch.device) -> list[tuple[float, float]]:
-    """Time steps in the order A B A B ..., so that a machine that slows down slows all of them.
+def time_interleaved(
+    steps: Sequence[Callable[[], None]], repeats: int, device: torch.device
+) -> list[tuple[float, float]]:
+    """Time steps in the order A B A B ..., so that a slowdown of the machine affects all of them.
+
+    Args:
+        steps: functions to time.
+        repeats: number of timings of each step.
+        device: the device to synchronize with after each step.
 
     Returns:
-        Median and interquartile range of each step, in seconds, the device's work included.
+        Median and interquartile range of each step, in seconds.
     """
 
     def seconds(step: Callable[[], None]) -> float:
@@ -31,7 +38,7 @@ def time_by_turns(steps: Sequence[Callable[[], None]], repeats: int, device: tor
 
 
 def forward_step(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Callable[[], None]:
-    """Inference of the batch x under autocast to ``dtype``."""
+    """Make a step of inference on the batch x, under autocast to ``dtype`` (float32 disables autocast)."""
 
     @torch.inference_mode()
     def step() -> None:
@@ -44,15 +51,15 @@ def forward_step(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Callable[[]
 def training_step(
     model: nn.Module, x: Tensor | Sequence, dtype: torch.dtype, loss: Callable[..., Tensor] | None = None
 ) -> Callable[[], None]:
-    """Forward pass under autocast to ``dtype``, backward pass and update, for the batch x.
+    """Make a training step: forward pass under autocast, backward pass and SGD update.
 
     Args:
         model: in the mode to train in.
-        x: a batch for the model; with a loss, the tuple of its batch.
-        dtype: float32 is no autocast.
-        loss: (model, *x) to a scalar; by default the sum of what the model returns.
+        x: input of the model; with ``loss``, the sequence of its further arguments.
+        dtype: autocast dtype; float32 disables autocast.
+        loss: called with the model and ``*x``; returns a scalar. Default: the sum of the model's output.
     """
-    # The weights must stay finite over all repeats, whatever the gradients: the step is short.
+    # A tiny learning rate keeps the weights finite over all repeats, whatever the gradients.
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
     device = next(model.parameters()).device
 
@@ -67,7 +74,7 @@ def training_step(
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Autocast on a device; float32: none."""
+    """Return autocast to ``dtype`` on a device; disabled for float32."""
     enabled = dtype != torch.float32
     return torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled)
 

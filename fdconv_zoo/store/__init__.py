@@ -1,7 +1,6 @@
-"""A model's files: found, fetched, read safely, checked, built from, written."""
+"""A model's files: finding, fetching, reading, checking and writing them, and building a model from them."""
 
 from fdconv_zoo.store.check import check_finite, check_model_folder, check_weights_file, load_strictly
-from fdconv_zoo.store.guard import guarded_file
 from fdconv_zoo.store.read import Checkpoint, read_checkpoint
 
 __all__ = [
@@ -9,7 +8,6 @@ __all__ = [
     "check_finite",
     "check_model_folder",
     "check_weights_file",
-    "guarded_file",
     "load_strictly",
     "read_checkpoint",
 ]

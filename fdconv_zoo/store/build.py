@@ -1,4 +1,4 @@
-"""The model and its preprocessing, from what the command line asks for."""
+"""Builds a model and its preprocessing from command-line arguments."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,23 +12,21 @@ from torch import nn
 
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.store import check_model_folder, check_weights_file
-from fdconv_zoo.store.names import unknown_name
-
-LOCAL, HUB = "local-dir:", "hf-hub:"
+from fdconv_zoo.store.names import CONFIG_FILE, HUB, LOCAL, unknown_name
 
 
 def check_model_name(name: str) -> str:
-    """Return the name as timm wants it: a folder that exists gets its `local-dir:`.
+    """Check a model name and return it in timm's form: an existing folder gets the prefix `local-dir:`.
 
     Raises:
-        ConfigError: timm has no such model; near names are in the message.
+        ConfigError: timm does not know the model or its tag, or the folder has no configuration.
     """
     if name.startswith(HUB):
         return name
     folder = Path(name.removeprefix(LOCAL))
     if name.startswith(LOCAL) or folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"--model {name}: no config.json in {folder}; is it the output folder of a run?")
+        if not (folder / CONFIG_FILE).is_file():
+            raise ConfigError(f"--model {name}: no {CONFIG_FILE} in {folder}; is it the output folder of a run?")
         return f"{LOCAL}{folder}"
     if problem := unknown_name(name):
         raise ConfigError(f"--model {name}: {problem}")
@@ -36,7 +34,7 @@ def check_model_name(name: str) -> str:
 
 
 def saved_model_args(name: str) -> dict[str, Any]:
-    """The construction arguments stored with a model folder or Hub repository; empty for a registered name."""
+    """Return the construction arguments stored in a model folder or Hub repository; empty for a registered name."""
     if name.startswith(LOCAL):
         return _hub.load_model_config_from_path(name.removeprefix(LOCAL))[2] or {}  # not in timm before 1.0.26
     if name.startswith(HUB):
@@ -58,20 +56,21 @@ def build_model(
     """Build a timm model for square images.
 
     Args:
-        name: Any timm name, or `local-dir:` / `hf-hub:` source.
-        num_classes: Size of the classifier; None keeps the model's own.
-        pretrained: Load its weights.
-        checkpoint: A file to load instead of the published weights.
-        in_chans: Image channels, 1 or 3; None keeps the model's own.
-        img_size: Side of the image in pixels; None keeps the model's own.
-        regularisation: Arguments that act in training only (`drop_rate`, `drop_path_rate`).
-        model_kwargs: Further arguments of the model.
+        name: Any timm name, or a `local-dir:` or `hf-hub:` source.
+        num_classes: Number of classes. Default: the model's own.
+        pretrained: Load the published weights.
+        checkpoint: Weights file to load instead of the published weights.
+        in_chans: Image channels, 1 or 3. Default: the model's own.
+        img_size: Side of the image in pixels. Default: the model's own.
+        regularisation: Arguments that take effect in training only (`drop_rate`, `drop_path_rate`).
+        model_kwargs: Other arguments of the model.
 
     Returns:
-        The model, and the arguments besides `num_classes` that build the same architecture again.
+        The model, and the arguments other than `num_classes` that rebuild its architecture.
 
     Raises:
-        ConfigError: unknown name, weights that cannot be had, arguments the model does not take, a size it cannot take.
+        ConfigError: the name is unknown, the weights could not be loaded, or the model does not support an argument or
+            the image size.
     """
     name = check_model_name(name)
     if checkpoint is not None and not Path(checkpoint).is_file():
@@ -79,7 +78,7 @@ def build_model(
     arguments = dict(model_kwargs or {})
     for key in ("num_classes", "in_chans", "img_size"):
         if key in arguments:
-            raise ConfigError(f"--model-kwargs {key}: it has a flag of its own, or follows from the dataset")
+            raise ConfigError(f"--model-kwargs {key}: remove it; it has its own flag or is set from the dataset")
     if in_chans is not None:
         arguments["in_chans"] = in_chans
     if num_classes is not None:
@@ -100,13 +99,15 @@ def build_model(
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         remedy = ""
         if pretrained and not checkpoint:
-            remedy = ". train.py takes weights from a file with --checkpoint FILE, and random ones with --no-pretrained"
+            remedy = (
+                ". train.py can load a file with --checkpoint FILE, or start from random weights with --no-pretrained"
+            )
         raise ConfigError(f"--model {name} cannot be built: {str(error).rstrip('.')}{remedy}") from error
 
     own_size = model.pretrained_cfg["input_size"]
     if img_size is not None and model.pretrained_cfg.get("fixed_input_size") and img_size != own_size[-1]:
         if not hasattr(model, "set_input_size"):
-            raise ConfigError(f"--img-size {img_size}: {name} takes only images of {own_size[1]}x{own_size[2]}")
+            raise ConfigError(f"--img-size {img_size}: {name} supports only images of {own_size[1]}x{own_size[2]}")
         model.set_input_size(img_size=img_size)
         arguments["img_size"] = img_size
     arguments.pop("num_classes", None)
@@ -124,22 +125,22 @@ def resolve_preprocessing(
     crop_pct: float | None = None,
     use_test_size: bool = False,
 ) -> dict[str, Any]:
-    """The preprocessing of `model`: its own, except for what is given.
+    """Return the preprocessing of `model`, with its own settings unless they are overridden.
 
-    Three-channel statistics become their mean for grayscale input.
+    For grayscale input, three-channel statistics are averaged.
 
     Returns:
-        `input_size` (C, H, W), `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`, as timm's transforms take them.
+        `input_size` (C, H, W), `mean`, `std`, `interpolation`, `crop_pct` and `crop_mode`, as for timm's transforms.
 
     Raises:
-        ConfigError: neither 1 nor 3 channels, or statistics for another number of channels.
+        ConfigError: the number of channels is neither 1 nor 3, or `mean` or `std` has another number of values.
     """
     config = model.pretrained_cfg
     own = (use_test_size and config.get("test_input_size")) or config["input_size"]
     channels = in_chans or own[0]
     if channels not in (1, 3):
         raise ConfigError(
-            f"the model takes {channels} channels; images are read as RGB (3) or grayscale (1): --in-chans"
+            f"the model takes {channels} channels, but images are read as RGB (3) or grayscale (1); see --in-chans"
         )
     resolved = resolve_data_config(
         {
@@ -161,44 +162,50 @@ def resolve_preprocessing(
 
 
 def image_mode(preprocessing: Mapping[str, Any]) -> str:
-    """Pillow's mode of the images that a model takes: "L" for one channel, else "RGB"."""
+    """Return Pillow's mode for the images of a model: "L" for one channel, otherwise "RGB"."""
     return "L" if preprocessing["input_size"][0] == 1 else "RGB"
 
 
 @torch.no_grad()
 def check_forward(model: nn.Module, input_size: Sequence[int]) -> None:
-    """Run one blank image through `model`, to learn before training whether it takes that size.
+    """Run one blank image through `model`, to check before training that it supports the size.
+
+    Args:
+        model: A timm model.
+        input_size: (C, H, W).
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the model fails on the image.
     """
     model.eval()
     try:
         model(torch.zeros(1, *input_size))
     except (AssertionError, RuntimeError, ValueError) as error:
         size = "x".join(map(str, input_size))
-        raise ConfigError(f"the model cannot take images of {size}: {error}; see --img-size and --in-chans") from error
+        raise ConfigError(
+            f"the model does not support images of {size}: {error}; see --img-size and --in-chans"
+        ) from error
 
 
 def check_classes(name: str, model: nn.Module, class_names: Sequence[str]) -> None:
-    """Hold the classes of a finished model against a dataset's.
+    """Check the classes of a trained model against a dataset's.
 
     Args:
-        name: Of the model, for the message.
+        name: Name of the model, for the message.
         model: A timm model.
-        class_names: Of the dataset, in the order of its class numbers.
+        class_names: Classes of the dataset, in the order of their numbers.
 
     Raises:
-        ConfigError: another number of classes, or the same classes in another order.
+        ConfigError: the number of classes differs, or the same classes are in another order.
     """
     if model.num_classes != len(class_names):
         raise ConfigError(
-            f"{name} tells {model.num_classes} classes apart, but the dataset has {len(class_names)}: evaluate a model "
-            "that was trained on these classes (scripts/train.py makes one), or choose another dataset"
+            f"{name} was trained on {model.num_classes} classes, but the dataset has {len(class_names)}: evaluate a "
+            "model trained on the dataset's classes (see scripts/train.py), or choose another dataset"
         )
     labels = list(model.pretrained_cfg.get("label_names") or class_names)
     if labels != list(class_names) and sorted(labels) == sorted(class_names):
         raise ConfigError(
-            f"{name} and the dataset have the same classes in another order: the model begins with {labels[:3]}, the "
-            f"dataset with {list(class_names)[:3]}; number the dataset's classes as the model does"
+            f"{name} and the dataset have the same classes in a different order: the model starts with {labels[:3]}, "
+            f"the dataset with {list(class_names)[:3]}; number the dataset's classes in the model's order"
         )

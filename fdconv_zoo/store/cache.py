@@ -1,4 +1,4 @@
-"""Files of the Hub in the client's cache, and whether they are what the Hub holds."""
+"""Files in the Hub client's cache, and their hashes."""
 
 import hashlib
 import os
@@ -13,13 +13,13 @@ from huggingface_hub.file_download import repo_folder_name
 
 @dataclass(frozen=True)
 class CachedFile:
-    """A file of a repository in the cache.
+    """A cached file of a repository.
 
     Attributes:
         repo_id: The repository.
-        commit: The revision it belongs to.
+        commit: Commit hash of its revision.
         name: Its path in the repository.
-        path: Where it is: most often a link to a blob that is named by its hash.
+        path: Its path in the cache, usually a link to a blob that is named by its hash.
     """
 
     repo_id: str
@@ -29,7 +29,7 @@ class CachedFile:
 
     @property
     def blob(self) -> Path | None:
-        """What the link points at; None where the cache holds files instead of links, or where it leads elsewhere."""
+        """The blob that the link points to; None if the path is not a link or leads out of the repository's blobs."""
         if not self.path.is_symlink():
             return None
         blobs = self.path.parents[self.name.count("/") + 2] / "blobs"
@@ -38,12 +38,12 @@ class CachedFile:
 
     @property
     def blob_hash(self) -> str | None:
-        """The hash that the Hub named when the file was fetched; None where the cache does not keep it."""
+        """The hash that the Hub announced when the file was fetched; None if the cache does not keep it."""
         blob = self.blob
         return blob.name if blob and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name) else None
 
     def has_hash(self, expected: str) -> bool:
-        """Whether the content has a hash: a SHA-256, as of large files, or else Git's SHA-1 of a blob."""
+        """Whether the content has this hash: a SHA-256 for large files, otherwise Git's SHA-1 of the blob."""
         if not self.path.is_file():
             return False
         digest = hashlib.sha256()
@@ -52,7 +52,7 @@ class CachedFile:
         return hash_file(self.path, digest) == expected
 
     def remove(self) -> None:
-        """Take it out of the cache, and its blob with it, so that it will be fetched anew."""
+        """Remove the file and its blob from the cache, so that the client fetches it again."""
         blob = self.blob
         self.path.unlink(missing_ok=True)
         if blob:
@@ -60,7 +60,7 @@ class CachedFile:
 
 
 def hash_file(path: Path, digest: "hashlib._Hash") -> str:
-    """Feed a file to a digest, and return its value in hexadecimal."""
+    """Hash a file with `digest`, and return the hexadecimal value."""
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
@@ -68,7 +68,12 @@ def hash_file(path: Path, digest: "hashlib._Hash") -> str:
 
 
 def cached_files(repo_id: str, cache: str | Path | None = None) -> Iterator[CachedFile]:
-    """All files of a repository's cached revisions, broken links among them; the cache is by default the client's."""
+    """Yield all files of a repository's cached revisions, broken links included.
+
+    Args:
+        repo_id: The repository.
+        cache: The cache folder. Default: the client's setting.
+    """
     folder = Path(cache or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
     snapshots = folder / "snapshots"
     for path in sorted(snapshots.rglob("*")):
@@ -78,10 +83,10 @@ def cached_files(repo_id: str, cache: str | Path | None = None) -> Iterator[Cach
 
 
 def remove_damaged(files: Iterable[CachedFile]) -> str:
-    """Take files that just arrived out of the cache if they are damaged: the client compares sizes only.
+    """Remove files that arrived damaged from the cache; the client itself compares sizes only.
 
     Returns:
-        What happened and what to do; empty if all are as the Hub named them.
+        What happened and what to do; empty if no file is damaged.
     """
     damaged = [file for file in files if file.blob_hash and not file.has_hash(file.blob_hash)]
     for file in damaged:

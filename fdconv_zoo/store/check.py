@@ -1,4 +1,4 @@
-"""Whether a weights file, or a folder with a model, can be given to a model."""
+"""Checks weights files and model folders before a model loads them."""
 
 import json
 from collections.abc import Mapping
@@ -9,20 +9,19 @@ import timm
 from torch import Tensor, nn
 
 from fdconv_zoo.errors import WeightsError, first_of
+from fdconv_zoo.store.names import CONFIG_FILE, LOCAL_WEIGHTS_FILES, WEIGHTS_FILE
 from fdconv_zoo.store.read import read_checkpoint
-
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")  # timm's order
 
 
 def check_weights_file(path: str | Path, model: nn.Module | None = None) -> None:
-    """Check a weights file: that it is whole, holds nothing but weights, all of them numbers, and fits a model.
+    """Check that a weights file is whole and safe, that all weights are finite, and that they fit a model.
 
     Args:
-        path: safetensors, or a file of ``torch.save``.
-        model: what its weights are for; it is not changed. Plain weights and the paper authors' fit FDConv models.
+        path: safetensors, or a file written by ``torch.save``.
+        model: the model to load the weights into; not changed. Plain weights and the paper authors' fit FDConv models.
 
     Raises:
-        WeightsError: it is not so; names the file, the tensor and the remedy.
+        WeightsError: a check fails; names the file, the tensor and the remedy.
     """
     tensors = read_checkpoint(path).tensors
     check_finite(path, tensors)
@@ -31,74 +30,90 @@ def check_weights_file(path: str | Path, model: nn.Module | None = None) -> None
 
 
 def check_finite(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    """Check that all weights are numbers.
+    """Check that all weights are finite.
+
+    Args:
+        path: the weights file, for the message.
+        tensors: of any dtype, by name.
 
     Raises:
         WeightsError: some are NaN or infinite; names their tensors.
     """
-    bad = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
+    bad = [key for key, tensor in tensors.items() if not _is_finite(tensor)]
     if bad:
         raise WeightsError(
-            f"{path} has weights that are NaN or infinite, in {first_of(bad)}. The training that made it went wrong, "
-            "or the file is damaged: take an earlier checkpoint, or get the file again."
+            f"{path} has weights that are NaN or infinite, in {first_of(bad)}. Either the training diverged or the "
+            "file is damaged: use an earlier checkpoint, or get the file again."
         )
 
 
+def _is_finite(tensor: Tensor) -> bool:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    if tensor.dtype.itemsize == 1:  # isfinite does not support most 8-bit formats, and is wrong for float8_e8m0fnu
+        try:
+            tensor = tensor.float()
+        except NotImplementedError:
+            return True  # float4_e2m1fn_x2: the format has neither NaN nor infinity
+    return bool(tensor.isfinite().all())
+
+
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load weights that must be the model's, no more and no less.
+    """Load weights whose names and shapes must match the model's exactly.
 
     Args:
         model: changed in place.
-        tensors: by their names in the model.
-        path: of the file they come from, for the message.
+        tensors: by parameter name.
+        path: the weights file, for the message.
 
     Raises:
-        WeightsError: names missing and left over, or of other shapes; gives the first of them.
+        WeightsError: weights are missing, unexpected or of another shape; names the first of them.
     """
     try:
         missing, unexpected = model.load_state_dict(dict(tensors), strict=False)
     except ValueError as error:  # a variant of the authors' layer
         raise WeightsError(f"{path}: {error}") from error
     except RuntimeError as error:
-        sizes = [line.strip().rstrip(".") for line in str(error).splitlines() if "size mismatch" in line]
-        if not sizes:
+        lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
+        mismatches = [line for line in lines if line.startswith(("size mismatch", "While copying"))]
+        if not mismatches:
             raise
-        reasons = [first_of(sizes, 3)]
+        reasons = [first_of(mismatches, 3)]
     else:
         reasons = [f"{len(missing)} missing: {first_of(missing)}"] if missing else []
-        reasons += [f"{len(unexpected)} without a place in the model: {first_of(unexpected)}"] if unexpected else []
+        reasons += [f"{len(unexpected)} unexpected: {first_of(unexpected)}"] if unexpected else []
     if reasons:
         raise WeightsError(
-            f"{path} does not fit {type(model).__name__}: {'; '.join(reasons)}. Choose the model, and its arguments, "
-            "that the weights were made with."
+            f"{path} does not fit {type(model).__name__}: {'; '.join(reasons)}. Build the model with the name and "
+            "arguments that the weights were made with."
         )
 
 
 def check_model_folder(folder: str | Path) -> None:
-    """Check a folder that ``timm.create_model("local-dir:...")`` is to load: its configuration and its weights.
+    """Check the configuration and the weights of a folder before ``timm.create_model("local-dir:...")`` loads it.
 
     Raises:
-        WeightsError: files are missing or damaged, the weights are unsafe or not numbers, or the configuration is not
-            of a model that timm knows.
+        WeightsError: a file is missing, damaged or unsafe, weights are not finite, or timm does not know the
+            architecture.
     """
     folder = Path(folder)
-    check_config(folder / "config.json")
-    weights = find_weights(folder)
+    check_config(folder / CONFIG_FILE)
+    weights = find_weights_file(folder)
     if weights is None:
-        raise WeightsError(f"{folder} has no {_WEIGHTS[0]}: is it the whole folder?")
+        raise WeightsError(f"{folder} has no {WEIGHTS_FILE}: is the folder complete?")
     check_weights_file(weights)
 
 
-def find_weights(folder: Path) -> Path | None:
-    """The weights file of a folder that timm loads; None without one."""
-    return next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+def find_weights_file(folder: Path) -> Path | None:
+    """Return the weights file that timm loads from a folder; None if there is none."""
+    return next((folder / name for name in LOCAL_WEIGHTS_FILES if (folder / name).is_file()), None)
 
 
 def check_config(path: str | Path) -> None:
     """Check a model's ``config.json``.
 
     Raises:
-        WeightsError: it cannot be read, is not JSON, or names an architecture that timm does not have.
+        WeightsError: the file cannot be read, is not JSON, or names an architecture that timm does not know.
     """
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -111,6 +126,6 @@ def check_config(path: str | Path) -> None:
         raise WeightsError(f"{path} names no architecture: it is not the configuration of a timm model.")
     if not timm.is_model(architecture):
         raise WeightsError(
-            f"{path} names the architecture {architecture!r}, which neither timm nor fdconv_zoo has. It is another "
-            "library's model, or a newer version's."
+            f"{path} names the architecture {architecture!r}, which neither timm nor fdconv_zoo knows. The model "
+            "belongs to another library, or to a newer version."
         )

@@ -1,4 +1,4 @@
-"""A trained model as a folder that `timm.create_model('local-dir:...', pretrained=True)` loads."""
+"""Writes a trained model as a folder that `timm.create_model('local-dir:...', pretrained=True)` loads."""
 
 import json
 import os
@@ -11,8 +11,9 @@ from timm.models import save_for_hf
 from torch import nn
 
 from fdconv_zoo.store.files import TEMPORARY_PREFIX, explaining_write_errors, flush_to_disk, remove
+from fdconv_zoo.store.names import CONFIG_FILE, WEIGHTS_FILE
 
-FILES = ("model.safetensors", "config.json")
+FILES = (WEIGHTS_FILE, CONFIG_FILE)
 
 
 def export_model(
@@ -27,18 +28,18 @@ def export_model(
 
     Args:
         model: A timm model.
-        folder: Where they go; other files in it are left alone.
-        class_names: One a class, in the classifier's order; None where nobody knows them.
-        preprocessing: What the images went through, as `resolve_preprocessing` gives it.
-        model_args: Arguments that build this architecture again.
+        folder: Destination; other files in it are left alone.
+        class_names: One per class, in the classifier's order; None if unknown.
+        preprocessing: Preprocessing of the images, as `resolve_preprocessing` returns it.
+        model_args: Arguments that rebuild this architecture.
 
     Raises:
-        WriteError: they could not be written.
+        WriteError: the files could not be written.
     """
-    described = model.pretrained_cfg
-    # What no longer holds of the source checkpoint: how it was loaded, tested, and its classes numbered.
+    source_cfg = model.pretrained_cfg
+    # Drop what described the source weights only: their classes, and how they were loaded and tested.
     model.pretrained_cfg = {
-        **described,
+        **source_cfg,
         **preprocessing,
         "tag": None,
         "num_classes": model.num_classes,
@@ -57,17 +58,17 @@ def export_model(
                 model_args=dict(model_args),
             )
     finally:
-        model.pretrained_cfg = described
+        model.pretrained_cfg = source_cfg
 
 
 @contextmanager
 def replacing_model(folder: Path) -> Iterator[Path]:
-    """Yield a folder to save a model in; its `model.safetensors` and `config.json` take the place of those in `folder`.
+    """Yield a temporary folder to save a model in; its weights and configuration then replace those in `folder`.
 
-    Other files are left alone, those saved and those there.
+    Other files in either folder are ignored.
 
     Raises:
-        WriteError: they could not be written.
+        WriteError: the files could not be written.
     """
     temporary = folder / f"{TEMPORARY_PREFIX}export"
     remove(temporary)
@@ -82,15 +83,15 @@ def replacing_model(folder: Path) -> Iterator[Path]:
 
 
 def save_folder(model: nn.Module, folder: Path, **kwargs: Any) -> None:
-    """timm's ``save_for_hf``, as safetensors, with a configuration that transformers takes, too.
+    """Save a model as safetensors with timm's ``save_for_hf``, and a configuration that transformers also accepts.
 
     Args:
         model: A timm model.
-        folder: Made where there is none.
-        **kwargs: Of ``save_for_hf``.
+        folder: Created if missing.
+        **kwargs: Passed to ``save_for_hf``.
     """
     save_for_hf(model, folder, safe_serialization=True, **kwargs)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    # It stands at the top already; transformers (5.23) fails where it is told twice.
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    # The top level has it already; transformers (5.23) fails if it is given twice.
     config.get("model_args", {}).pop("num_classes", None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Files fetched into the Hub's cache, and out of it again if they arrive damaged."""
+"""Fetches files into the Hub client's cache, and removes them again if they arrive damaged."""
 
 from pathlib import Path
 from typing import Any
@@ -8,57 +8,58 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from fdconv_zoo.errors import HubError
 from fdconv_zoo.store.cache import CachedFile, cached_files, remove_damaged
-from fdconv_zoo.store.find import CONFIG, Weights
+from fdconv_zoo.store.find import Weights
 from fdconv_zoo.store.hub_errors import explained
+from fdconv_zoo.store.names import CONFIG_FILE
 
 
 def download(weights: Weights) -> Path:
-    """Fetch weights, and the configuration where timm needs it; the client shows its progress bar.
+    """Fetch weights, and the configuration if timm needs it, unless they are cached; shows the client's progress bar.
 
     Returns:
-        The weights' path in the cache; what is there already is not fetched again.
+        Path of the weights in the cache.
 
     Raises:
-        HubError: they cannot be had, or arrived damaged.
+        HubError: a file could not be downloaded, or arrived damaged.
     """
     repo_id, revision = weights.repo_id, weights.revision
     with explained(repo_id, revision):
         if weights.with_config:
-            _fetch(repo_id, CONFIG, revision)
+            _fetch(repo_id, CONFIG_FILE, revision)
         for name in weights.choices[:-1]:
             try:
                 return _fetch(repo_id, name, revision)
             except LocalEntryNotFoundError:
-                raise  # the Hub was not reached: it may have this one
+                raise  # the Hub was not reached, so it may have this file
             except EntryNotFoundError:
                 continue
         return _fetch(repo_id, weights.choices[-1], revision)
 
 
 def fetch_again(file: CachedFile) -> None:
-    """Remove a damaged file from the cache and fetch it anew.
+    """Remove a damaged file from the cache and fetch it again.
 
     Raises:
-        HubError: it cannot be had, or is damaged again; either way it is not in the cache any more.
+        HubError: the file could not be downloaded, or is damaged again. It is no longer in the cache.
     """
     file.remove()
     fetch_file(file.repo_id, file.name, file.commit)
 
 
 def fetch_file(repo_id: str, name: str, revision: str | None = None, **options: Any) -> Path:
-    """Fetch a file of a repository; what is in the cache already is not fetched again.
+    """Fetch a file of a repository, unless it is cached.
 
     Args:
         repo_id: The repository.
-        name: The file's path in it.
-        revision: Branch, tag or commit; None for the main branch.
-        **options: Of ``huggingface_hub.hf_hub_download``, such as ``token``.
+        name: Path of the file in the repository.
+        revision: Branch, tag or commit. Default: the main branch.
+        **options: Passed to ``huggingface_hub.hf_hub_download``, such as ``token``.
 
     Returns:
-        The file's path in the cache.
+        Path of the file in the cache.
 
     Raises:
-        HubError: it could not be downloaded, or arrived damaged and is not in the cache any more.
+        HubError: the file could not be downloaded, or arrived damaged and was removed from the cache.
     """
     with explained(repo_id, revision):
         return _fetch(repo_id, name, revision, **options)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever happens while they are written."""
+"""Writes files atomically: whole or not at all, whatever happens meanwhile."""
 
 import errno
 import os
@@ -11,18 +11,18 @@ from safetensors import SafetensorError
 
 from fdconv_zoo.errors import WriteError
 
-TEMPORARY_PREFIX = ".writing-"  # what a crash can leave behind; the next run removes it
+TEMPORARY_PREFIX = ".writing-"  # may be left behind by a crash; the next run removes it
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what is written there takes its place at the end.
+    """Yield a temporary path next to `path`; what the block writes there replaces `path` at the end.
 
-    Works for a file and for a folder, which must not exist yet. Contents reach the disk before the rename, so that
-    a crash at any moment leaves either the old `path` or the whole new one. On an error the temporary is removed.
+    `path` is a file, or a folder that does not exist yet. Contents are flushed to disk before the rename, so a crash
+    leaves either the old `path` or the complete new one. After an error, the temporary path is removed.
 
     Raises:
-        WriteError: it could not be written, in the block or after it.
+        WriteError: writing failed, in the block or after it.
     """
     temporary = path.with_name(TEMPORARY_PREFIX + path.name)
     remove(temporary)
@@ -39,13 +39,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, whole or not at all."""
+    """Write `text` to `path` atomically, as UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def flush_to_disk(path: Path) -> None:
-    """Force a file, or a folder and all it holds, out of the operating system's cache."""
+    """Flush a file, or a folder and its contents, from the operating system's cache to the disk."""
     if path.is_dir():
         for child in path.iterdir():
             flush_to_disk(child)
@@ -53,7 +53,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link (not what it points at) or a folder; nothing happens where there is none."""
+    """Delete a file, a link (not its target) or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -71,7 +71,7 @@ def explaining_write_errors(path: Path) -> Iterator[None]:
         elif isinstance(error, SafetensorError):
             reason = "no space left on the disk" if "os error 28" in str(error) else str(error)
         elif "inline_container" in str(error):
-            reason = "torch.save failed, most likely because the disk is full"  # its archive writer tells no more
+            reason = "torch.save failed, most likely because the disk is full"  # the archive writer gives no reason
         else:
             raise
         raise WriteError(f"could not write {path}: {reason}") from error

@@ -1,26 +1,22 @@
-"""From the name of a model to the files that hold its weights."""
+"""Finds where on the Hub a model's weights are."""
 
 from dataclasses import dataclass
 
 import timm
 
 from fdconv_zoo.errors import HubError
-from fdconv_zoo.store.names import unknown_name
-
-HUB = "hf-hub:"
-CONFIG = "config.json"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # which timm tries, in this order
+from fdconv_zoo.store.names import HUB, HUB_WEIGHTS_FILES, unknown_name
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a model's weights are.
+    """Location of a model's weights.
 
     Attributes:
         repo_id: Repository on the Hub.
         revision: Branch, tag or commit; None for the main branch.
-        choices: Names that the weights can have there, the preferred one first.
-        with_config: timm also needs the repository's `config.json`: it is what says which model it is.
+        choices: Possible names of the weights file, in order of preference.
+        with_config: Whether timm also needs the repository's `config.json`, to know the architecture.
     """
 
     repo_id: str
@@ -30,20 +26,20 @@ class Weights:
 
 
 def find_weights(name: str, revision: str | None = None) -> Weights:
-    """Find where a model's weights are; the Hub is not asked.
+    """Find where a model's weights are, without contacting the Hub.
 
     Args:
-        name: A timm name with or without tag, or `hf-hub:REPOSITORY`, also with `@REVISION`.
-        revision: Of the repository.
+        name: A timm name with or without tag, or `hf-hub:REPOSITORY`, optionally with `@REVISION`.
+        revision: Branch, tag or commit of the repository.
 
     Raises:
-        HubError: no such model, it has no weights on the Hub, or the revision is not one.
+        HubError: the model is unknown or has no weights on the Hub, or the revision is invalid.
     """
     if name.startswith(HUB):
         repo_id, _, own_revision = name.removeprefix(HUB).partition("@")
         if own_revision and revision and own_revision != revision:
             raise HubError(f"{name}: --revision says {revision}; name one revision")
-        return Weights(repo_id, _checked(own_revision or revision), WEIGHTS, with_config=True)
+        return Weights(repo_id, _checked(own_revision or revision), HUB_WEIGHTS_FILES, with_config=True)
 
     if problem := unknown_name(name):
         raise HubError(f"{name}: {problem}")
@@ -53,11 +49,11 @@ def find_weights(name: str, revision: str | None = None) -> Weights:
     if not cfg.hf_hub_id:
         raise HubError(f"{name}: has no weights on the Hub")
     file = cfg.hf_hub_filename
-    return Weights(cfg.hf_hub_id, _checked(revision), (file,) if file else WEIGHTS, with_config=False)
+    return Weights(cfg.hf_hub_id, _checked(revision), (file,) if file else HUB_WEIGHTS_FILES, with_config=False)
 
 
 def _checked(revision: str | None) -> str | None:
-    """The client makes a path of the cache from a revision: one that leads out of it is refused."""
+    """Refuse a revision that leads out of the cache: the client uses it as part of a path."""
     if revision and (".." in revision.split("/") or revision.startswith("/") or "\\" in revision):
-        raise HubError(f"{revision}: not a revision")
+        raise HubError(f"{revision}: not a valid revision")
     return revision or None

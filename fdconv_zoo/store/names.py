@@ -1,9 +1,16 @@
-"""Names that timm does not know, and what to say about them."""
+"""Names of models and of their files, as timm and the Hub use them."""
 
 import difflib
 
 import timm
 from timm.models import split_model_name_tag
+
+HUB, LOCAL = "hf-hub:", "local-dir:"  # timm's prefixes for a repository and for a folder
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+# In timm's order of preference.
+HUB_WEIGHTS_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
+LOCAL_WEIGHTS_FILES = (*HUB_WEIGHTS_FILES, "pytorch_model.pth", "model.pth")
 
 
 def unknown_name(name: str) -> str | None:

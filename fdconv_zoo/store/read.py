@@ -1,4 +1,4 @@
-"""Weights files of any library: safetensors, and what ``torch.save`` wrote, read without running anything in it."""
+"""Reads weights files, safetensors or written by ``torch.save``, without running any code they contain."""
 
 import json
 import pickle
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from fdconv_zoo.errors import WeightsError, first_of
 
-# What weights are filed under, in timm's order: a moving average before what it was made from.
+# Keys that hold the weights, in timm's order: a moving average before the weights it was computed from.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")  # of models saved from within DistributedDataParallel or torch.compile
+_PREFIXES = ("module.", "_orig_mod.")  # of models saved while wrapped by DistributedDataParallel or torch.compile
 
 
 class _Placeholder:
-    """Stands where a checkpoint keeps an object that is not weights: takes everything, does and knows nothing."""
+    """Replaces any object that is not weights: accepts all arguments and does nothing."""
 
     def __new__(cls, *args: Any) -> "_Placeholder":
         return super().__new__(cls)
@@ -30,8 +30,8 @@ class _Placeholder:
     def __setstate__(self, state: Any) -> None: ...
 
 
-# Beside the weights trainers keep arguments (timm) and logs: buffers of NumPy arrays (mmengine), scores (mmcv). The
-# names are allowed, what they name is not: each becomes a placeholder, even getattr, which pickled methods need.
+# Trainers save arguments (timm), logs as NumPy arrays (mmengine) and scores (mmcv) along with the weights. Their names
+# are allowed in a pickle, but load as placeholders: even getattr, which pickled methods need.
 _NOT_WEIGHTS = [
     (_Placeholder, name)
     for name in (
@@ -47,13 +47,13 @@ _NOT_WEIGHTS = [
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a weights file holds.
+    """Content of a weights file.
 
     Attributes:
         path: the file.
-        tensors: the weights, under their names in the file.
-        meta: the ``meta`` of an OpenMMLab checkpoint: versions, classes, the configuration as text. Empty elsewhere.
-        other_entries: what is filed beside the weights, such as ``optimizer``.
+        tensors: the weights, by their names in the file.
+        meta: the ``meta`` entry of an OpenMMLab file: versions, classes, the configuration as text. Otherwise empty.
+        other_entries: names of the other entries, such as ``optimizer``.
     """
 
     path: Path
@@ -63,10 +63,10 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a safetensors file, or one of ``torch.save``, to the CPU; which of them, its content decides.
+    """Read a weights file to the CPU. The format, safetensors or ``torch.save``, is recognised from the content.
 
     Raises:
-        WeightsError: no such file, a damaged one, none that holds weights, or one that would run code.
+        WeightsError: the file is missing or damaged, holds no weights, or would run code.
     """
     path = Path(path)
     try:
@@ -81,24 +81,24 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not start:
         raise WeightsError(f"{path} is empty: get the file again.")
     hint = "a pointer to a file in Git LFS, not the file" if start.startswith(b"version https://git-lfs") else ""
-    hint = hint or ("a web page" if b"<" in start[:16] else "neither safetensors nor of torch.save")
-    raise WeightsError(f"{path} holds no weights, it is {hint}: get the file itself.")
+    hint = hint or ("a web page" if b"<" in start[:16] else "neither safetensors nor written by torch.save")
+    raise WeightsError(f"{path} is not a weights file but {hint}: get the file itself.")
 
 
-def explain_unreadable(path: str | Path, error: Exception) -> str:
-    """One sentence for what safetensors or ``torch.load`` said of a file: what is wrong, and what to do."""
+def _explain_unreadable(path: Path, error: Exception) -> str:
+    """Explain an error of safetensors or ``torch.load``, and what to do."""
     if isinstance(error, SafetensorError):
-        return f"{path} is damaged: {_damage(Path(path)) or error}. Get the file again."
+        return f"{path} is damaged: {_describe_damage(path) or error}. Get the file again."
     if isinstance(error, pickle.UnpicklingError):
         reason = str(error).replace("\n", " ")
         name = reason.partition("GLOBAL ")[2].split(" ")[0] or reason.partition("Unsupported class ")[2].split(" ")[0]
         if name or "weights_only" in reason.lower() or "Weights only" in reason:
-            what = f"{name}, which is code" if name else "more than weights"
+            what = f"asks to run {name}, which is code" if name else "holds more than weights"
             return (
-                f"{path} is refused: it asks to run {what} and not weights. Nothing was run. Get the weights as "
-                "safetensors from their publisher; do not load this file by other means unless you trust its maker."
+                f"{path} is refused: it {what}. Nothing was run. Get the weights as safetensors from their publisher; "
+                "do not load this file by other means unless you trust its author."
             )
-    return f"{path} is damaged, or no weights file ({type(error).__name__}: {error}). Get the file again."
+    return f"{path} is damaged, or not a weights file ({type(error).__name__}: {error}). Get the file again."
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -106,11 +106,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
     except (SafetensorError, OSError) as error:
-        raise WeightsError(explain_unreadable(path, error)) from error
+        raise WeightsError(_explain_unreadable(path, error)) from error
 
 
-def _damage(path: Path) -> str | None:
-    """What safetensors' own messages leave out: how long the file is, and how long it should be."""
+def _describe_damage(path: Path) -> str | None:
+    """Compare a safetensors file's size with the expected one, which the library's own messages leave out."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -123,10 +123,10 @@ def _damage(path: Path) -> str | None:
             ends = {key: entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"}
             longest = max(ends, key=ends.__getitem__)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-            return "its header is not safetensors'"
+            return "its header is not valid safetensors"
     expected = 8 + length + ends[longest]
     if expected > size:
-        return f"it has {size:,} bytes of the {expected:,} that {longest} ends with"
+        return f"it has {size:,} bytes, but {longest} ends at byte {expected:,}"
     return None
 
 
@@ -134,10 +134,10 @@ def _read_torch(path: Path) -> Checkpoint:
     try:
         with torch.serialization.safe_globals(_NOT_WEIGHTS):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged pickles fail in any way
-        raise WeightsError(explain_unreadable(path, error)) from error
+    except Exception as error:  # damaged pickles can raise anything
+        raise WeightsError(_explain_unreadable(path, error)) from error
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not weights by their names.")
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not weights by name.")
     wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
     weights = content[wrapper] if wrapper else content
     tensors = {_clean(key): value for key, value in weights.items() if isinstance(value, Tensor)}

@@ -1,4 +1,4 @@
-"""Cached files held against the Hub's hashes."""
+"""Verifies cached files against the Hub's hashes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from fdconv_zoo.store.hub_errors import REQUEST_ERRORS, explain
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of a cached file.
+    """Result of verifying a cached file.
 
     Attributes:
         file: The file.
-        problem: What is wrong with it; empty for a good one.
-        remark: Why less is known than could be; empty where the Hub was asked.
+        problem: What is wrong with it; empty if nothing is.
+        remark: Why the Hub could not be asked; empty if it was.
     """
 
     file: CachedFile
@@ -25,10 +25,10 @@ class Verdict:
 
 
 def verify(repo_id: str) -> Iterator[Verdict]:
-    """Check all cached files of a repository.
+    """Verify all cached files of a repository.
 
-    The Hub says what a revision's files must be. Where it cannot be asked, the cache's own names do: a blob is named by
-    the hash that the Hub gave when it was fetched.
+    Files are checked against the hashes that the Hub lists for their revision. If the Hub cannot be reached, they are
+    checked against the names of their blobs: the hashes that the Hub announced when the files were fetched.
     """
     hashes: dict[str, dict[str, str]] = {}
     remarks: dict[str, str] = {}
@@ -38,7 +38,7 @@ def verify(repo_id: str) -> Iterator[Verdict]:
                 hashes[file.commit] = _hub_hashes(repo_id, file.commit)
             except REQUEST_ERRORS as error:
                 hashes[file.commit] = {}
-                remarks[file.commit] = f"not held against the Hub: {explain(error, file.commit) or error}"
+                remarks[file.commit] = f"not checked against the Hub: {explain(error, file.commit) or error}"
         known, remark = hashes[file.commit], remarks.get(file.commit, "")
         expected = known.get(file.name) or file.blob_hash
         if not file.path.exists():
@@ -46,13 +46,13 @@ def verify(repo_id: str) -> Iterator[Verdict]:
         elif known and file.name not in known:
             problem = "the Hub has no such file in this revision"
         elif expected is None:
-            problem = ""  # a cache without links: only the Hub could say
+            problem = ""  # a cache without links: only the Hub knows
         else:
-            problem = "" if file.has_hash(expected) else "its content is not what the Hub holds"
+            problem = "" if file.has_hash(expected) else "its content differs from the Hub's"
         yield Verdict(file, problem, remark)
 
 
 def _hub_hashes(repo_id: str, commit: str) -> dict[str, str]:
-    """By file: the SHA-256 of large ones, else Git's hash."""
+    """Return the hash of each file in a revision: SHA-256 for large files, otherwise Git's SHA-1."""
     info = HfApi().model_info(repo_id, revision=commit, files_metadata=True)
     return {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in info.siblings}

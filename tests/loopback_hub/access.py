@@ -1,4 +1,4 @@
-"""Who may do what: users, their tokens, private and gated repositories; and the answers to those who may not."""
+"""Access control: users and their tokens, private and gated repositories, and refusals."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ from loopback_hub.store import Repo
 
 
 class RefusedError(Exception):
-    """An answer that is an error, in the words and headers of the Hub."""
+    """An error answer, with the Hub's text and headers."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **headers: str) -> None:
         super().__init__(message)
@@ -44,22 +44,22 @@ def not_logged_in() -> RefusedError:
 
 
 def no_repo(user: User | None) -> RefusedError:
-    """The same answer whether a repository is private or does not exist, so that nobody learns which."""
+    """Give the same answer for private and for missing repositories, so that it does not reveal which."""
     if user is None:
-        # The client takes a 401 for a missing repository by its address only with https; here it needs the code.
+        # Over https the client recognises a missing repository by status and URL; over http it needs the code.
         return RefusedError(401, "Invalid username or password.", "RepoNotFound")
     return RefusedError(404, "Repository not found", "RepoNotFound")
 
 
 def check_read(repo: Repo | None, user: User | None) -> Repo:
-    """Refuse those who may not know of a repository."""
+    """Refuse users who may not see a repository."""
     if repo is None or (repo.private and not (user and user.owns(repo.owner))):
         raise no_repo(user)
     return repo
 
 
 def check_content(repo: Repo, user: User | None) -> None:
-    """Refuse those who may know of a gated repository and not read its files."""
+    """Refuse users who may see a gated repository, but not read its files."""
     if not repo.gated or (user and (user.owns(repo.owner) or user.name in repo.granted)):
         return
     if user is None:

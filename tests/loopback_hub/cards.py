@@ -1,26 +1,26 @@
-"""What the Hub checks of the metadata at the head of a model card."""
+"""The Hub's checks of a model card's metadata."""
 
 import re
 from typing import Any
 
 import yaml
 
-# The licences that this project's cards may name; the Hub knows more.
+# Licences that this project's cards may use; the Hub knows more.
 LICENSES = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "other", "unknown"}
 
 
 def metadata(text: str) -> Any:
-    """The metadata of a card; None without any.
+    """Return the metadata of a card; None if it has none.
 
     Raises:
-        yaml.YAMLError: they are not YAML.
+        yaml.YAMLError: the metadata are not YAML.
     """
     match = re.match(r"\s*---\r?\n(.*?)\r?\n---\s*(\n|$)", text.lstrip("\ufeff"), re.DOTALL)
     return yaml.safe_load(match[1]) if match else None
 
 
 def problems(text: str) -> tuple[list[str], list[str]]:
-    """The errors and the warnings the Hub would answer with."""
+    """Return the errors and the warnings with which the Hub would answer."""
     try:
         data = metadata(text)
     except yaml.YAMLError as error:

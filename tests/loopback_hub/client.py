@@ -1,4 +1,4 @@
-"""Pointing the Hub's client at the loopback Hub: in this process, and in one to be started."""
+"""Connects the Hub's client to the loopback Hub, in this process and in new ones."""
 
 import os
 import sys
@@ -19,12 +19,12 @@ TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 class ConnectedHub(LoopbackHub):
-    """A loopback Hub, and the state of the client that talks to it.
+    """A loopback Hub, and the state of the client connected to it.
 
     Attributes:
         home: the client's HF_HOME, empty at first.
         cache: the client's cache.
-        waits: seconds the client would have waited before its retries; it does not, so that tests are short.
+        waits: seconds the client would have waited before each retry; it does not wait, to keep tests fast.
     """
 
     def __init__(self, home: Path) -> None:
@@ -34,7 +34,7 @@ class ConnectedHub(LoopbackHub):
         self.waits: list[float] = []
 
     def log_in(self, token: str) -> None:
-        """Keep a token where the client looks for one."""
+        """Store a token where the client looks for it."""
         self.home.mkdir(parents=True, exist_ok=True)
         (self.home / "token").write_text(token)
 
@@ -43,7 +43,7 @@ class ConnectedHub(LoopbackHub):
 
     @contextmanager
     def offline(self) -> Iterator[None]:
-        """As with HF_HUB_OFFLINE=1: the client may use nothing but its cache."""
+        """Set HF_HUB_OFFLINE=1 in the block, so that the client uses its cache only."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(constants, "HF_HUB_OFFLINE", True)
             patch.setenv("HF_HUB_OFFLINE", "1")
@@ -52,7 +52,7 @@ class ConnectedHub(LoopbackHub):
         close_sessions()
 
     def cached(self) -> dict[str, bytes]:
-        """What the cache holds under good names: the snapshots' files, by repository, commit and path."""
+        """Return the contents of the cache's snapshots, by repository, commit and path."""
         files = {}
         for path in sorted(self.cache.glob("models--*/snapshots/*/**/*")):
             if path.is_file():
@@ -60,11 +60,11 @@ class ConnectedHub(LoopbackHub):
         return files
 
     def env(self, home: Path | None = None, token: str | None = None) -> dict[str, str]:
-        """The environment for a process that talks to this Hub; retries wait as long as they say.
+        """Return the environment for a process that uses this Hub; its retries do wait.
 
         Args:
-            home: its HF_HOME; by default the one of this process.
-            token: kept there.
+            home: its HF_HOME. Default: this process's.
+            token: stored there.
         """
         home = home or self.home
         if token is not None:
@@ -83,7 +83,7 @@ def variables(url: str, home: Path) -> dict[str, str]:
         "HF_TOKEN_PATH": str(home / "token"),
         "HF_HUB_OFFLINE": "0",
         "TRANSFORMERS_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",  # else a client of 1.0 or newer uploads by a protocol this Hub does not speak
+        "HF_HUB_DISABLE_XET": "1",  # clients from 1.0 on would upload by a protocol that this Hub does not support
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
@@ -91,17 +91,17 @@ def variables(url: str, home: Path) -> dict[str, str]:
 
 
 def close_sessions() -> None:
-    """End the client's connections; new ones heed the settings of now."""
+    """Close the client's connections; new ones use the current settings."""
     close = getattr(_http, "close_session", None) or _http.reset_sessions  # the second before 1.0
     close()
 
 
 @contextmanager
 def connect(home: Path) -> Iterator[ConnectedHub]:
-    """Start a Hub and point this process's client at it: huggingface_hub's, and so timm's and transformers'.
+    """Start a Hub and connect this process's client to it: huggingface_hub, and so timm and transformers.
 
-    The client reads the environment once, when it is imported, and copies of what it read lie in several modules: all
-    that are loaded are changed, and restored afterwards.
+    The client reads the environment once, on import, and several modules keep copies of its settings. All loaded
+    copies are changed, and restored afterwards.
     """
     url_template = "{repo_id}/resolve/{revision}/{filename}"
     with ConnectedHub(home) as hub, pytest.MonkeyPatch.context() as patch:
@@ -127,7 +127,7 @@ def connect(home: Path) -> Iterator[ConnectedHub]:
                 for name, value in settings.items():
                     if name in vars(module):
                         patch.setattr(module, name, value)
-        patch.setattr(hf_api.api, "endpoint", hub.url)  # of the functions that huggingface_hub exports
+        patch.setattr(hf_api.api, "endpoint", hub.url)  # used by the functions that huggingface_hub exports
         patch.setattr(hf_api.api, "token", None)
         quick = SimpleNamespace(**{**vars(time), "sleep": hub.waits.append})
         for module in (_http, file_download):

@@ -1,26 +1,26 @@
-"""What can go wrong between a client and a Hub, to be asked for one by one."""
+"""Faults between a client and a Hub, which tests inject."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-# Where the content of files travels: the storage's download and upload, and the Hub's own small files.
+# Paths that transfer the content of files: the storage's downloads and uploads, and the Hub's own small files.
 DOWNLOAD = r"^/(cdn|api/resolve-cache)/"
 UPLOAD = r"^/upload/"
 
 
 @dataclass
 class Fault:
-    """One kind of trouble. The class methods make the usual ones; `LoopbackHub.fail` arms it.
+    """A fault. The class methods make the usual ones; `LoopbackHub.fail` activates one.
 
     Attributes:
-        method, path: of the requests it strikes; the path is a regular expression to search for.
-        status, message, headers: answered in place of the right answer.
-        cut_request: read so many bytes of the request's body, then break the connection.
-        cut_answer: send so many bytes of the answer's body, then break the connection.
+        method, path: requests that it affects; the path is a regular expression to search for.
+        status, message, headers: sent instead of the correct answer.
+        cut_request: read this many bytes of the request's body, then break the connection.
+        cut_answer: send this many bytes of the answer's body, then break the connection; -1 sends no answer.
         delay: seconds before the answer begins.
-        change: done to the content of a file on its way to the client.
-        times: how often it still strikes; None without end.
-        hits: how often it struck.
+        change: applied to the content of a file that is sent to the client.
+        times: number of requests to affect; None for all.
+        hits: number of requests affected so far.
     """
 
     method: str | None = None
@@ -47,7 +47,7 @@ class Fault:
 
     @classmethod
     def lost_answer(cls) -> "Fault":
-        """The Hub does what it was asked to do, and the connection breaks before it can say so."""
+        """The Hub carries out the request, but the connection breaks before the answer."""
         return cls(cut_answer=-1)
 
     @classmethod
@@ -70,7 +70,7 @@ class Fault:
 
     @classmethod
     def truncated_file(cls, missing: int = 100) -> "Fault":
-        """A file arrives shorter than its metadata say, and the transfer ends as if it were whole."""
+        """A file arrives shorter than announced, and the transfer ends as if it were complete."""
         return cls("GET", DOWNLOAD, change=lambda content: content[:-missing])
 
     @classmethod
@@ -86,10 +86,10 @@ class Fault:
 
     @classmethod
     def expired_token(cls) -> "Fault":
-        """A token stops being valid between two requests; `LoopbackHub.expire` makes it so for good."""
+        """A token is invalid for one request; `LoopbackHub.expire` invalidates it permanently."""
         message = "Invalid credentials in Authorization header"
         return cls(status=401, message=message, headers={"X-Error-Message": message})
 
     def on(self, method: str | None = None, path: str | None = None) -> "Fault":
-        """The same trouble for other requests, e.g. ``Fault.server_error().on("POST", "/commit/")``."""
+        """Return the same fault for other requests, e.g. ``Fault.server_error().on("POST", "/commit/")``."""
         return replace(self, method=method or self.method, path=self.path if path is None else path)

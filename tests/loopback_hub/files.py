@@ -1,4 +1,4 @@
-"""Reading files: the Hub's redirects with a file's metadata, and where they lead."""
+"""Answers to downloads: redirects with a file's metadata, and the files themselves."""
 
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 @route("GET", rf"/{REPO}/resolve/{REVISION}/(?P<path>.+)")
 def resolve(hub: "LoopbackHub", request: Request, repo: str, revision: str, path: str) -> Answer:
-    """A small file is a relative redirect to the Hub itself, a large one goes to the storage with a signed address."""
+    """Redirect a small file to a path of the Hub itself, a large one to a signed URL of the storage."""
     found = hub.readable(repo, request, content=True)
     commit = find_commit(found, revision)
     headers = {"X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes"}
     blob = commit.files.get(path)
     if blob is None:
-        # Carries the commit, too: the client remembers that this commit has no such file.
+        # With the commit, so that the client remembers that it has no such file.
         raise RefusedError(404, "Entry not found", "EntryNotFound", **headers)
-    # No X-Xet-Hash and no xet link: a client that saw one would fetch the file by another protocol.
+    # No X-Xet-Hash and no xet link: with one, the client would fetch the file by another protocol.
     headers |= {"X-Linked-Size": str(blob.size), "X-Linked-Etag": f'"{blob.etag}"', "ETag": f'"{blob.etag}"'}
     if blob.sha256:
         address = hub.storage_address(f"/cdn/{found.id}/{blob.sha256}")

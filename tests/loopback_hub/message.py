@@ -1,4 +1,4 @@
-"""A request as it was received, an answer before it is sent, and the table of who answers what."""
+"""Requests, answers, and the routes from one to the other."""
 
 import json
 import re
@@ -10,13 +10,13 @@ from urllib.parse import unquote
 
 @dataclass
 class Request:
-    """Everything of a request, kept for the tests to look at.
+    """A request as it was received, kept for tests.
 
     Attributes:
         server: ``hub`` or ``storage``.
-        path: as it was sent, with its percent signs.
-        headers: names in lower case, the Authorization included.
-        status: of the answer; 0 while there is none and if the connection was broken.
+        path: as it was sent, percent-encoded.
+        headers: by lower-case name, including the authorization.
+        status: of the answer; 0 if none was sent.
     """
 
     server: str
@@ -37,7 +37,7 @@ class Request:
 
 @dataclass
 class Answer:
-    """Either a value to send as JSON or bytes; for a file also that ranges of it may be asked for."""
+    """An answer before it is sent: a value to send as JSON, or bytes. Files support range requests."""
 
     status: int = 200
     value: Any = None
@@ -57,7 +57,7 @@ REVISION = r"(?P<revision>[^/]+)"
 
 
 def route(methods: str, path: str, server: str = "hub") -> Callable[[Callable], Callable]:
-    """Register who answers; the path's groups become arguments, unquoted."""
+    """Register a function that answers requests; the path's groups become its arguments, unquoted."""
 
     def register(function: Callable[..., Answer]) -> Callable[..., Answer]:
         ROUTES.extend((server, method, re.compile(path), function) for method in methods.split())
@@ -68,7 +68,7 @@ def route(methods: str, path: str, server: str = "hub") -> Callable[[Callable], 
 
 def find_route(request: Request) -> tuple[Callable[..., Answer], dict[str, str]] | None:
     for server, method, path, function in ROUTES:
-        # A HEAD is answered like a GET; the body is left out when it is sent.
+        # A HEAD is answered like a GET, but without its body.
         if server == request.server and method == request.method.replace("HEAD", "GET"):
             match = path.fullmatch(request.path)
             if match:

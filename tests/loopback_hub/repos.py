@@ -1,4 +1,4 @@
-"""The Hub's answers about users and repositories: creating, describing, listing, branches, tags, discussions."""
+"""Answers about users and repositories: creating, describing, listing, branches, tags and discussions."""
 
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
@@ -38,12 +38,12 @@ def create(hub: "LoopbackHub", request: Request) -> Answer:
     namespace = asked.get("organization") or (user.name if user else "")
     user = check_write(namespace, user)
     if asked.get("type", "model") != "model":
-        raise RefusedError(400, "The loopback Hub keeps models only.")
+        raise RefusedError(400, "The loopback Hub supports models only.")
     repo_id = f"{namespace}/{asked['name']}"
     answer = {"url": f"{hub.url}/{repo_id}", "name": repo_id, "id": f"id-of-{repo_id}"}
     if repo_id in hub.repos:
         return Answer(409, {**answer, "error": "You already created this model repo"})
-    # The older client says whether it is private, the newer one its visibility.
+    # Older clients send `private`, newer ones `visibility`.
     repo = hub.repos[repo_id] = Repo(repo_id, private=asked.get("private") or asked.get("visibility") == "private")
     files = {".gitattributes": Blob(GITATTRIBUTES)}
     repo.add(files, "initial commit", author=user.name, parent=None, ref="main")
@@ -151,7 +151,7 @@ def tree(hub: "LoopbackHub", request: Request, repo: str, revision: str, folder:
         for depth in range(1, len(parts) + 1 if recursive else 2):
             entry = inside + "/".join(parts[:depth])
             entries[entry] = describe_path(commit, entry, expand=expand)
-    # No more than one page: no repository of the tests has 1000 entries.
+    # A single page: no repository in the tests has 1000 entries.
     return Answer(value=[entries[path] for path in sorted(entries)])
 
 
@@ -225,7 +225,7 @@ def branch(hub: "LoopbackHub", request: Request, repo: str, branch: str) -> Answ
 
 @route("POST DELETE", f"{API}/tag/{REVISION}")
 def tag(hub: "LoopbackHub", request: Request, repo: str, revision: str) -> Answer:
-    """The path names the commit to tag, or the tag to delete."""
+    """Create or delete a tag; the path names the commit to tag, or the tag to delete."""
     found = hub.readable(repo, request)
     check_write(found.owner, hub.user(request))
     if request.method == "DELETE":

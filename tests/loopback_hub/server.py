@@ -1,4 +1,4 @@
-"""The server itself: two ports of 127.0.0.1, one for the Hub and one for the storage it redirects to."""
+"""The server: two ports of 127.0.0.1, one for the Hub and one for the storage it redirects to."""
 
 import contextlib
 import hashlib
@@ -21,18 +21,18 @@ from loopback_hub.uploads import LARGE_SUFFIXES
 
 
 class LoopbackHub:
-    """A Hub for model repositories that speaks what `huggingface_hub` 0.27 to 2.x sends, over plain HTTP.
+    """A Hub for model repositories that supports the requests of `huggingface_hub` 0.27 to 2.x, over plain HTTP.
 
-    It offers no xet, the chunked transfer that today's Hub and clients prefer: its server side is not public. A client
-    of 1.0 or newer does not ask before it uploads by xet, so it has to be told: ``HF_HUB_DISABLE_XET=1``.
+    It does not support xet, the chunked transfer that the Hub and its clients prefer, because the server side is not
+    public. Clients from 1.0 on upload by xet without asking, so set ``HF_HUB_DISABLE_XET=1``.
 
     Attributes:
         url: the endpoint.
-        storage_url: where large files are, on another port: for a client another host, that must not see its token.
+        storage_url: URL of large files, on another port: to clients another host, which must not see their tokens.
         repos: by id, e.g. ``user/model``.
-        requests: all that were received, in order.
-        unknown: those nobody answers, with 404.
-        part_size: large files are uploaded in parts of this many bytes; None for in one.
+        requests: all requests received, in order.
+        unknown: requests that no route answers; they get a 404.
+        part_size: size in bytes of the parts in which large files are uploaded; None for a single part.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class LoopbackHub:
         return self
 
     def stop(self) -> None:
-        """From now on connections are refused. Can be called twice; cannot be started again."""
+        """Refuse connections from now on. Can be called twice; the Hub cannot be restarted."""
         if self.stopping.is_set():
             return
         self.stopping.set()
@@ -71,10 +71,10 @@ class LoopbackHub:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    # What tests set up.
+    # For tests.
 
     def add_user(self, name: str, *, orgs: tuple[str, ...] = (), role: str = "write") -> str:
-        """Create a user, or another token of one, and return the token."""
+        """Create a user, or another token for one, and return the token."""
         token = f"hf_{secrets.token_hex(17)}"
         self.users[token] = User(name, orgs, role)
         return token
@@ -94,7 +94,7 @@ class LoopbackHub:
         return repo
 
     def commit(self, repo_id: str, files: Mapping[str, bytes | None], *, branch: str = "main") -> Commit:
-        """Change files of a repository; None deletes one."""
+        """Change files of a repository; None deletes a file."""
         repo = self.repos[repo_id]
         parent = repo.find(branch)
         changed = dict(parent.files)
@@ -110,26 +110,26 @@ class LoopbackHub:
         return repo.add(changed, "Upload files", author=repo.owner, parent=parent, ref=branch)
 
     def read(self, repo_id: str, path: str, revision: str = "main") -> bytes:
-        """The content of a file, as it is kept."""
+        """Return the content of a file."""
         repo = self.repos[repo_id]
         blob = repo.find(revision).files[path]
         return repo.large[blob.sha256] if blob.sha256 else blob.content
 
     def files(self, repo_id: str, revision: str = "main") -> set[str]:
-        """The paths of a revision, without the file that every repository begins with."""
+        """Return the paths of a revision, without the file that every repository starts with."""
         return set(self.repos[repo_id].find(revision).files) - {".gitattributes"}
 
     def fail(self, fault: Fault, times: int | None = 1) -> Fault:
-        """Let a fault strike the next requests it fits; the returned one counts its hits."""
+        """Inject a fault into the next matching requests; the returned fault counts its hits."""
         armed = replace(fault, times=times, hits=0)
         self._faults.append(armed)
         return armed
 
     def heal(self) -> None:
-        """No fault strikes any more."""
+        """Remove all faults."""
         self._faults.clear()
 
-    # What the answers are made with.
+    # For answers.
 
     def user(self, request: Request) -> User | None:
         if request.token is None:
@@ -180,7 +180,7 @@ class LoopbackHub:
         function, arguments = found
         try:
             if request.server == "hub":
-                self.user(request)  # a token that is not valid is refused even where none is needed
+                self.user(request)  # refuse an invalid token even if none is needed
             with self._lock:
                 return function(self, request, **arguments)
         except RefusedError as refused:
@@ -199,16 +199,16 @@ class _Server(ThreadingHTTPServer):
 
     def close_connections(self) -> None:
         for connection in list(self.connections):
-            with contextlib.suppress(OSError):  # the client may have been faster
+            with contextlib.suppress(OSError):  # the client may have closed it
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up is part of the tests, and not worth a traceback."""
+        """Print no traceback: clients that hang up are part of the tests."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # or every small answer waits 40 ms for an acknowledgement
+    disable_nagle_algorithm = True  # otherwise every small answer waits 40 ms for an acknowledgement
     wbufsize = -1
     server: _Server
 
@@ -284,7 +284,7 @@ class _Handler(BaseHTTPRequestHandler):
         return 206, part, {"Content-Range": f"bytes {first}-{first + len(part) - 1}/{len(content)}"}
 
     def cut(self, *, politely: bool = False) -> None:
-        """Close the connection; by a reset, unless what was sent has to arrive."""
+        """Close the connection: by a reset, or politely, so that what was sent arrives."""
         self.close_connection = True
         if not politely:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,4 +1,4 @@
-"""What a Hub keeps of a repository: files, trees and commits, each named by the hash git gives it."""
+"""The Hub's storage of a repository: files, trees and commits, with git's hashes."""
 
 import hashlib
 import time
@@ -17,7 +17,7 @@ def git_hash(kind: str, content: bytes) -> str:
 
 @dataclass(frozen=True)
 class Blob:
-    """A file as git stores it; of a large file only a pointer, its content lies in the large file storage."""
+    """A file as git stores it. A large file is a pointer to its content in the large file storage."""
 
     content: bytes
     sha256: str | None = None
@@ -42,11 +42,11 @@ class Blob:
 
 
 def tree_hash(files: Mapping[str, Blob], folder: str = "") -> str:
-    """The hash of a folder, and within it of all its folders.
+    """Compute git's hash of a folder, including its subfolders.
 
     Args:
         files: of the whole repository, by path.
-        folder: with a slash at its end; empty for the root.
+        folder: path with a trailing slash; empty for the root.
     """
     entries: dict[str, bytes] = {}
     for path, blob in files.items():
@@ -54,7 +54,7 @@ def tree_hash(files: Mapping[str, Blob], folder: str = "") -> str:
         if not path.startswith(folder):
             continue
         if slash:
-            if name + "/" not in entries:  # git sorts folders as if their names ended with a slash
+            if name + "/" not in entries:  # git sorts folders as if their names ended in a slash
                 entries[name + "/"] = f"40000 {name}\0".encode() + bytes.fromhex(tree_hash(files, f"{folder}{name}/"))
         else:
             entries[name] = f"100644 {name}\0".encode() + bytes.fromhex(blob.oid)
@@ -99,7 +99,7 @@ class Repo:
     id: str
     private: bool = False
     gated: Literal["auto", "manual", False] = False
-    granted: set[str] = field(default_factory=set)  # users whose request for access to a gated one was accepted
+    granted: set[str] = field(default_factory=set)  # users who were given access to a gated repository
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class Repo:
         return self.id.partition("/")[0]
 
     def find(self, revision: str) -> Commit | None:
-        """The commit of a branch, a tag, a pull request's ref, or a commit's hash of 7 digits or more."""
+        """Find the commit of a branch, a tag, a pull request's ref, or a hash of 7 digits or more."""
         for refs in (self.branches, self.tags, self.pull_refs):
             if revision.removeprefix("refs/heads/").removeprefix("refs/tags/") in refs:
                 return self.commits[refs[revision.removeprefix("refs/heads/").removeprefix("refs/tags/")]]
@@ -124,7 +124,7 @@ class Repo:
         self, files: Mapping[str, Blob], title: str, *, message: str = "", author: str, parent: Commit | None, ref: str
     ) -> Commit:
         """Append a commit and move a branch or a pull request's ref to it."""
-        # A second later than its parent, so that equal changes one after another are different commits.
+        # At least a second later than its parent, so that equal changes in sequence are different commits.
         seconds = int(time.time()) if parent is None else max(int(time.time()), parent.seconds + 1)
         commit = Commit(dict(files), title, message, author, parent and parent.oid, seconds)
         self.commits[commit.oid] = commit
@@ -132,7 +132,7 @@ class Repo:
         return commit
 
     def history(self, commit: Commit) -> list[Commit]:
-        """A commit and all before it, the last first."""
+        """Return a commit and its ancestors, newest first."""
         commits = [commit]
         while commits[-1].parent:
             commits.append(self.commits[commits[-1].parent])

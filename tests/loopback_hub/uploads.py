@@ -1,4 +1,4 @@
-"""Writing files: how each is to be sent, the large file storage, and commits."""
+"""Answers to uploads: how to send each file, the large file storage, and commits."""
 
 import base64
 import hashlib
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from loopback_hub.server import LoopbackHub
 
 LARGE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".zip", ".gz", ".parquet", ".h5")
-LARGE_SIZE = 10_000_000  # any file from here on
+LARGE_SIZE = 10_000_000  # files from this size on are large
 
 
 @route("POST", f"{API}/preupload/{REVISION}")
@@ -27,13 +27,13 @@ def preupload(hub: "LoopbackHub", request: Request, repo: str, revision: str) ->
         large = file["path"].endswith(LARGE_SUFFIXES) or file["size"] >= LARGE_SIZE
         known = commit.files.get(file["path"])
         described = {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
-        # With the hash of what is there the client leaves out files that have not changed.
+        # The hash lets the client skip files that have not changed.
         files.append({**described, "oid": known.etag} if known else described)
     return Answer(value={"files": files, "commitOid": commit.oid})
 
 
 def may_commit(hub: "LoopbackHub", request: Request, repo: str) -> Repo:
-    """A pull request may be opened by all who can read; a branch is for those who can write."""
+    """Check access: whoever can read may open a pull request, but only writers may commit to a branch."""
     found = hub.readable(repo, request)
     user = hub.user(request)
     if user is None:
@@ -45,9 +45,9 @@ def may_commit(hub: "LoopbackHub", request: Request, repo: str) -> Repo:
 
 @route("POST", rf"/{REPO}\.git/info/lfs/objects/batch")
 def lfs_batch(hub: "LoopbackHub", request: Request, repo: str) -> Answer:
-    """Where to send each large file; nothing to do for those that are here.
+    """Tell the client where to send each large file, except those already stored.
 
-    The transfers that a client offers may name "xet": the answer never does, so it sends them over plain HTTP.
+    The client may offer the transfer "xet"; the answer never selects it, so the client uses plain HTTP.
     """
     found = hub.readable(repo, request)
     if hub.user(request) is None:
@@ -93,7 +93,7 @@ def complete(hub: "LoopbackHub", request: Request, repo: str, oid: str) -> Answe
 
 @route("POST", rf"/{REPO}\.git/info/lfs/objects/verify")
 def verify(hub: "LoopbackHub", request: Request, repo: str) -> Answer:
-    """Takes an upload into the repository's storage if it is what it was announced as."""
+    """Move an upload into the repository's storage if its size and hash are as announced."""
     found = hub.readable(repo, request)
     asked = request.json()
     content = hub.uploads.pop((repo, asked["oid"], 0), None)

@@ -1,4 +1,4 @@
-"""Whether a converted model computes what the plain one did."""
+"""Checks that a converted model computes the same function as the plain one, up to rounding."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping
@@ -7,31 +7,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fdconv_zoo.conversion.run import Example, find_floating, observe, run
+from fdconv_zoo.conversion.run import Example, failing_module, find_floating, observe, run
 
-# Against what rounding each layer's output once does; luck plays a part.
+# Allowed multiple of the deviation that rounding each layer's output once causes in a single random draw.
 _MARGIN = 4
 
 
 def deviation_on_example(
     converted: nn.Module, layers: Mapping[nn.Module, str], example: Example, expected: Any
 ) -> float:
-    """The largest deviation from what the plain model returned.
+    """Compute the largest deviation from the plain model's output.
+
+    Args:
+        converted: the model with its new layers.
+        layers: the new layers, with their names.
+        example: an input of the model.
+        expected: the plain model's output.
 
     Raises:
-        RuntimeError: the model does not run, or not with the new layers.
+        RuntimeError: the model does not run, or does not call a new layer; names the layer.
     """
     try:
         calls, actual = observe(converted, layers, example)
     except Exception as error:
         raise RuntimeError(
-            f"Once converted the model does not run on the example ({type(error).__name__}: {error}). "
-            "It is plain again: exclude the layer that fails."
+            f"After conversion the model does not run on the example: {failing_module(converted, error)} raises "
+            f"{type(error).__name__} ({error}). The conversion was undone; exclude the layer that fails."
         ) from error
     if unused := [name for layer, name in layers.items() if layer not in calls.shapes]:
         raise RuntimeError(
-            f"Once converted the model still computes with the plain {unused[0]!r}, which it must hold in a place of "
-            "its own. It is plain again: exclude this layer."
+            f"After conversion the model still uses the plain layer {unused[0]!r}, which it must hold outside its "
+            "submodules. The conversion was undone; exclude this layer."
         )
     return largest_deviation(actual, expected)
 
@@ -39,15 +45,24 @@ def deviation_on_example(
 def check_rounding(
     model: nn.Module, layers: Collection[nn.Module], example: Example, expected: Any, deviation: float
 ) -> None:
-    """Deep models amplify rounding, some beyond all measure: see what it does to the plain model.
+    """Check that rounding explains a deviation: measure how far it changes the plain model's output.
+
+    Deep models amplify rounding, some of them without bound, so no fixed tolerance fits all models.
+
+    Args:
+        model: the plain model.
+        layers: its layers that were converted.
+        example: an input of the model.
+        expected: the plain model's output.
+        deviation: of the converted model, from :func:`deviation_on_example`.
 
     Raises:
-        RuntimeError: the deviation is more than rounding.
+        RuntimeError: the deviation is larger.
     """
     eps = _coarsest_eps(layers, expected)
 
     def disturb(_: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        # A generator of its own: what the model itself draws stays the same.
+        # A separate generator leaves the model's own random numbers unchanged.
         generator = torch.Generator(y.device).manual_seed(0)
         noise = torch.randn(y.shape, generator=generator, device=y.device, dtype=y.dtype)
         return y + eps * y.abs().mean() * noise
@@ -56,16 +71,18 @@ def check_rounding(
     tolerance = max(tolerance_of(layers, expected), _MARGIN * largest_deviation(disturbed, expected))
     if deviation > tolerance or math.isinf(deviation):
         raise RuntimeError(
-            f"Once converted the model deviates on the example by {deviation:.1e} of its largest output, where "
-            f"rounding explains {tolerance:.1e}. It is plain again. If it sorts or samples what it computed, as "
-            "detectors do, convert the part before that."
+            f"After conversion the model deviates on the example by {deviation:.1e} of its largest output; rounding "
+            f"explains only {tolerance:.1e}. The conversion was undone. If the model sorts or samples its "
+            "predictions, as detectors do, convert only the part before that."
         )
 
 
 def largest_deviation(actual: Any, expected: Any) -> float:
-    """Between the floating tensors of two outputs, as a fraction of the largest finite number in each of them.
+    """Compute the largest deviation between the floating-point tensors of two outputs.
 
-    Infinite where shapes differ, or the places that are not finite.
+    Returns:
+        The largest difference in any tensor, as a fraction of the tensor's largest finite value. Infinite if shapes
+        differ, or if non-finite values do.
     """
     actual, expected = find_floating(actual), find_floating(expected)
     if [tensor.shape for tensor in actual] != [tensor.shape for tensor in expected]:
@@ -82,12 +99,12 @@ def _deviation(actual: Tensor, expected: Tensor) -> float:
 
 
 def tolerance_of(layers: Iterable[nn.Module], output: Any) -> float:
-    """What rounding explains in any model: half of the digits."""
+    """Return the deviation that is accepted as rounding in any model: half of the digits."""
     return math.sqrt(_coarsest_eps(layers, output))
 
 
 def _coarsest_eps(layers: Iterable[nn.Module], output: Any) -> float:
-    """The relative distance of neighbouring numbers, of the coarsest at work in plain layers and the output."""
+    """Return the machine epsilon of the coarsest dtype among the plain layers' weights and the output."""
     weights = [layer.weight for layer in layers]
     eps = max(torch.finfo(tensor.dtype).eps for tensor in (*weights, *find_floating(output)))
     uses_tf32 = torch.backends.cudnn.allow_tf32 and any(weight.is_cuda for weight in weights)
