@@ -8,17 +8,12 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fdconv_zoo.index import Entry, Result
-from fdconv_zoo.index.facts import Dataset, find_family, find_measured_data, find_training_data
+from fdconv_zoo.index.facts import Dataset, find_licence, find_measured_data, find_training_data
+from fdconv_zoo.index.family import find_family
 from fdconv_zoo.index.table import more, quantity
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 _CITATIONS = Path(__file__).with_name("citations.bib")
-_LICENCES = {
-    "apache-2.0": "Apache-2.0",
-    "bsd-3-clause": "BSD-3-Clause",
-    "cc-by-nc-4.0": "CC-BY-NC-4.0",
-    "mit": "the MIT licence",
-}
 _METRICS = {"% top-1": "accuracy", "% top-5": "top_5_accuracy"}  # the Hub's names of ours
 
 
@@ -59,7 +54,7 @@ def render_card(entry: Entry, name: str) -> ModelCard:
         same_results=_same_results(entry),
         limits=_limits(entry, data),
         licence=_licence(entry),
-        citations=_citations("chen2025fdconv", family.citation, "wightman2019timm"),
+        citations=_citations(family.citation),
     )
     return ModelCard(f"{str(card).rstrip()}\n")  # the template engine drops the last line's end
 
@@ -68,8 +63,11 @@ def card_metadata(entry: Entry, name: str) -> ModelCardData:
     """What the Hub reads of a card. Results that the paper reports are not among it: they are not this model's."""
     data = find_training_data(entry.tag or str((entry.recipe or {}).get("dataset", "")))
     results = [_eval_result(result) for result in entry.results.measured]
+    licence_link = find_licence(entry.license).link
     return ModelCardData(
-        license=entry.license,
+        license="other" if licence_link else entry.license,
+        license_name=entry.license if licence_link else None,
+        license_link=licence_link,
         library_name="timm",
         pipeline_tag="image-classification",
         tags=["timm", "image-classification", "fdconv", "dynamic-convolution", find_family(entry.architecture).tag],
@@ -165,15 +163,17 @@ def _limits(entry: Entry, data: list[Dataset]) -> list[str]:
 
 
 def _licence(entry: Entry) -> str:
-    licence = _LICENCES.get(entry.license, entry.license)
+    known = find_licence(entry.license)
+    licence = f"[{known.title}]({known.link})" if known.link else known.title
     if entry.status == "recipe only":
         return f"This recipe is under {licence}."
     return f"The weights are under {licence}" + (f", the licence of {_link(entry.source)}." if entry.source else ".")
 
 
-def _citations(*keys: str) -> str:
-    entries = _CITATIONS.read_text(encoding="utf-8").strip().split("\n\n")
-    return "\n\n".join(next(entry for entry in entries if f"{{{key}," in entry) for key in keys)
+def _citations(of_the_family: str) -> str:
+    """FDConv's paper, the family's, and timm."""
+    fdconv, timm = _CITATIONS.read_text(encoding="utf-8").strip().split("\n\n")
+    return "\n\n".join((fdconv, of_the_family.strip(), timm))
 
 
 def _row(dynamic: int, plain: int) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 import timm
 
 from fdconv_zoo.index.entry import TASKS, Entry, Result
+from fdconv_zoo.index.family import all_families, find_family
 
 _HEAD = """\
 # Models
@@ -18,7 +19,7 @@ come at several input sizes, they are for the first.
 
 "Converted" weights are the plain model's, taken over exactly: before you fine-tune, the model computes what the plain
 one computes. `timm.create_model("<model>.<weights>", pretrained=True)` loads them; without a tag, those named first.
-`convnext_fdconv` and `swin_fdconv` are short for the tiny ones. Each has a card in `model_cards/`, and
+{short_names} are short for the tiny ones. Each has a card in `model_cards/`, and
 `python -m fdconv_zoo list` prints this table.
 
 """
@@ -52,7 +53,7 @@ def render_table(index: Mapping[str, Entry]) -> str:
     rows: dict[str, list[tuple[str, Entry]]] = {}
     for name, entry in index.items():
         rows.setdefault(entry.architecture, []).append((name, entry))
-    ordered = sorted(rows.values(), key=lambda row: (_family(row[0][1]), row[0][1].costs.plain_parameters))
+    ordered = sorted(rows.values(), key=_place)
     lines = [
         "| model | parameters | + | multiply-adds | + | input | weights | results |",
         "| --- | ---: | ---: | ---: | ---: | --- | --- | --- |",
@@ -64,7 +65,10 @@ def render_table(index: Mapping[str, Entry]) -> str:
         for name, entry in index.items()
         if entry.recipe
     ]
-    return _HEAD + "\n".join(lines) + "\n" + _RECIPES + "\n".join(recipes) + "\n" + _FOOT
+    short_names = " and ".join(f"`{family.short_name}`" for family in all_families() if family.short_name)
+    return (
+        _HEAD.format(short_names=short_names) + "\n".join(lines) + "\n" + _RECIPES + "\n".join(recipes) + "\n" + _FOOT
+    )
 
 
 def _row(entries: list[tuple[str, Entry]]) -> str:
@@ -107,6 +111,7 @@ def _results(entry: Entry) -> Iterable[str]:
         yield f"{words(result)} (measured: `{result.source}`)"
 
 
-def _family(entry: Entry) -> int:
-    """ResNets, ConvNeXts, Swins; wide and grouped ResNets are ResNets."""
-    return next((i for i, family in enumerate(("res", "convnext", "swin")) if family in entry.architecture), 3)
+def _place(row: list[tuple[str, Entry]]) -> tuple[int, int]:
+    """By family, the smallest model first."""
+    entry = row[0][1]
+    return find_family(entry.architecture).order, entry.costs.plain_parameters

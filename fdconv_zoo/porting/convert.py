@@ -13,6 +13,7 @@ from timm.models import split_model_name_tag
 from torch import nn
 
 from fdconv_zoo.errors import ConfigError, RunFolderError
+from fdconv_zoo.index.family import Family, all_families, find_family
 from fdconv_zoo.layers.replace import LAYER_OPTIONS
 from fdconv_zoo.porting.arguments import implied_arguments
 from fdconv_zoo.porting.openmmlab import backbone_config, dilations_note, layer_options
@@ -27,8 +28,6 @@ from fdconv_zoo.store.files import remove, replacing, write_text
 
 REPORT = "conversion.json"
 
-_FAMILIES = {"resnet": "resnet", "swin": "swin", "swin_transformer": "swin", "convnext": "convnext"}
-
 
 def convert_checkpoint(
     path: str | Path,
@@ -41,9 +40,9 @@ def convert_checkpoint(
     """Convert a checkpoint, write the folder, load it again through timm, and compare.
 
     Args:
-        path: safetensors or a file of ``torch.save``; of the paper's authors, OpenMMLab, torchvision, timm, Facebook
-            (ConvNeXt) or Microsoft (Swin).
-        model_name: timm's name of a ResNet, ConvNeXt or Swin, FDConv or plain. A tag chooses the preprocessing.
+        path: safetensors or a file of ``torch.save``; of the paper's authors, OpenMMLab, torchvision, timm, or the
+            authors of the architecture.
+        model_name: timm's name of a model of one of our families, FDConv or plain. A tag chooses the preprocessing.
         output: the folder to make, with ``model.safetensors``, ``config.json`` and ``conversion.json``.
         model_kwargs: arguments of the model that the weights do not tell.
         overwrite: replace a folder that an earlier conversion made.
@@ -56,7 +55,7 @@ def convert_checkpoint(
     """
     output = Path(output)
     _check_output(output, overwrite)
-    family = _family(model_name)
+    family = _find_family(model_name)
     checkpoint = read_checkpoint(path)
     source = understand(checkpoint, family)
     arguments, notes = _arguments(checkpoint, source)
@@ -116,13 +115,21 @@ def _check_output(output: Path, overwrite: bool) -> None:
     raise RunFolderError(f"--output {output} exists already: {remedy}")
 
 
-def _family(model_name: str) -> str:
+def _find_family(model_name: str) -> Family:
+    """The family of one of our models, or of a plain one of timm's."""
     check_model_name(model_name)
     architecture = split_model_name_tag(model_name)[0]
-    module = timm.model_entrypoint(architecture).__module__.rpartition(".")[2] if timm.is_model(architecture) else ""
-    if module not in _FAMILIES:
-        raise ConfigError(f"--model {model_name}: checkpoints are converted for ResNet, ConvNeXt and Swin Transformers")
-    return _FAMILIES[module]
+    if not timm.is_model(architecture):  # a folder, or a repository of the Hub
+        raise ConfigError(f"--model {model_name}: give the name of a registered model")
+    module = timm.model_entrypoint(architecture).__module__
+    if module.startswith("fdconv_zoo."):
+        return find_family(architecture)
+    families = all_families()
+    for family in families:
+        if module.rpartition(".")[2] in family.porting.timm_modules:
+            return family
+    titles = ", ".join(family.title for family in families)
+    raise ConfigError(f"--model {model_name}: checkpoints are converted for these families only: {titles}")
 
 
 def _arguments(checkpoint: Checkpoint, source: Source) -> tuple[dict[str, Any], list[str]]:

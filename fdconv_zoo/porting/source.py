@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fdconv_zoo.errors import WeightsError, first_of
-from fdconv_zoo.porting.naming import NAMINGS, find_naming, order_merged_patch, rename
+from fdconv_zoo.index.family import Family
+from fdconv_zoo.porting.naming import find_naming, order_merged_patch, rename
 from fdconv_zoo.store import Checkpoint, check_finite
 
-CLASSIFIERS = {"resnet": "fc", "swin": "head.fc", "convnext": "head.fc"}
 _THEIRS = re.compile(r"(.*\.)(dft_weight$|KSM_Global\.|KSM_Local\.|FBM\.)")
 
 
@@ -20,7 +20,7 @@ class Source:
     """A checkpoint, understood.
 
     Attributes:
-        family: ``resnet``, ``swin`` or ``convnext``.
+        family: that its weights belong to.
         library: whose names the parameters had.
         is_fdconv: it holds the paper authors' layers, or ours.
         tensors: the weights, in float32, under timm's names (FDConv layers' own parameters under theirs).
@@ -28,7 +28,7 @@ class Source:
         left: how many tensors of each part were left, and why.
     """
 
-    family: str
+    family: Family
     library: str
     is_fdconv: bool
     tensors: dict[str, Tensor]
@@ -38,11 +38,11 @@ class Source:
     @property
     def num_classes(self) -> int:
         """Rows of the classifier; 0 without one."""
-        weight = self.tensors.get(f"{CLASSIFIERS[self.family]}.weight")
+        weight = self.tensors.get(f"{self.family.porting.classifier}.weight")
         return 0 if weight is None else len(weight)
 
 
-def understand(checkpoint: Checkpoint, family: str) -> Source:
+def understand(checkpoint: Checkpoint, family: Family) -> Source:
     """Find out whose names a checkpoint has, and rename the weights that are the model's.
 
     Raises:
@@ -50,11 +50,11 @@ def understand(checkpoint: Checkpoint, family: str) -> Source:
     """
     parts: Counter[tuple[str, str]] = Counter()
     weights = _take_backbone(checkpoint.tensors, parts)
-    naming = find_naming(family, weights)
+    naming = find_naming(family.porting.namings, weights)
     if naming is None:
-        known = ", ".join(naming.library for naming in NAMINGS[family])
+        known = ", ".join(naming.library for naming in family.porting.namings)
         raise WeightsError(
-            f"{checkpoint.path} has none of the known names of a {family}'s parameters ({known}). Its first are "
+            f"{checkpoint.path} has none of the known names of a {family.title}'s parameters ({known}). Its first are "
             f"{first_of(checkpoint.tensors)}. Is --model of the right family?"
         )
     library = "the paper's authors" if any(map(_THEIRS.match, weights)) else naming.library
