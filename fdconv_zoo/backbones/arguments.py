@@ -70,7 +70,7 @@ def describe_arguments(family: Family) -> str:
     layers = f"Which layers of each block become FDConv, of {choices}; () for the plain model."
     defaults = {name: parameter.default for name, parameter in inspect.signature(FDConv2d).parameters.items()}
     texts = {
-        "pretrained": "Load the weights that the tag in the model's name stands for, or the default ones.",
+        "pretrained": "Load the weights of the tag in the model's name, or of the default tag.",
         "fdconv_layers": f"{layers} Default: {family.dynamic_layers}.",
         **{
             name: f"{text} Default: {defaults[name]!r}."

@@ -65,7 +65,7 @@ RESNET = register_family(
         ),
         arguments={
             "stem_pool": "Keep the stem's max-pooling; without it every stage has twice the resolution, for small "
-            "images. Default: True."
+            "images. Default: True (resnet10s_fdconv: False)."
         },
         datasets={"ig1b": Dataset("Instagram images with hashtags (IG-1B)", None)},
     )
