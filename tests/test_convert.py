@@ -1,7 +1,7 @@
 """scripts/convert.py and fdconv_zoo.porting: checkpoints of other projects, in their own names and formats.
 
-No checkpoint of the paper's authors can be had here. Theirs are imitated: names from their code and OpenMMLab's (the
-files are listed with each family in fdconv_zoo/backbones), parameters of single layers from recordings of their own code.
+No checkpoint of the paper's authors is available here. Theirs are imitated: names from their code and OpenMMLab's (the
+files are listed with each family in fdconv_zoo/backbones), parameters of single layers from recordings of their code.
 """
 
 import json
@@ -682,7 +682,7 @@ def test_nothing_is_overwritten_silently(checkpoint):
     assert load(folder)
     convert_checkpoint(checkpoint(), "resnet50_fdconv", folder, model_kwargs=LAYERS, overwrite=True)
     (folder / "notes.txt").write_text("mine")
-    refused(RunFolderError, "more than a converted checkpoint", path, overwrite=True)
+    refused(RunFolderError, "other files than a conversion's", path, overwrite=True)
 
 
 def test_a_result_that_deviates_is_no_result(checkpoint, monkeypatch):

@@ -61,7 +61,7 @@ def converted_cfgs(plain: str, tags: str, name: str | None = None, prefix: str =
 
 
 def unwrap_openmmlab(state_dict: StateDict) -> StateDict:
-    """Take the backbone (and classifier) out of an OpenMMLab checkpoint; others pass unchanged.
+    """Take the backbone (and classifier) out of a state dict of OpenMMLab's; others pass unchanged.
 
     FDConv layers themselves read plain weights and the paper authors' parameter names.
     """
@@ -85,7 +85,7 @@ def build_model(
         model_cls: the family's class.
         variant: the architecture's name.
         pretrained: load the weights of its configuration.
-        timm_filter: what timm does to a checkpoint of the family before it is loaded.
+        timm_filter: timm's function that adapts a state dict of the family before loading.
         **kwargs: of the class and of ``build_model_with_cfg``.
 
     Raises:
@@ -93,7 +93,7 @@ def build_model(
             reason and what to do.
         TypeError: an argument that the class does not take.
     """
-    filter_fn = partial(_filter_checkpoint, timm_filter=timm_filter)
+    filter_fn = partial(_filter_state_dict, timm_filter=timm_filter)
     kwargs["feature_cfg"] = {"feature_cls": CheckedFeatureList} | kwargs.get("feature_cfg", {})
     build = partial(build_model_with_cfg, model_cls, variant, pretrained, pretrained_filter_fn=filter_fn, **kwargs)
     if not pretrained:
@@ -103,6 +103,6 @@ def build_model(
         return build()
 
 
-def _filter_checkpoint(state_dict: StateDict, model: nn.Module, timm_filter: Callable | None) -> StateDict:
+def _filter_state_dict(state_dict: StateDict, model: nn.Module, timm_filter: Callable | None) -> StateDict:
     state_dict = unwrap_openmmlab(state_dict)
     return state_dict if timm_filter is None else timm_filter(state_dict, model)

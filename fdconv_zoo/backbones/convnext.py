@@ -19,7 +19,7 @@ from fdconv_zoo.layers import BandModulatedConv2d, FDConv2d, FDLinear
 __all__ = ["ConvNeXtFDConv"]
 
 _OUTPUT_NORMS = (r"norm[0-2]\.", "normalise what a dense head reads from earlier stages; timm returns it as it is")
-# convnext.py in mmpretrain/models/backbones and torchvision/models; Facebook's checkpoints as timm's filter reads them.
+# convnext.py in mmpretrain/models/backbones and torchvision/models; Facebook's names as timm's filter reads them.
 _NAMINGS = (
     Naming(
         "OpenMMLab",
@@ -119,7 +119,7 @@ class ConvNeXtFDConv(CheckedInput, ConvNeXt):
                     module.conv_dw = BandModulatedConv2d.from_conv(module.conv_dw, **bands)
 
 
-def _filter_checkpoint(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def _filter_state_dict(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """timm's filter, which takes the shapes of Facebook's linear layers from a plain model's state dict."""
 
     def plain_state_dict() -> dict[str, Tensor]:
@@ -136,7 +136,7 @@ def _filter_checkpoint(state_dict: dict[str, Tensor], model: nn.Module) -> dict[
 def _build(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     feature_cfg = dict(out_indices=(0, 1, 2, 3), flatten_sequential=True)
     return build_model(
-        ConvNeXtFDConv, variant, pretrained, timm_filter=_filter_checkpoint, feature_cfg=feature_cfg, **kwargs
+        ConvNeXtFDConv, variant, pretrained, timm_filter=_filter_state_dict, feature_cfg=feature_cfg, **kwargs
     )
 
 

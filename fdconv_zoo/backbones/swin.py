@@ -19,7 +19,7 @@ _OUTPUT_NORMS = (r"norm[0-2]\.", "normalise what a dense head reads from earlier
 _BUFFERS = (r".*(relative_position_index|attn_mask)$", "follows from the window size")
 _BLOCK = r"layers.\1.blocks.\2."
 # swin.py in mmseg/models/backbones, swin_transformer.py in mmpretrain/models/backbones and torchvision/models,
-# mmcv/cnn/bricks/transformer.py; Microsoft's checkpoints as timm's filter reads them.
+# mmcv/cnn/bricks/transformer.py; Microsoft's names as timm's filter reads them.
 _NAMINGS = (
     Naming(
         "OpenMMLab",

@@ -72,6 +72,7 @@ DINOV3 = register_family(
         title="DINOv3",
         tag="dinov3",
         architectures=r"vit_\w+_dinov3",
+        order=4,
         citation=r"""
 @article{simeoni2025dinov3,
   title   = {{DINOv3}},

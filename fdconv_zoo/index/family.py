@@ -1,4 +1,4 @@
-"""What the index, the cards and the conversion of checkpoints know of a family of models.
+"""What the index, the cards and the conversion of other projects' weights know of a family of models.
 
 A family's file in ``fdconv_zoo/backbones`` registers its record when it is imported; no other file names a family.
 """
@@ -44,7 +44,7 @@ def _no_arguments(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Porting:
-    """What it takes to convert other projects' checkpoints of a family.
+    """How other projects' weights of a family are converted.
 
     Attributes:
         timm_modules: modules of timm whose plain models have the family's parameters.
@@ -73,7 +73,7 @@ class Family:
         layer_choices: the names of a block's layers that can be FDConv: what ``fdconv_layers`` may hold.
         dynamic_layers: those that are, by default.
         has_bands: some of them have kernels larger than 1x1, where frequency band modulation has a place.
-        porting: how other projects' checkpoints become ours.
+        porting: how other projects' weights are converted.
         arguments: its models' own arguments besides those of timm and of FDConv's layers, each with what it does.
         short_name: a second name of its tiny model.
         datasets: that only its weights were trained on, by the part of a tag that names them.

@@ -1,4 +1,4 @@
-"""The arguments of the model that a checkpoint was made with, as far as its weights tell."""
+"""The arguments of the model that a weights file belongs to, as far as its weights show them."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def _of_the_authors_layers(source: Source) -> dict[str, Any]:
     if not any(".KSM_Local." in name for name in names):
         arguments["ksm_local"] = False
     if any(".FBM." in name for name in names):
-        arguments["band_mask"] = "reference"  # what the checkpoint was trained with
+        arguments["band_mask"] = "reference"  # what these weights were trained with
     else:
         arguments["fbm"] = False
     return arguments

@@ -1,4 +1,4 @@
-"""From another project's checkpoint to a folder that timm loads, and the proof that it computes the same."""
+"""Conversion of another project's weights file into a folder that timm loads, checked to compute the same."""
 
 import hashlib
 import json
@@ -37,20 +37,20 @@ def convert_checkpoint(
     model_kwargs: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Conversion:
-    """Convert a checkpoint, write the folder, load it again through timm, and compare.
+    """Convert a weights file, write the folder, load it again through timm, and compare.
 
     Args:
         path: safetensors or a file of ``torch.save``; of the paper's authors, OpenMMLab, torchvision, timm, or the
             authors of the architecture.
         model_name: timm's name of a model of one of our families, FDConv or plain. A tag chooses the preprocessing.
-        output: the folder to make, with ``model.safetensors``, ``config.json`` and ``conversion.json``.
-        model_kwargs: arguments of the model that the weights do not tell.
-        overwrite: replace a folder that an earlier conversion made.
+        output: the folder to create, with ``model.safetensors``, ``config.json`` and ``conversion.json``.
+        model_kwargs: arguments of the model that the weights do not show.
+        overwrite: replace the folder of an earlier conversion.
 
     Raises:
-        ConfigError: no such model, not one of the families, or arguments it does not take.
-        RunFolderError: the output folder is there already.
-        WeightsError: the checkpoint cannot be read or is not the model's, or the result deviates. Nothing is written.
+        ConfigError: no such model, a model of none of our families, or arguments it does not take.
+        RunFolderError: the output folder exists already.
+        WeightsError: the file cannot be read, does not fit the model, or the result deviates. Nothing is written.
         WriteError: the folder cannot be written.
     """
     output = Path(output)
@@ -67,7 +67,7 @@ def convert_checkpoint(
     else:
         reference = _load_plain(model_name, source, arguments, checkpoint)
         load_strictly(model, source.tensors, checkpoint.path)
-        compared_with = "the plain network with the checkpoint's weights"
+        compared_with = "the plain network with the file's weights"
 
     with replacing(output) as temporary:
         temporary.mkdir()
@@ -108,7 +108,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
     if overwrite and found is not None and found <= {*FILES, REPORT}:
         return
     remedy = (
-        "it holds more than a converted checkpoint, and is left alone"
+        "it holds other files than a conversion's, and was not changed"
         if overwrite
         else "choose another folder, or --overwrite to replace an earlier conversion"
     )
@@ -129,7 +129,7 @@ def _find_family(model_name: str) -> Family:
         if module.rpartition(".")[2] in family.porting.timm_modules:
             return family
     titles = ", ".join(family.title for family in families)
-    raise ConfigError(f"--model {model_name}: checkpoints are converted for these families only: {titles}")
+    raise ConfigError(f"--model {model_name}: weights are converted for these families only: {titles}")
 
 
 def _arguments(checkpoint: Checkpoint, source: Source) -> tuple[dict[str, Any], list[str]]:
@@ -139,7 +139,7 @@ def _arguments(checkpoint: Checkpoint, source: Source) -> tuple[dict[str, Any], 
         arguments |= layer_options(config, checkpoint.path)
         notes += filter(None, [dilations_note(config)])
     elif source.is_fdconv and "band_mask" in arguments:
-        notes.append("the file has no training configuration: temperatures are taken to be 1, activations sigmoids")
+        notes.append("the file has no training configuration: temperatures are assumed to be 1, activations sigmoids")
     if not source.num_classes:
         notes.append("no classifier: timm.create_model(..., num_classes=N) adds a fresh one")
     return arguments, notes
@@ -153,7 +153,7 @@ def _build(model_name: str, source: Source, arguments: Mapping[str, Any]) -> nn.
 
 
 def _load_plain(model_name: str, source: Source, arguments: Mapping[str, Any], checkpoint: Checkpoint) -> nn.Module:
-    """The plain twin with the checkpoint's weights, brought into the shapes it has for them."""
+    """The plain twin with the file's weights, which are reshaped in place where only axes of length 1 differ."""
     plain = {name: value for name, value in arguments.items() if name not in LAYER_OPTIONS}
     if "_fdconv" in model_name:
         plain["fdconv_layers"] = ()
@@ -172,7 +172,7 @@ def _lengths(shape: torch.Size) -> list[int]:
 
 
 def _class_names(checkpoint: Checkpoint, source: Source) -> list[str] | None:
-    """The names of the classifier's classes, where an OpenMMLab checkpoint has them."""
+    """The names of the classes, where a file of OpenMMLab's has them."""
     dataset = checkpoint.meta.get("dataset_meta")
     names = checkpoint.meta.get("CLASSES") or (dataset.get("classes") if isinstance(dataset, Mapping) else None)
     is_theirs = isinstance(names, list | tuple) and len(names) == source.num_classes > 0

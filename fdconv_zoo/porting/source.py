@@ -1,4 +1,4 @@
-"""What a checkpoint holds for a family's model: the weights under timm's names, and what is left with the reason."""
+"""What a weights file holds for a family's model: weights under timm's names, and what is not used and why."""
 
 import re
 from collections import Counter
@@ -17,15 +17,15 @@ _THEIRS = re.compile(r"(.*\.)(dft_weight$|KSM_Global\.|KSM_Local\.|FBM\.)")
 
 @dataclass
 class Source:
-    """A checkpoint, understood.
+    """The contents of a weights file, understood.
 
     Attributes:
         family: that its weights belong to.
         library: whose names the parameters had.
         is_fdconv: it holds the paper authors' layers, or ours.
         tensors: the weights, in float32, under timm's names (FDConv layers' own parameters under theirs).
-        mapped: how many tensors each part of the checkpoint gave.
-        left: how many tensors of each part were left, and why.
+        mapped: how many tensors each part of the file gave.
+        left: how many tensors of each part are not used, and why.
     """
 
     family: Family
@@ -43,10 +43,10 @@ class Source:
 
 
 def understand(checkpoint: Checkpoint, family: Family) -> Source:
-    """Find out whose names a checkpoint has, and rename the weights that are the model's.
+    """Find out whose names a file has, and rename the weights that belong to the model.
 
     Raises:
-        WeightsError: nobody's names that are known, two parameters for one place, or weights that are not numbers.
+        WeightsError: unknown names, two parameters for one place, or weights that are NaN or infinite.
     """
     parts: Counter[tuple[str, str]] = Counter()
     weights = _take_backbone(checkpoint.tensors, parts)
@@ -110,6 +110,6 @@ def _check_kernels(tensors: Mapping[str, Tensor], origins: Mapping[str, str], ch
 
 
 def _group(name: str) -> str:
-    """The part of a checkpoint that a tensor is counted with: ``backbone.layer1``, ``neck``."""
+    """The part of a file that a tensor is counted with: ``backbone.layer1``, ``neck``."""
     words = name.split(".")
     return ".".join(words[: 2 if words[0] == "backbone" else 1])
