@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import LayerNorm
 from timm.models import eva, generate_default_cfgs, vision_transformer
 from torch import nn
 
@@ -75,7 +76,7 @@ DINOV3 = register_family(
         order=4,
         citation=r"""
 @article{simeoni2025dinov3,
-  title   = {{DINOv3}},
+  title   = {DINOv3},
   author  = {Sim{\'e}oni, Oriane and Vo, Huy V. and Seitzer, Maximilian and Baldassarre, Federico and Oquab, Maxime and
              others},
   journal = {arXiv preprint arXiv:2508.10104},
@@ -197,7 +198,7 @@ _DINOV3_ARGS = dict(
     use_abs_pos_emb=False,
     num_reg_tokens=4,
     use_fc_norm=False,
-    norm_layer=partial(eva.LayerNorm, eps=1e-5),
+    norm_layer=partial(LayerNorm, eps=1e-5),
 )
 
 if _HAS_DINOV3:
