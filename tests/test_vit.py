@@ -97,8 +97,7 @@ def test_deits_weights_are_tags_of_vit(size):
     plain = timm.get_pretrained_cfg(f"vit_{size}_patch16_224")
     assert ours.hf_hub_id == f"timm/deit_{size}_patch16_224.fb_in1k"
     assert ours.mean != plain.mean  # each tag has its own preprocessing
-    with torch.device("meta"):
-        models = [timm.create_model(f"{kind}_{size}_patch16_224") for kind in ("vit", "deit")]
+    models = [timm.create_model(f"{kind}_{size}_patch16_224", depth=1) for kind in ("vit", "deit")]
     assert str(models[0]) == str(models[1])
 
 

@@ -35,6 +35,15 @@ def _implied_arguments(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return arguments
 
 
+def _difference(config: Mapping[str, Any]) -> str | None:
+    if config.get("style", "pytorch") == "caffe" and config.get("depth", 50) >= 50:
+        return (
+            "it is of a ResNet of style='caffe', whose blocks have their stride in the first convolution. timm's have "
+            "it in the second: the weights would fit but compute something else."
+        )
+    return None
+
+
 RESNET = register_family(
     Family(
         title="ResNet",
@@ -62,6 +71,7 @@ RESNET = register_family(
             ),
             classifier="fc",
             implied_arguments=_implied_arguments,
+            difference=_difference,
         ),
         arguments={
             "stem_pool": "Keep the stem's max-pooling; without it every stage has twice the resolution, for small "

@@ -42,6 +42,10 @@ def _no_arguments(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {}
 
 
+def _no_difference(config: Mapping[str, Any]) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Porting:
     """How other projects' weights of a family are converted.
@@ -50,13 +54,16 @@ class Porting:
         timm_modules: modules of timm whose plain models have the family's parameters.
         namings: the names that libraries have for them.
         classifier: timm's name of the last layer.
-        implied_arguments: the model's arguments that the weights (under timm's names) tell.
+        implied_arguments: the model's arguments that follow from the weights (under timm's names).
+        difference: how a backbone with this configuration of OpenMMLab's differs from timm's model, so that weights
+            which fit would compute something else; None if it does not.
     """
 
     timm_modules: tuple[str, ...]
     namings: tuple[Naming, ...]
     classifier: str
     implied_arguments: Callable[[Mapping[str, Tensor]], dict[str, Any]] = _no_arguments
+    difference: Callable[[Mapping[str, Any]], str | None] = _no_difference
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from timm.models import split_model_name_tag
 from torch import nn
 
-from fdconv_zoo.errors import ConfigError, RunFolderError
+from fdconv_zoo.errors import ConfigError, RunFolderError, WeightsError
 from fdconv_zoo.index.family import Family, all_families, find_family
 from fdconv_zoo.layers.replace import LAYER_OPTIONS
 from fdconv_zoo.porting.arguments import implied_arguments
@@ -136,6 +136,8 @@ def _arguments(checkpoint: Checkpoint, source: Source) -> tuple[dict[str, Any], 
     arguments, notes = implied_arguments(source), []
     config = backbone_config(checkpoint.meta)
     if config is not None:
+        if difference := source.family.porting.difference(config):
+            raise WeightsError(f"{checkpoint.path} cannot be converted: {difference}")
         arguments |= layer_options(config, checkpoint.path)
         notes += filter(None, [dilations_note(config)])
     elif source.is_fdconv and "band_mask" in arguments:

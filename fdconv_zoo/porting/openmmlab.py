@@ -49,11 +49,6 @@ def layer_options(config: Mapping[str, Any], path: object) -> dict[str, Any]:
     Raises:
         WeightsError: the backbone computes something that our models do not support.
     """
-    if config.get("style", "pytorch") == "caffe" and config.get("depth", 50) >= 50:
-        raise WeightsError(
-            f"{path} is of a ResNet of style='caffe', whose blocks have their stride in the first convolution. timm's "
-            "have it in the second: the weights would fit but compute something else."
-        )
     layer = config.get("conv_cfg")
     if not isinstance(layer, dict) or layer.get("type") != "FDConv":
         return {}
