@@ -449,6 +449,23 @@ def test_openmmlab_convnext(linear, tmp_path):
     assert_computes(tmp_path / "out", original)
 
 
+def test_openmmlab_vit(tmp_path):
+    original = plain("vit_tiny_patch16_224")
+    theirs = {}
+    for key, value in original.state_dict().items():
+        key = re.sub(r"^norm\.", "ln1.", key).replace("blocks.", "layers.").replace(".norm", ".ln")
+        key = key.replace("patch_embed.proj", "patch_embed.projection")
+        key = key.replace("mlp.fc1", "ffn.layers.0.0").replace("mlp.fc2", "ffn.layers.1")
+        theirs[f"head.layers.{key}" if key.startswith("head.") else f"backbone.{key}"] = value
+    assert {"backbone.layers.0.ln1.weight", "backbone.ln1.bias", "backbone.layers.2.ffn.layers.1.bias"} <= set(theirs)
+    assert {"backbone.cls_token", "backbone.layers.1.attn.qkv.weight", "head.layers.head.weight"} <= set(theirs)
+    path = save(tmp_path / "a.pth", theirs, meta={})
+    conversion = convert_checkpoint(path, "vit_tiny_patch16_224_fdconv", tmp_path / "out", model_kwargs=VIT)
+    assert conversion.library == "OpenMMLab"
+    assert conversion.num_classes == 7
+    assert_computes(tmp_path / "out", original)
+
+
 # torchvision's own networks as oracles; Facebook's and Microsoft's names through timm's own filters
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import relative_error
 from contract import (
     FAMILIES,
     NAMES,
@@ -16,6 +17,7 @@ from contract import (
     save_weights,
     small,
 )
+from test_onnx import needs_exporter, off_neutral, run
 from torch import nn
 from torch.export import export
 
@@ -115,6 +117,41 @@ def test_dinov3_exports():
     program = export(model, (images(),), strict=False)
     with torch.no_grad():
         assert_same(program.module()(x), model(x))
+
+
+def to_facebooks_names(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A plain DINOv3's state dict as Facebook published it; the biases of its attention are zero."""
+    theirs = {"mask_token": torch.zeros(1, model.embed_dim), "rope_embed.periods": torch.ones(6)}
+    for key, value in model.state_dict().items():
+        key = key.replace("reg_token", "storage_tokens").replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma")
+        theirs[key] = value
+        if key.endswith("qkv.weight"):
+            theirs[key.replace("weight", "bias")] = torch.zeros(len(value))
+            theirs[key.replace("weight", "bias_mask")] = torch.ones(len(value))
+    return theirs
+
+
+@needs_dinov3
+def test_loads_facebooks_dinov3(tmp_path):
+    plain, x = plain_example(DINOV3), images()
+    torch.save(to_facebooks_names(plain), tmp_path / "facebook.pth")
+    overlay = dict(file=str(tmp_path / "facebook.pth"), num_classes=11)
+    model = small(DINOV3, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    with torch.no_grad():
+        assert_same(model(x), plain(x))
+
+
+def test_onnx_of_free_batch_and_size(tmp_path):
+    needs_exporter()
+    model = off_neutral(small(TINY, depth=1, dynamic_img_size=True))
+    free = {0: "batch", 2: "height", 3: "width"}
+    program = torch.onnx.export(model, (images(),), dynamo=True, dynamic_shapes=(free,), verbose=False)
+    file = str(tmp_path / "model.onnx")
+    program.save(file)
+    for batch, size in ((2, (64, 64)), (3, (96, 80)), (1, (32, 112))):
+        x = images(batch, size=size)
+        with torch.no_grad():
+            assert relative_error(run(file, x), model(x)) < 1e-5
 
 
 def to_googles_names(model: nn.Module) -> dict[str, np.ndarray]:

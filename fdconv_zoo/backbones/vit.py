@@ -40,6 +40,19 @@ _TORCHVISION = Naming(  # torchvision/models/vision_transformer.py, with the nam
         (r"heads\.head\.", "head."),
     ),
 )
+_OPENMMLAB = Naming(  # mmpretrain/models/backbones/vision_transformer.py, mmpretrain/models/heads
+    "OpenMMLab",
+    r"layers\.0\.ln1\.",
+    (
+        (r"patch_embed\.projection\.", "patch_embed.proj."),
+        (r"layers\.(\d+)\.ln", r"blocks.\1.norm"),
+        (r"layers\.(\d+)\.attn\.", r"blocks.\1.attn."),
+        (r"layers\.(\d+)\.ffn\.layers\.0\.0\.", r"blocks.\1.mlp.fc1."),
+        (r"layers\.(\d+)\.ffn\.layers\.1\.", r"blocks.\1.mlp.fc2."),
+        (r"ln1\.", "norm."),
+        (r"head\.layers\.head\.", "head."),
+    ),
+)
 VIT = register_family(
     Family(
         title="Vision Transformer",
@@ -62,7 +75,7 @@ VIT = register_family(
         has_bands=False,
         porting=Porting(
             timm_modules=("vision_transformer", "deit"),
-            namings=(_TORCHVISION, Naming("timm or Facebook (DeiT)", r"blocks\.0\.norm1\.")),
+            namings=(_OPENMMLAB, _TORCHVISION, Naming("timm or Facebook (DeiT)", r"blocks\.0\.norm1\.")),
             classifier="head",
         ),
     )

@@ -86,7 +86,7 @@ def _take_backbone(tensors: Mapping[str, Tensor], left: Counter[tuple[str, str]]
     for name, tensor in tensors.items():
         if name.startswith("backbone."):
             taken[name.removeprefix("backbone.")] = name, tensor
-        elif name.startswith("head.fc."):  # of mmpretrain's classifiers
+        elif name.startswith(("head.fc.", "head.layers.head.")):  # of mmpretrain's classifiers
             taken[name] = name, tensor
         elif name.startswith("ema_"):
             left["ema_*", "a moving average kept beside the weights"] += 1
