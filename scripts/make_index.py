@@ -1,7 +1,7 @@
-"""Check the entries of models/ against the code, and make models/README.md and model_cards/ from them.
+"""Check the entries of models/ against the code, and generate models/README.md and model_cards/ from them.
 
-python scripts/make_index.py                                    check, and write the page and the cards
-python scripts/make_index.py --update                           first write what follows from the code into them
+python scripts/make_index.py                                    check, then write the page and the cards
+python scripts/make_index.py --update                           first correct what follows from the code
 python scripts/make_index.py --add resnet50_fdconv.tv_in1k      first add entries for weights that timm lists
 """
 
@@ -39,7 +39,7 @@ def main() -> None:
         for name, entry in index.items():
             corrected = replace(entry, **expected_facts(entry.model))
             if corrected != entry and not args.update:
-                raise EntryError(f"{MODELS / name}.yaml does not hold against the code; --update corrects it")
+                raise EntryError(f"{MODELS / name}.yaml does not match the code; --update corrects it")
             if corrected != entry:
                 write_entry(MODELS / f"{name}.yaml", corrected)
     except EntryError as error:
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def write_cards(index: Mapping[str, Entry]) -> int:
-    """Write all cards, remove those of entries that are gone, and return their number."""
+    """Write all cards, remove those of deleted entries, and return the number of cards."""
     cards = {CARDS / f"{name}.md": render_card(entry, name) for name, entry in with_card(index).items()}
     for stale in set(CARDS.glob("*.md")) - set(cards):
         stale.unlink()
@@ -62,15 +62,20 @@ def write_cards(index: Mapping[str, Entry]) -> int:
 
 
 def add(model: str) -> None:
-    """Write an entry for weights that the registry lists; an existing one is left alone."""
+    """Write an entry for weights that the registry lists.
+
+    Raises:
+        EntryError: the entry exists, or timm lists no such weights.
+    """
     path = MODELS / f"{model}.yaml"
     if path.exists():
         raise EntryError(f"{path} exists")
     if "." not in model or model not in timm.list_pretrained("*_fdconv*"):
         raise EntryError(f"{model}: not in timm.list_pretrained('*_fdconv*'); give a model with a tag")
     facts = expected_facts(model)
+    summary = timm.model_entrypoint(model).__doc__.partition("\n")[0]
     description = (
-        f"{timm.model_entrypoint(model).__doc__.strip()} The weights are those of {facts['source']}, converted "
+        f"{summary} The weights are those of {facts['source']}, converted "
         "exactly: before fine-tuning the model computes what the plain one computes."
     )
     status = "converted, not trained"
@@ -94,7 +99,7 @@ def write_entry(path: Path, entry: Entry) -> None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Lists of plain values on one line, all else in lines of its own."""
+    """Writes lists of plain values on one line."""
 
 
 _Dumper.add_representer(

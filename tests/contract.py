@@ -17,6 +17,7 @@ FAMILIES = {  # one entrypoint of each, for what does not depend on the architec
     "resnet": "resnet50_fdconv",
     "convnext": "convnext_tiny_fdconv",
     "swin": "swin_tiny_patch4_window7_224_fdconv",
+    "vit": "vit_tiny_patch16_224_fdconv",
 }
 SIZE = 64
 
@@ -27,6 +28,7 @@ SMALL = {
     "resnet": dict(layers=(1, 1, 2, 1), channels=(32, 48, 64, 96)),
     "convnext": dict(depths=(1, 1, 2, 1), dims=(24, 32, 40, 48)),
     "swin": dict(depths=(2, 1, 2, 1), embed_dim=24, img_size=SIZE),
+    "vit": dict(depth=3, embed_dim=48, num_heads=2, img_size=SIZE),
 }
 _PLAIN_NAMES = {"convnext_fdconv": "convnext_tiny", "swin_fdconv": "swin_tiny_patch4_window7_224"}
 
@@ -39,6 +41,8 @@ def family(name: str) -> str:
 def plain_name(name: str) -> str:
     """timm's architecture, with the tag if the name has one; only resnet10s is none of timm's."""
     architecture, dot, tag = name.partition(".")
+    if tag.startswith("deit_"):  # weights of ViT that timm lists under a name of their own
+        architecture, tag = architecture.replace("vit_", "deit_"), tag.removeprefix("deit_")
     return _PLAIN_NAMES.get(architecture, architecture.replace("_fdconv", "")) + dot + tag
 
 
@@ -91,7 +95,8 @@ def settle(model: nn.Module) -> nn.Module:
 def save_weights(model: nn.Module, folder: Path) -> dict:
     """Write a model's weights; returns the overlay of a pretrained configuration that loads them."""
     save_file(model.state_dict(), folder / "model.safetensors")
-    return dict(file=str(folder / "model.safetensors"), num_classes=model.num_classes)
+    # Without custom_load timm reads the file itself; its plain ViTs expect NumPy files of Google's.
+    return dict(file=str(folder / "model.safetensors"), num_classes=model.num_classes, custom_load=False)
 
 
 def images(batch: int = 2, channels: int = 3, size: tuple[int, int] = (SIZE, SIZE)) -> torch.Tensor:

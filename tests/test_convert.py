@@ -1,7 +1,7 @@
 """scripts/convert.py and fdconv_zoo.porting: checkpoints of other projects, in their own names and formats.
 
-No checkpoint of the paper's authors can be had here. Theirs are imitated: names from their code and OpenMMLab's (the
-files are listed in fdconv_zoo/porting/naming.py), parameters of single layers from recordings of their own code.
+No checkpoint of the paper's authors is available here. Theirs are imitated: names from their code and OpenMMLab's (the
+files are listed with each family in fdconv_zoo/backbones), parameters of single layers from recordings of their code.
 """
 
 import json
@@ -43,12 +43,24 @@ except ImportError:
 LAYERS = dict(layers=(1, 1, 1, 1), channels=(32, 32, 64, 64))
 SWIN = dict(depths=(2, 1, 2, 1), embed_dim=24, num_heads=(1, 2, 2, 4), img_size=64, window_size=2)
 CONVNEXT = dict(depths=(1, 1, 2, 1), dims=(24, 32, 40, 48))
-SMALL = {"resnet50": LAYERS, "swin_tiny_patch4_window7_224": SWIN, "convnext_tiny": CONVNEXT}
+VIT = dict(depth=3, embed_dim=48, num_heads=2, img_size=64)
+SMALL = {
+    "resnet50": LAYERS,
+    "swin_tiny_patch4_window7_224": SWIN,
+    "convnext_tiny": CONVNEXT,
+    "vit_tiny_patch16_224": VIT,
+    "deit_tiny_patch16_224": VIT,
+}
 OURS = {
     "resnet50": "resnet50_fdconv",
     "swin_tiny_patch4_window7_224": "swin_fdconv",
     "convnext_tiny": "convnext_fdconv",
+    "vit_tiny_patch16_224": "vit_tiny_patch16_224_fdconv",
+    "deit_tiny_patch16_224": "vit_tiny_patch16_224_fdconv",
 }
+if timm.is_model("vit_small_patch16_dinov3"):
+    SMALL["vit_small_patch16_dinov3"] = VIT
+    OURS["vit_small_patch16_dinov3"] = "vit_small_patch16_dinov3_fdconv"
 
 # As mmdet 2.x writes it (mmcv's Config.pretty_text), after the authors' mask_rcnn_r50_fpn_1x_coco_adamw_FDConv.py.
 CONFIG = """
@@ -437,6 +449,23 @@ def test_openmmlab_convnext(linear, tmp_path):
     assert_computes(tmp_path / "out", original)
 
 
+def test_openmmlab_vit(tmp_path):
+    original = plain("vit_tiny_patch16_224")
+    theirs = {}
+    for key, value in original.state_dict().items():
+        key = re.sub(r"^norm\.", "ln1.", key).replace("blocks.", "layers.").replace(".norm", ".ln")
+        key = key.replace("patch_embed.proj", "patch_embed.projection")
+        key = key.replace("mlp.fc1", "ffn.layers.0.0").replace("mlp.fc2", "ffn.layers.1")
+        theirs[f"head.layers.{key}" if key.startswith("head.") else f"backbone.{key}"] = value
+    assert {"backbone.layers.0.ln1.weight", "backbone.ln1.bias", "backbone.layers.2.ffn.layers.1.bias"} <= set(theirs)
+    assert {"backbone.cls_token", "backbone.layers.1.attn.qkv.weight", "head.layers.head.weight"} <= set(theirs)
+    path = save(tmp_path / "a.pth", theirs, meta={})
+    conversion = convert_checkpoint(path, "vit_tiny_patch16_224_fdconv", tmp_path / "out", model_kwargs=VIT)
+    assert conversion.library == "OpenMMLab"
+    assert conversion.num_classes == 7
+    assert_computes(tmp_path / "out", original)
+
+
 # torchvision's own networks as oracles; Facebook's and Microsoft's names through timm's own filters
 
 
@@ -457,13 +486,17 @@ def torchvision_models():
         blocks = [CNBlockConfig(*widths, depth) for *widths, depth in zip(*widths_and_depths, strict=True)]
         return torchvision.models.ConvNeXt(blocks, num_classes=7), "convnext_fdconv", CONVNEXT
 
-    return resnet, swin, convnext
+    def vit():
+        model = torchvision.models.VisionTransformer(64, 16, 3, 2, 48, 192, num_classes=7)
+        return model, "vit_tiny_patch16_224_fdconv", VIT
+
+    return resnet, swin, convnext, vit
 
 
 @pytest.mark.parametrize(
     ("make", "suffix"),
-    list(zip(torchvision_models(), (".pth", ".safetensors", ".pth"), strict=True)),
-    ids=["resnet", "swin", "convnext"],
+    list(zip(torchvision_models(), (".pth", ".safetensors", ".pth", ".pth"), strict=True)),
+    ids=["resnet", "swin", "convnext", "vit"],
 )
 def test_torchvision(make, suffix, tmp_path):
     original, name, arguments = make()
@@ -636,9 +669,17 @@ def test_only_a_missing_classifier_is_no_error(checkpoint):
 
 
 def test_other_models_and_names_are_refused(checkpoint):
-    refused(WeightsError, "none of the known names of a swin's", checkpoint(), "swin_fdconv", model_kwargs={})
+    refused(
+        WeightsError, "none of the known names of a Swin Transformer's", checkpoint(), "swin_fdconv", model_kwargs={}
+    )
     refused(ConfigError, "no such model", checkpoint(), "resnet50_fdcov")
-    refused(ConfigError, "for ResNet, ConvNeXt and Swin", checkpoint(), "mobilenetv3_small_050", model_kwargs={})
+    refused(
+        ConfigError,
+        "these families only: ResNet, ResNeXt, Wide ResNet, ConvNeXt, Swin Transformer, Vision",
+        checkpoint(),
+        "mobilenetv3_small_050",
+        model_kwargs={},
+    )
     refused(ConfigError, "cannot be built", checkpoint(), model_kwargs=dict(kernels=3))
     refused(WeightsError, "No such file", checkpoint().with_name("b.pth"))
     both = {"backbone.conv1.weight": torch.ones(1), "backbone.layer1.0.conv1.weight": torch.ones(1)}
@@ -658,7 +699,7 @@ def test_nothing_is_overwritten_silently(checkpoint):
     assert load(folder)
     convert_checkpoint(checkpoint(), "resnet50_fdconv", folder, model_kwargs=LAYERS, overwrite=True)
     (folder / "notes.txt").write_text("mine")
-    refused(RunFolderError, "more than a converted checkpoint", path, overwrite=True)
+    refused(RunFolderError, "other files than a conversion's", path, overwrite=True)
 
 
 def test_a_result_that_deviates_is_no_result(checkpoint, monkeypatch):

@@ -171,7 +171,7 @@ def test_a_wrong_figure_is_found_and_corrected(tmp_path, monkeypatch, capsys):
     (tmp_path / f"{name}.yaml").write_text(text.replace("parameters: 340938", "parameters: 340939", 1))
 
     monkeypatch.setattr("sys.argv", ["make_index.py"])
-    with pytest.raises(SystemExit, match=rf"{name}.yaml does not hold against the code"):
+    with pytest.raises(SystemExit, match=rf"{name}.yaml does not match the code"):
         make_index.main()
     monkeypatch.setattr("sys.argv", ["make_index.py", "--update"])
     make_index.main()

@@ -4,11 +4,13 @@ As timm's own tests/test_models.py, but against the plain twin or a second way t
 """
 
 import copy
+import math
 
 import pytest
 import timm
 import torch
 from contract import (
+    FAMILIES,
     NAMES,
     SIZE,
     assert_same,
@@ -35,6 +37,11 @@ def _no_grad():
 
 
 def channels_first(name: str, features: torch.Tensor) -> torch.Tensor:
+    """Features (B, C, H, W) of square images; of a ViT's tokens those of patches."""
+    if features.ndim == 3:
+        patches = features[:, 5 if "dinov3" in name else 1 :].transpose(1, 2)
+        side = math.isqrt(patches.shape[2])
+        return patches.unflatten(2, (side, side))
     return features.permute(0, 3, 1, 2) if family(name) == "swin" else features
 
 
@@ -63,9 +70,11 @@ def test_full_size_on_the_meta_device(name):
     assert shapes(twin) == shapes(plain)
     assert model.feature_info == plain.feature_info
     assert num_parameters(plain) < num_parameters(model) < 1.4 * num_parameters(plain)
-    assert model(x).shape == (2, model.pretrained_cfg["num_classes"])
+    assert model(x).shape == (2, model.pretrained_cfg["num_classes"] or model.num_features)
     features = channels_first(name, model.forward_features(x))
-    assert features.shape == (2, model.num_features, *model.pretrained_cfg["pool_size"])
+    # ViTs have no pool_size in their configurations: 16 pixels a patch.
+    pool_size = model.pretrained_cfg["pool_size"] or [length // 16 for length in x.shape[2:]]
+    assert features.shape == (2, model.num_features, *pool_size)
 
 
 @every_model
@@ -158,7 +167,7 @@ def test_intermediates(name):
             for actual, place in zip(some, expected, strict=True):
                 assert_same(actual, intermediates[place])
     with pytest.raises(AssertionError, match="NCHW"):
-        model.forward_intermediates(x, output_fmt="NLC")
+        model.forward_intermediates(x, output_fmt="CHWN")
 
 
 @every_model
@@ -200,8 +209,8 @@ def test_features_only(name, out_indices, tmp_path):
 @every_model
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_output_stride_dilates_as_the_plain_twin(name, output_stride):
-    if family(name) == "swin":
-        pytest.skip("Swin has no output stride, in timm neither")
+    if family(name) in ("swin", "vit"):
+        pytest.skip("neither Swin nor ViT has an output stride in timm")
     plain = plain_twin(name, output_stride=output_stride)
     plain.load_state_dict(plain_example(name).state_dict())
     model, x = small(name, output_stride=output_stride), images()
@@ -215,8 +224,8 @@ def test_output_stride_dilates_as_the_plain_twin(name, output_stride):
 @each_family
 @pytest.mark.parametrize("size", [(65, 97), (33, 64), (40, 32)], ids=str)
 def test_other_image_sizes_as_the_plain_twin(name, size):
-    if family(name) == "swin":
-        pytest.skip("Swin is built for one size; tests/test_swin.py has its others")
+    if family(name) in ("swin", "vit"):
+        pytest.skip("built for one size; tests/test_swin.py and tests/test_vit.py have others")
     plain, model, x = plain_example(name), small(name), images(size=size)
     model.load_state_dict(plain.state_dict())
     assert_same(model.eval()(x), plain(x))
@@ -224,4 +233,4 @@ def test_other_image_sizes_as_the_plain_twin(name, size):
 
 
 def test_every_family_is_tested():
-    assert {family(name) for name in NAMES} == {"resnet", "convnext", "swin"}
+    assert {family(name) for name in NAMES} == set(FAMILIES)

@@ -9,36 +9,25 @@ import timm
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from fdconv_zoo.layers.replace import LAYER_OPTIONS, replace_layers
+from fdconv_zoo.backbones.checked import CheckedFeatureList
+from fdconv_zoo.layers.replace import replace_layers
 from fdconv_zoo.store.timm_loading import checked_download, guarded_file
 
 StateDict = dict[str, Tensor]
 
 
-def split_layer_options(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split a model's arguments into those of its FDConv layers and those of timm's class."""
-    options = {name: value for name, value in kwargs.items() if name in LAYER_OPTIONS}
-    return options, {name: value for name, value in kwargs.items() if name not in LAYER_OPTIONS}
-
-
-def replace_in_blocks(
-    model: nn.Module, block: str, names: Sequence[str], choices: Sequence[str], **options: Any
-) -> None:
+def replace_in_blocks(model: nn.Module, block: str, names: Sequence[str], **options: Any) -> None:
     """Make the named layers of every block FDConv; those with 16 or fewer input or output channels stay plain.
 
     Args:
         model: changed in place.
         block: regular expression of a block's name in the model.
         names: of the layers within a block, or of what holds them.
-        choices: the names that this family's blocks can have.
         **options: of the FDConv layers.
 
     Raises:
-        ValueError: a name that is not among the choices, or an option that does not fit a layer.
+        ValueError: an option that does not fit a layer.
     """
-    for name in names:
-        if name not in choices:
-            raise ValueError(f"fdconv_layers names {name!r}: the layers to choose from are {', '.join(choices)}.")
 
     def is_dynamic(name: str, layer: nn.Module) -> bool:
         in_block = re.fullmatch(rf"{block}\.(.+)", name)
@@ -49,13 +38,14 @@ def replace_in_blocks(
     replace_layers(model, is_dynamic, **options)
 
 
-def converted_cfgs(plain: str, tags: str, name: str | None = None) -> dict[str, dict[str, Any]]:
+def converted_cfgs(plain: str, tags: str, name: str | None = None, prefix: str = "") -> dict[str, dict[str, Any]]:
     """Default configurations that start from weights timm publishes for the plain twin.
 
     Args:
         plain: timm's architecture, e.g. ``resnet50``.
         tags: of its weights, separated by spaces, the default first.
-        name: of our architecture; by default the plain one's with ``_fdconv``.
+        name: of our architecture; default: the plain one's with ``_fdconv``.
+        prefix: before each of our tags.
 
     Returns:
         The configurations under our names, e.g. ``resnet50_fdconv.a1_in1k``: the same weights, converted while loading.
@@ -63,12 +53,14 @@ def converted_cfgs(plain: str, tags: str, name: str | None = None) -> dict[str, 
     cfgs = {}
     for tag in tags.split():
         cfg = timm.get_pretrained_cfg(f"{plain}.{tag}", allow_unregistered=False).to_dict()
-        cfgs[f"{name or plain + '_fdconv'}.{tag}"] = {k: v for k, v in cfg.items() if k not in ("architecture", "tag")}
+        cfg = {key: value for key, value in cfg.items() if key not in ("architecture", "tag")}
+        # A loader of timm's own knows only plain layers; a state dict is converted by the layers themselves.
+        cfgs[f"{name or plain + '_fdconv'}.{prefix}{tag}"] = cfg | {"custom_load": False}
     return cfgs
 
 
 def unwrap_openmmlab(state_dict: StateDict) -> StateDict:
-    """Take the backbone (and classifier) out of an OpenMMLab checkpoint; others pass unchanged.
+    """Take the backbone (and classifier) out of a state dict of OpenMMLab's; others pass unchanged.
 
     FDConv layers themselves read plain weights and the paper authors' parameter names.
     """
@@ -92,13 +84,16 @@ def build_model(
         model_cls: the family's class.
         variant: the architecture's name.
         pretrained: load the weights of its configuration.
-        timm_filter: what timm does to a checkpoint of the family before it is loaded.
+        timm_filter: timm's function that adapts a state dict of the family before loading.
         **kwargs: of the class and of ``build_model_with_cfg``.
 
     Raises:
-        RuntimeError: pretrained weights cannot be had from the Hub; names the repository, the reason and what to do.
+        RuntimeError: pretrained weights could not be downloaded from the Hub; the message names the repository, the
+            reason and what to do.
+        TypeError: an argument that the class does not take.
     """
-    filter_fn = partial(_filter_checkpoint, timm_filter=timm_filter)
+    filter_fn = partial(_filter_state_dict, timm_filter=timm_filter)
+    kwargs["feature_cfg"] = {"feature_cls": CheckedFeatureList} | kwargs.get("feature_cfg", {})
     build = partial(build_model_with_cfg, model_cls, variant, pretrained, pretrained_filter_fn=filter_fn, **kwargs)
     if not pretrained:
         return build()
@@ -107,6 +102,6 @@ def build_model(
         return build()
 
 
-def _filter_checkpoint(state_dict: StateDict, model: nn.Module, timm_filter: Callable | None) -> StateDict:
+def _filter_state_dict(state_dict: StateDict, model: nn.Module, timm_filter: Callable | None) -> StateDict:
     state_dict = unwrap_openmmlab(state_dict)
     return state_dict if timm_filter is None else timm_filter(state_dict, model)

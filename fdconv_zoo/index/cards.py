@@ -1,4 +1,4 @@
-"""Model cards: an entry of the index as the page that stands beside its weights."""
+"""Model cards: the page of an entry of the index that is published with its weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,17 +8,12 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fdconv_zoo.index import Entry, Result
-from fdconv_zoo.index.facts import Dataset, find_family, find_measured_data, find_training_data
+from fdconv_zoo.index.facts import Dataset, find_licence, find_measured_data, find_training_data
+from fdconv_zoo.index.family import find_family
 from fdconv_zoo.index.table import more, quantity
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 _CITATIONS = Path(__file__).with_name("citations.bib")
-_LICENCES = {
-    "apache-2.0": "Apache-2.0",
-    "bsd-3-clause": "BSD-3-Clause",
-    "cc-by-nc-4.0": "CC-BY-NC-4.0",
-    "mit": "the MIT licence",
-}
 _METRICS = {"% top-1": "accuracy", "% top-5": "top_5_accuracy"}  # the Hub's names of ours
 
 
@@ -26,8 +21,8 @@ def render_card(entry: Entry, name: str) -> ModelCard:
     """Render the card of an entry.
 
     Args:
-        entry: Of the index. ``dataclasses.replace(entry, hub_id=...)`` gives the card of a repository to come.
-        name: Its file's name in `models/`, without `.yaml`.
+        entry: Of the index. ``dataclasses.replace(entry, hub_id=...)`` gives the card of a new repository.
+        name: The file's name in `models/`, without `.yaml`.
     """
     costs, preprocessing, family = entry.costs, entry.preprocessing, find_family(entry.architecture)
     data = find_training_data(entry.tag or str((entry.recipe or {}).get("dataset", "")))
@@ -59,17 +54,20 @@ def render_card(entry: Entry, name: str) -> ModelCard:
         same_results=_same_results(entry),
         limits=_limits(entry, data),
         licence=_licence(entry),
-        citations=_citations("chen2025fdconv", family.citation, "wightman2019timm"),
+        citations=_citations(family.citation),
     )
     return ModelCard(f"{str(card).rstrip()}\n")  # the template engine drops the last line's end
 
 
 def card_metadata(entry: Entry, name: str) -> ModelCardData:
-    """What the Hub reads of a card. Results that the paper reports are not among it: they are not this model's."""
+    """The metadata of a card, for the Hub; without results that the paper reports, which are not this model's."""
     data = find_training_data(entry.tag or str((entry.recipe or {}).get("dataset", "")))
     results = [_eval_result(result) for result in entry.results.measured]
+    licence_link = find_licence(entry.license).link
     return ModelCardData(
-        license=entry.license,
+        license="other" if licence_link else entry.license,
+        license_name=entry.license if licence_link else None,
+        license_link=licence_link,
         library_name="timm",
         pipeline_tag="image-classification",
         tags=["timm", "image-classification", "fdconv", "dynamic-convolution", find_family(entry.architecture).tag],
@@ -81,7 +79,7 @@ def card_metadata(entry: Entry, name: str) -> ModelCardData:
 
 
 def with_card(index: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The entries that have a card: all but further recipes of a model that has an entry of its own name."""
+    """The entries that have a card: all but further recipes of a model with an entry under its own name."""
     return {name: entry for name, entry in index.items() if name == entry.model or entry.model not in index}
 
 
@@ -115,11 +113,11 @@ def _status(entry: Entry) -> str:
         start = f"the weights of {_link(entry.source)}, converted" if entry.source else "random weights"
         return f"**Trained** as an FDConv network, from {start}."
     if entry.status == "recipe only":
-        return "**A recipe, without weights.** What is built is the architecture, with random weights, ready to train."
+        return "**A recipe, without weights.** The model is built with random weights, ready to train."
     return (
         f"**Converted, not trained.** These are the weights of {_link(entry.source)}. FDConv's own parameters have not "
-        "been trained: every modulator starts at exactly 1, so the model computes what the plain one computes, to "
-        "float rounding, and takes more time for it. It is a start for fine-tuning, not an improvement by itself."
+        "been trained: every modulator starts at exactly 1, so the model computes what the plain one computes, up "
+        "to float rounding, and takes longer. It is a start for fine-tuning, not an improvement by itself."
     )
 
 
@@ -137,27 +135,27 @@ def _recipe_status(entry: Entry, name: str) -> str:
         return f"Trained by {command}."
     if entry.status == "recipe only":
         return f"{command} trains it."
-    return f"{command} fine-tunes it; these weights have not been through it."
+    return f"{command} fine-tunes it; these weights were not trained with it."
 
 
 def _same_results(entry: Entry) -> str:
     if entry.status != "converted, not trained":
         return ""
-    return f"; what the card of {_link(entry.source)} reports holds for this model too, because it computes the same"
+    return f"; what the card of {_link(entry.source)} reports holds for this model too: it computes the same function"
 
 
 def _limits(entry: Entry, data: list[Dataset]) -> list[str]:
     limits = []
     if entry.status == "converted, not trained":
         limits.append(
-            "For fine-tuning on your images, and as a backbone for dense prediction, for which FDConv is made."
+            "For fine-tuning on your images, and as a backbone for dense prediction, for which FDConv is designed."
         )
-        limits.append("To classify without training it, take the plain model: the same answers in less time.")
+        limits.append("To classify without fine-tuning, use the plain model: it gives the same answers in less time.")
     elif entry.status == "recipe only":
         limits.append("For training from random weights.")
     else:
         limits.append("For images like those it was trained on, and for fine-tuning.")
-    limits.append("Kernels are made anew for every image: `docs/performance.md` of fdconv-zoo says what that costs.")
+    limits.append("Each image gets kernels of its own: `docs/performance.md` of fdconv-zoo has the costs.")
     limits += dict.fromkeys(dataset.remark for dataset in data)
     if "-nc-" in entry.license:
         limits.append("Not for commercial use, see the licence.")
@@ -165,15 +163,17 @@ def _limits(entry: Entry, data: list[Dataset]) -> list[str]:
 
 
 def _licence(entry: Entry) -> str:
-    licence = _LICENCES.get(entry.license, entry.license)
+    known = find_licence(entry.license)
+    licence = f"[{known.title}]({known.link})" if known.link else known.title
     if entry.status == "recipe only":
         return f"This recipe is under {licence}."
     return f"The weights are under {licence}" + (f", the licence of {_link(entry.source)}." if entry.source else ".")
 
 
-def _citations(*keys: str) -> str:
-    entries = _CITATIONS.read_text(encoding="utf-8").strip().split("\n\n")
-    return "\n\n".join(next(entry for entry in entries if f"{{{key}," in entry) for key in keys)
+def _citations(of_the_family: str) -> str:
+    """FDConv's paper, the family's, and timm."""
+    fdconv, timm = _CITATIONS.read_text(encoding="utf-8").strip().split("\n\n")
+    return "\n\n".join((fdconv, of_the_family.strip(), timm))
 
 
 def _row(dynamic: int, plain: int) -> tuple[Any, ...]:

@@ -1,22 +1,7 @@
-"""What model cards say of families of models, of datasets and of licences."""
+"""What model cards say of datasets and of licences; families add what only their weights have."""
 
 import re
 from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Family:
-    """A family of models.
-
-    Attributes:
-        tag: Its name among a card's tags.
-        layers: Which of its layers are FDConv.
-        citation: Key of its paper in `citations.bib`.
-    """
-
-    tag: str
-    layers: str
-    citation: str
 
 
 @dataclass(frozen=True)
@@ -36,59 +21,54 @@ class Dataset:
     remark: str = "Photographs from the web, with their bias: not for decisions about people."
 
 
-_CONVOLUTIONS = "all convolutions of the residual blocks, not the stem and the downsample path"
-_FAMILIES = {  # by how an architecture's name begins
-    "resnext": Family("resnext", _CONVOLUTIONS, "xie2017resnext"),
-    "wide_resnet": Family("wide-resnet", _CONVOLUTIONS, "zagoruyko2016wide"),
-    "resnet": Family("resnet", _CONVOLUTIONS, "he2016resnet"),
-    "convnext": Family(
-        "convnext",
-        "the two pointwise layers of each block, with frequency band modulation before the depthwise one",
-        "liu2022convnext",
-    ),
-    "swin": Family("swin", "the two linear layers of each MLP", "liu2021swin"),
-}
+@dataclass(frozen=True)
+class Licence:
+    """A licence of weights.
 
-_TRAINED_ON = {  # by a part of the weights' tag, or of a recipe's dataset
+    Attributes:
+        title: As it stands in a sentence.
+        link: Its text, for a licence that the Hub does not know by its identifier.
+    """
+
+    title: str
+    link: str | None = None
+
+
+TRAINED_ON = {  # by a part of the weights' tag, or of a recipe's dataset
     "in1k": Dataset("ImageNet-1k", "imagenet-1k"),
     "in12k": Dataset("ImageNet-12k", "imagenet-12k"),
+    "in21k": Dataset("ImageNet-21k", "imagenet-21k"),
     "in22k": Dataset("ImageNet-22k", "imagenet-22k"),
-    "ig1b": Dataset("Instagram images with hashtags (IG-1B)", None),
     "fashion_mnist": Dataset(
         "Fashion-MNIST",
         "zalando-datasets/fashion_mnist",
         remark="Single pieces of clothing, grayscale, on black: not for photographs.",
     ),
 }
-_MEASURED_ON = {
-    dataset.title: dataset
-    for dataset in (
-        *_TRAINED_ON.values(),
-        Dataset("COCO", "detection-datasets/coco", "object-detection"),
-        Dataset("ADE20K", "zhoubolei/scene_parse_150", "image-segmentation"),
-    )
+_DENSE = (
+    Dataset("COCO", "detection-datasets/coco", "object-detection"),
+    Dataset("ADE20K", "zhoubolei/scene_parse_150", "image-segmentation"),
+)
+
+LICENCES = {  # by identifier
+    "apache-2.0": Licence("Apache-2.0"),
+    "bsd-3-clause": Licence("BSD-3-Clause"),
+    "cc-by-nc-4.0": Licence("CC-BY-NC-4.0"),
+    "mit": Licence("the MIT licence"),
 }
-
-
-def find_family(architecture: str) -> Family:
-    """The family of one of our architectures.
-
-    Raises:
-        KeyError: it belongs to none; a new family needs its line here.
-    """
-    for beginning, family in _FAMILIES.items():
-        if architecture.startswith(beginning):
-            return family
-    raise KeyError(f"{architecture}: no family of cards begins like it")
 
 
 def find_training_data(text: str) -> list[Dataset]:
     """The datasets that a tag such as ``fb_in22k_ft_in1k`` names, in its order."""
-    return [_TRAINED_ON[part] for part in re.findall(rf"(?<![a-z\d])({'|'.join(_TRAINED_ON)})(?![a-z\d])", text)]
+    return [TRAINED_ON[part] for part in re.findall(rf"(?<![a-z\d])({'|'.join(TRAINED_ON)})(?![a-z\d])", text)]
 
 
 def find_measured_data(title: str) -> Dataset:
     """The dataset of a result; one that is not known stands for itself."""
-    return next(
-        (dataset for known, dataset in _MEASURED_ON.items() if title.startswith(known)), Dataset(title, title.lower())
-    )
+    known = (dataset for dataset in (*TRAINED_ON.values(), *_DENSE) if title.startswith(dataset.title))
+    return next(known, Dataset(title, title.lower()))
+
+
+def find_licence(identifier: str) -> Licence:
+    """The licence of an identifier; one that is not known is called by it."""
+    return LICENCES.get(identifier, Licence(identifier))

@@ -1,24 +1,25 @@
-"""The page a user chooses a model from: `models/README.md`."""
+"""The page that lists all models: `models/README.md`."""
 
 from collections.abc import Iterable, Mapping
 
 import timm
 
 from fdconv_zoo.index.entry import TASKS, Entry, Result
+from fdconv_zoo.index.family import all_families, find_family
 
 _HEAD = """\
 # Models
 
-One file here is one entry: a model, the weights it starts from, what it costs beside its plain twin, its results and
-where they come from, and a recipe for one of the scripts where there is one.
+Each file here is one entry: a model, the weights it starts from, its costs and those of its plain twin, its results
+with their sources, and for some a recipe for one of the scripts.
 
-"+" is what FDConv adds to timm's plain model. Multiply-adds are those of one image in inference: convolutions, matrix
+"+" is what FDConv adds to timm's plain model. Multiply-adds are per image in inference: convolutions, matrix
 products and attention, the low-passes of FBM among them; FFTs and element-wise work are not counted. Where weights
-come at several input sizes, they are for the first.
+have several input sizes, they are for the first.
 
-"Converted" weights are the plain model's, taken over exactly: before you fine-tune, the model computes what the plain
-one computes. `timm.create_model("<model>.<weights>", pretrained=True)` loads them; without a tag, those named first.
-`convnext_fdconv` and `swin_fdconv` are short for the tiny ones. Each has a card in `model_cards/`, and
+"Converted" weights are the plain model's, converted exactly: before fine-tuning, the model computes what the plain one
+computes. `timm.create_model("<model>.<weights>", pretrained=True)` loads them; without a tag, the first in the row.
+{short_names} are short for the tiny ones. Each has a card in `model_cards/`, and
 `python -m fdconv_zoo list` prints this table.
 
 """
@@ -26,24 +27,24 @@ _RECIPES = """\
 
 ## Recipes
 
-On one machine, with as many GPUs as it has, or fewer with `--num_processes`; `--smoke` tries a recipe in a minute on
-tiny stand-in data:
+On one machine, with all its GPUs, or fewer with `--num_processes`; `--smoke` tries a recipe in a minute on tiny
+stand-in data:
 
     accelerate launch scripts/<script>.py --config models/<recipe>.yaml --output runs/mine
 
-On two machines with 8 GPUs each, which both see the output folder, the first with rank 0 and the second with rank 1:
+On two machines with 8 GPUs each and a shared output folder, the first with rank 0 and the second with rank 1:
 
     accelerate launch --multi_gpu --num_machines 2 --num_processes 16 --machine_rank <rank> --main_process_ip <first> \\
         --main_process_port 29500 scripts/<script>.py --config models/<recipe>.yaml --output runs/mine
 
-`--batch-size` is of one process: keep the number of images an update (with `--grad-accum` on fewer GPUs), or scale
-`--lr` with it.
+`--batch-size` is per process: keep the number of images per update (with `--grad-accum` on fewer GPUs), or scale `--lr`
+with it.
 
 | recipe | script | model | data | epochs | what it is |
 | --- | --- | --- | --- | ---: | --- |
 """
 _FOOT = """
-This page and the cards are made from the entries, after a change of which run `python scripts/make_index.py`.
+This page and the cards are generated from the entries: after changing one, run `python scripts/make_index.py`.
 """
 
 
@@ -52,7 +53,7 @@ def render_table(index: Mapping[str, Entry]) -> str:
     rows: dict[str, list[tuple[str, Entry]]] = {}
     for name, entry in index.items():
         rows.setdefault(entry.architecture, []).append((name, entry))
-    ordered = sorted(rows.values(), key=lambda row: (_family(row[0][1]), row[0][1].costs.plain_parameters))
+    ordered = sorted(rows.values(), key=_place)
     lines = [
         "| model | parameters | + | multiply-adds | + | input | weights | results |",
         "| --- | ---: | ---: | ---: | ---: | --- | --- | --- |",
@@ -64,7 +65,10 @@ def render_table(index: Mapping[str, Entry]) -> str:
         for name, entry in index.items()
         if entry.recipe
     ]
-    return _HEAD + "\n".join(lines) + "\n" + _RECIPES + "\n".join(recipes) + "\n" + _FOOT
+    short_names = " and ".join(f"`{family.short_name}`" for family in all_families() if family.short_name)
+    return (
+        _HEAD.format(short_names=short_names) + "\n".join(lines) + "\n" + _RECIPES + "\n".join(recipes) + "\n" + _FOOT
+    )
 
 
 def _row(entries: list[tuple[str, Entry]]) -> str:
@@ -88,12 +92,12 @@ def _row(entries: list[tuple[str, Entry]]) -> str:
 
 
 def quantity(count: int) -> str:
-    """A count in millions or thousands of millions."""
+    """A count in millions (M) or billions (G)."""
     return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.2f} M"
 
 
 def more(dynamic: int, plain: int) -> str:
-    """What FDConv adds, as a count and in percent."""
+    """What FDConv adds: a count and a percentage."""
     return f"{quantity(dynamic - plain)}, {100 * (dynamic / plain - 1):.0f} %"
 
 
@@ -107,6 +111,7 @@ def _results(entry: Entry) -> Iterable[str]:
         yield f"{words(result)} (measured: `{result.source}`)"
 
 
-def _family(entry: Entry) -> int:
-    """ResNets, ConvNeXts, Swins; wide and grouped ResNets are ResNets."""
-    return next((i for i, family in enumerate(("res", "convnext", "swin")) if family in entry.architecture), 3)
+def _place(row: list[tuple[str, Entry]]) -> tuple[int, int]:
+    """By family, the smallest model first."""
+    entry = row[0][1]
+    return find_family(entry.architecture).order, entry.costs.plain_parameters

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects, converted into folders that timm loads."""
+"""Other projects' weights files, converted into folders that timm loads."""
 
 from fdconv_zoo.porting.convert import convert_checkpoint
 from fdconv_zoo.porting.report import Conversion

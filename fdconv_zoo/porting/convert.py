@@ -1,4 +1,4 @@
-"""From another project's checkpoint to a folder that timm loads, and the proof that it computes the same."""
+"""Conversion of another project's weights file into a folder that timm loads, checked to compute the same."""
 
 import hashlib
 import json
@@ -12,7 +12,8 @@ import torch
 from timm.models import split_model_name_tag
 from torch import nn
 
-from fdconv_zoo.errors import ConfigError, RunFolderError
+from fdconv_zoo.errors import ConfigError, RunFolderError, WeightsError
+from fdconv_zoo.index.family import Family, all_families, find_family
 from fdconv_zoo.layers.replace import LAYER_OPTIONS
 from fdconv_zoo.porting.arguments import implied_arguments
 from fdconv_zoo.porting.openmmlab import backbone_config, dilations_note, layer_options
@@ -27,8 +28,6 @@ from fdconv_zoo.store.files import remove, replacing, write_text
 
 REPORT = "conversion.json"
 
-_FAMILIES = {"resnet": "resnet", "swin": "swin", "swin_transformer": "swin", "convnext": "convnext"}
-
 
 def convert_checkpoint(
     path: str | Path,
@@ -38,25 +37,25 @@ def convert_checkpoint(
     model_kwargs: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Conversion:
-    """Convert a checkpoint, write the folder, load it again through timm, and compare.
+    """Convert a weights file, write the folder, load it again through timm, and compare.
 
     Args:
-        path: safetensors or a file of ``torch.save``; of the paper's authors, OpenMMLab, torchvision, timm, Facebook
-            (ConvNeXt) or Microsoft (Swin).
-        model_name: timm's name of a ResNet, ConvNeXt or Swin, FDConv or plain. A tag chooses the preprocessing.
-        output: the folder to make, with ``model.safetensors``, ``config.json`` and ``conversion.json``.
-        model_kwargs: arguments of the model that the weights do not tell.
-        overwrite: replace a folder that an earlier conversion made.
+        path: safetensors or a file of ``torch.save``; of the paper's authors, OpenMMLab, torchvision, timm, or the
+            authors of the architecture.
+        model_name: timm's name of a model of one of our families, FDConv or plain. A tag chooses the preprocessing.
+        output: the folder to create, with ``model.safetensors``, ``config.json`` and ``conversion.json``.
+        model_kwargs: arguments of the model that the weights do not show.
+        overwrite: replace the folder of an earlier conversion.
 
     Raises:
-        ConfigError: no such model, not one of the families, or arguments it does not take.
-        RunFolderError: the output folder is there already.
-        WeightsError: the checkpoint cannot be read or is not the model's, or the result deviates. Nothing is written.
+        ConfigError: no such model, a model of none of our families, or arguments it does not take.
+        RunFolderError: the output folder exists already.
+        WeightsError: the file cannot be read, does not fit the model, or the result deviates. Nothing is written.
         WriteError: the folder cannot be written.
     """
     output = Path(output)
     _check_output(output, overwrite)
-    family = _family(model_name)
+    family = _find_family(model_name)
     checkpoint = read_checkpoint(path)
     source = understand(checkpoint, family)
     arguments, notes = _arguments(checkpoint, source)
@@ -68,7 +67,7 @@ def convert_checkpoint(
     else:
         reference = _load_plain(model_name, source, arguments, checkpoint)
         load_strictly(model, source.tensors, checkpoint.path)
-        compared_with = "the plain network with the checkpoint's weights"
+        compared_with = "the plain network with the file's weights"
 
     with replacing(output) as temporary:
         temporary.mkdir()
@@ -109,30 +108,40 @@ def _check_output(output: Path, overwrite: bool) -> None:
     if overwrite and found is not None and found <= {*FILES, REPORT}:
         return
     remedy = (
-        "it holds more than a converted checkpoint, and is left alone"
+        "it holds other files than a conversion's, and was not changed"
         if overwrite
         else "choose another folder, or --overwrite to replace an earlier conversion"
     )
     raise RunFolderError(f"--output {output} exists already: {remedy}")
 
 
-def _family(model_name: str) -> str:
+def _find_family(model_name: str) -> Family:
+    """The family of one of our models, or of a plain one of timm's."""
     check_model_name(model_name)
     architecture = split_model_name_tag(model_name)[0]
-    module = timm.model_entrypoint(architecture).__module__.rpartition(".")[2] if timm.is_model(architecture) else ""
-    if module not in _FAMILIES:
-        raise ConfigError(f"--model {model_name}: checkpoints are converted for ResNet, ConvNeXt and Swin Transformers")
-    return _FAMILIES[module]
+    if not timm.is_model(architecture):  # a folder, or a repository of the Hub
+        raise ConfigError(f"--model {model_name}: give the name of a registered model")
+    module = timm.model_entrypoint(architecture).__module__
+    if module.startswith("fdconv_zoo."):
+        return find_family(architecture)
+    families = all_families()
+    for family in families:
+        if module.rpartition(".")[2] in family.porting.timm_modules:
+            return family
+    titles = ", ".join(family.title for family in families)
+    raise ConfigError(f"--model {model_name}: weights are converted for these families only: {titles}")
 
 
 def _arguments(checkpoint: Checkpoint, source: Source) -> tuple[dict[str, Any], list[str]]:
     arguments, notes = implied_arguments(source), []
     config = backbone_config(checkpoint.meta)
     if config is not None:
+        if difference := source.family.porting.difference(config):
+            raise WeightsError(f"{checkpoint.path} cannot be converted: {difference}")
         arguments |= layer_options(config, checkpoint.path)
         notes += filter(None, [dilations_note(config)])
     elif source.is_fdconv and "band_mask" in arguments:
-        notes.append("the file has no training configuration: temperatures are taken to be 1, activations sigmoids")
+        notes.append("the file has no training configuration: temperatures are assumed to be 1, activations sigmoids")
     if not source.num_classes:
         notes.append("no classifier: timm.create_model(..., num_classes=N) adds a fresh one")
     return arguments, notes
@@ -146,7 +155,7 @@ def _build(model_name: str, source: Source, arguments: Mapping[str, Any]) -> nn.
 
 
 def _load_plain(model_name: str, source: Source, arguments: Mapping[str, Any], checkpoint: Checkpoint) -> nn.Module:
-    """The plain twin with the checkpoint's weights, brought into the shapes it has for them."""
+    """The plain twin with the file's weights, which are reshaped in place where only axes of length 1 differ."""
     plain = {name: value for name, value in arguments.items() if name not in LAYER_OPTIONS}
     if "_fdconv" in model_name:
         plain["fdconv_layers"] = ()
@@ -165,7 +174,7 @@ def _lengths(shape: torch.Size) -> list[int]:
 
 
 def _class_names(checkpoint: Checkpoint, source: Source) -> list[str] | None:
-    """The names of the classifier's classes, where an OpenMMLab checkpoint has them."""
+    """The names of the classes, where a file of OpenMMLab's has them."""
     dataset = checkpoint.meta.get("dataset_meta")
     names = checkpoint.meta.get("CLASSES") or (dataset.get("classes") if isinstance(dataset, Mapping) else None)
     is_theirs = isinstance(names, list | tuple) and len(names) == source.num_classes > 0

@@ -1,6 +1,6 @@
-"""The backbone's configuration, which OpenMMLab's trainers write into a checkpoint as Python text.
+"""The backbone's configuration, which OpenMMLab's trainers write beside the weights as Python text.
 
-It tells what no weight shows: strides, temperatures, activations. The text is parsed, never run.
+It holds what no weight shows: strides, temperatures, activations. The text is parsed, never run.
 """
 
 import ast
@@ -9,7 +9,7 @@ from typing import Any
 
 from fdconv_zoo.errors import WeightsError
 
-# Options of the authors' layer that have one value here, theirs by default.
+# Options of the authors' layer with the only value that our layer supports, their default.
 _FIXED = {
     "att_multi": 2.0,
     "param_ratio": 1,
@@ -24,7 +24,7 @@ _FIXED_OF_BANDS = {"lowfreq_att": False, "act": "sigmoid", "spatial_group": 1, "
 
 
 def backbone_config(meta: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The ``backbone`` of the configuration in a checkpoint's ``meta``; None without one that can be read."""
+    """The ``backbone`` of the configuration in a file's ``meta``; None if there is none that can be parsed."""
     text = meta.get("config") or meta.get("cfg")  # mmcv's name, mmengine's
     if not isinstance(text, str):
         return None
@@ -44,16 +44,11 @@ def layer_options(config: Mapping[str, Any], path: object) -> dict[str, Any]:
 
     Args:
         config: of the backbone.
-        path: of the checkpoint, for the message.
+        path: of the weights file, for the message.
 
     Raises:
-        WeightsError: the backbone computes something that no model here does.
+        WeightsError: the backbone computes something that our models do not support.
     """
-    if config.get("style", "pytorch") == "caffe" and config.get("depth", 50) >= 50:
-        raise WeightsError(
-            f"{path} is of a ResNet of style='caffe', whose blocks have their stride in the first convolution. timm's "
-            "have it in the second: the weights would fit, and compute something else."
-        )
     layer = config.get("conv_cfg")
     if not isinstance(layer, dict) or layer.get("type") != "FDConv":
         return {}
@@ -62,7 +57,7 @@ def layer_options(config: Mapping[str, Any], path: object) -> dict[str, Any]:
         for name, value in fixed.items():
             if options.get(name, value) != value:
                 raise WeightsError(
-                    f"{path} was trained with {name}={options[name]!r}; here the layer has only {name}={value!r}."
+                    f"{path} was trained with {name}={options[name]!r}; our layer supports only {name}={value!r}."
                 )
     kernel_temperature = layer.get("kernel_temp", 1.0)
     temperature = kernel_temperature if layer.get("temp") is None else layer["temp"]
@@ -75,7 +70,7 @@ def layer_options(config: Mapping[str, Any], path: object) -> dict[str, Any]:
 
 
 def dilations_note(config: Mapping[str, Any]) -> str | None:
-    """What to say of a backbone whose stages keep a higher resolution than timm's do by default."""
+    """A note on a backbone whose stages keep a higher resolution than timm's do by default; None for others."""
     strides = tuple(config.get("strides", ()))
     if len(strides) != 4 or strides == (1, 2, 2, 2):
         return None

@@ -15,11 +15,11 @@ class Conversion:
         library: whose names its weights had.
         model: timm's name of the model.
         model_args: what it was built with, besides the number of classes.
-        num_classes: 0 where the checkpoint has no classifier.
-        mapped: tensors taken, by the checkpoint's parts.
-        left: tensors left: the checkpoint's part, how many, and why.
-        other_entries: what the file holds beside weights; left, too.
-        notes: what else to know.
+        num_classes: 0 if the file has no classifier.
+        mapped: how many tensors each part of the file gave.
+        left: tensors not used: the part of the file, how many, and why.
+        other_entries: what the file holds besides weights; not used either.
+        notes: further remarks.
         compared_with: the network that the written folder's was compared with.
         deviation: the largest, as a fraction of the largest feature.
     """

@@ -1,4 +1,4 @@
-"""What a checkpoint holds for a family's model: the weights under timm's names, and what is left with the reason."""
+"""What a weights file holds for a family's model: weights under timm's names, and what is not used and why."""
 
 import re
 from collections import Counter
@@ -8,27 +8,27 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fdconv_zoo.errors import WeightsError, first_of
-from fdconv_zoo.porting.naming import NAMINGS, find_naming, order_merged_patch, rename
+from fdconv_zoo.index.family import Family
+from fdconv_zoo.porting.naming import find_naming, order_merged_patch, rename
 from fdconv_zoo.store import Checkpoint, check_finite
 
-CLASSIFIERS = {"resnet": "fc", "swin": "head.fc", "convnext": "head.fc"}
 _THEIRS = re.compile(r"(.*\.)(dft_weight$|KSM_Global\.|KSM_Local\.|FBM\.)")
 
 
 @dataclass
 class Source:
-    """A checkpoint, understood.
+    """The contents of a weights file, understood.
 
     Attributes:
-        family: ``resnet``, ``swin`` or ``convnext``.
+        family: that its weights belong to.
         library: whose names the parameters had.
         is_fdconv: it holds the paper authors' layers, or ours.
         tensors: the weights, in float32, under timm's names (FDConv layers' own parameters under theirs).
-        mapped: how many tensors each part of the checkpoint gave.
-        left: how many tensors of each part were left, and why.
+        mapped: how many tensors each part of the file gave.
+        left: how many tensors of each part are not used, and why.
     """
 
-    family: str
+    family: Family
     library: str
     is_fdconv: bool
     tensors: dict[str, Tensor]
@@ -38,23 +38,23 @@ class Source:
     @property
     def num_classes(self) -> int:
         """Rows of the classifier; 0 without one."""
-        weight = self.tensors.get(f"{CLASSIFIERS[self.family]}.weight")
+        weight = self.tensors.get(f"{self.family.porting.classifier}.weight")
         return 0 if weight is None else len(weight)
 
 
-def understand(checkpoint: Checkpoint, family: str) -> Source:
-    """Find out whose names a checkpoint has, and rename the weights that are the model's.
+def understand(checkpoint: Checkpoint, family: Family) -> Source:
+    """Find out whose names a file has, and rename the weights that belong to the model.
 
     Raises:
-        WeightsError: nobody's names that are known, two parameters for one place, or weights that are not numbers.
+        WeightsError: unknown names, two parameters for one place, or weights that are NaN or infinite.
     """
     parts: Counter[tuple[str, str]] = Counter()
     weights = _take_backbone(checkpoint.tensors, parts)
-    naming = find_naming(family, weights)
+    naming = find_naming(family.porting.namings, weights)
     if naming is None:
-        known = ", ".join(naming.library for naming in NAMINGS[family])
+        known = ", ".join(naming.library for naming in family.porting.namings)
         raise WeightsError(
-            f"{checkpoint.path} has none of the known names of a {family}'s parameters ({known}). Its first are "
+            f"{checkpoint.path} has none of the known names of a {family.title}'s parameters ({known}). Its first are "
             f"{first_of(checkpoint.tensors)}. Is --model of the right family?"
         )
     library = "the paper's authors" if any(map(_THEIRS.match, weights)) else naming.library
@@ -86,7 +86,7 @@ def _take_backbone(tensors: Mapping[str, Tensor], left: Counter[tuple[str, str]]
     for name, tensor in tensors.items():
         if name.startswith("backbone."):
             taken[name.removeprefix("backbone.")] = name, tensor
-        elif name.startswith("head.fc."):  # of mmpretrain's classifiers
+        elif name.startswith(("head.fc.", "head.layers.head.")):  # of mmpretrain's classifiers
             taken[name] = name, tensor
         elif name.startswith("ema_"):
             left["ema_*", "a moving average kept beside the weights"] += 1
@@ -110,6 +110,6 @@ def _check_kernels(tensors: Mapping[str, Tensor], origins: Mapping[str, str], ch
 
 
 def _group(name: str) -> str:
-    """The part of a checkpoint that a tensor is counted with: ``backbone.layer1``, ``neck``."""
+    """The part of a file that a tensor is counted with: ``backbone.layer1``, ``neck``."""
     words = name.split(".")
     return ".".join(words[: 2 if words[0] == "backbone" else 1])

@@ -1,4 +1,4 @@
-"""Whether a written folder, loaded again through timm, computes what the checkpoint's network does."""
+"""A check that a written folder, loaded again through timm, computes what the original network does."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the code says of a model: the figures that its entry must hold."""
+"""The figures of a model's entry that follow from the code."""
 
 from functools import lru_cache
 from typing import Any
@@ -19,7 +19,7 @@ def expected_facts(model: str) -> dict[str, Any]:
         model: timm's name of one of our models, with its tag where it has one.
 
     Returns:
-        ``source``, ``preprocessing``, ``costs``, and ``license`` where the weights' source states one.
+        ``source``, ``preprocessing``, ``costs``, and ``license`` if timm states one for the weights.
     """
     cfg = timm.get_pretrained_cfg(model)
     preprocessing = Preprocessing(

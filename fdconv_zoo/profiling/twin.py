@@ -5,7 +5,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from fdconv_zoo.backbones.build import split_layer_options
+from fdconv_zoo.layers.replace import LAYER_OPTIONS
 
 
 def create_with_twin(name: str, **kwargs: Any) -> dict[str, nn.Module]:
@@ -17,8 +17,8 @@ def create_with_twin(name: str, **kwargs: Any) -> dict[str, nn.Module]:
     Returns:
         The models by name, the twin first; a model that is plain itself is its own twin and stands alone.
     """
-    _, plain_kwargs = split_layer_options(kwargs)
-    plain_kwargs.pop("fdconv_layers", None)
+    own = LAYER_OPTIONS | {"fdconv_layers"}
+    plain_kwargs = {key: value for key, value in kwargs.items() if key not in own}
     if "_fdconv" not in name:
         return {name: timm.create_model(name, **plain_kwargs)}
     model = timm.create_model(name, **kwargs)

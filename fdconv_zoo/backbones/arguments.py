@@ -1,0 +1,95 @@
+"""The arguments of our models: which there are, what they do, and what is wrong with those a model does not take."""
+
+import difflib
+import inspect
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from fdconv_zoo.index.family import Family
+from fdconv_zoo.layers import FDConv2d, FDLinear
+from fdconv_zoo.layers.replace import LAYER_OPTIONS
+
+# The options of FDConv layers, in the order of documentation.
+OPTIONS = {
+    "num_kernels": "Number of kernels of each layer's Fourier Disjoint Weight.",
+    "temperature": "Divides the logits of the channel, filter and spatial modulators.",
+    "kernel_temperature": "Divides the logits of the kernel modulator.",
+    "ksm_global": "Use the global branch of Kernel Spatial Modulation.",
+    "ksm_local": "Use the local branch of Kernel Spatial Modulation.",
+    "fbm": "Use Frequency Band Modulation; None: in layers with 3x3 kernels.",
+    "band_edges": "Frequencies between the bands, falling, in cycles per sample.",
+    "band_mask": '"exact", or "reference" for weights trained with the code of the paper\'s authors.',
+}
+_BANDS = LAYER_OPTIONS - inspect.signature(FDLinear).parameters.keys()
+
+
+def split_arguments(
+    model_cls: type[nn.Module], family: Family, fdconv_layers: Sequence[str], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Check a model's arguments, and split them into the options of its FDConv layers and those of timm's class.
+
+    Args:
+        model_cls: the model's class.
+        family: its family's record.
+        fdconv_layers: which of a block's layers become FDConv.
+        kwargs: the other arguments.
+
+    Raises:
+        TypeError: an argument that neither of them takes; the message names the nearest one. Also an option of
+            frequency bands where the family's layers have none; ``fbm=False`` is true there, and passes.
+        ValueError: ``fdconv_layers`` names a layer that the family does not have.
+    """
+    for name in fdconv_layers:
+        if name not in family.layer_choices:
+            choices = ", ".join(family.layer_choices)
+            raise ValueError(f"fdconv_layers names {name!r}: the layers to choose from are {choices}.")
+    options = {name: value for name, value in kwargs.items() if name in LAYER_OPTIONS}
+    others = {name: value for name, value in kwargs.items() if name not in LAYER_OPTIONS}
+    if not family.has_bands:
+        fbm = options.pop("fbm", None)
+        if wrong := sorted((options.keys() & _BANDS) | ({"fbm"} if fbm else set())):
+            raise TypeError(
+                f"{model_cls.__name__} does not take {', '.join(wrong)}: its FDConv layers are linear layers, and "
+                "frequency band modulation needs a convolution."
+            )
+    known = _parameters(model_cls) | LAYER_OPTIONS
+    for name in others:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise TypeError(f"{model_cls.__name__} got an unexpected keyword argument {name!r}{hint}")
+    return options, others
+
+
+def describe_arguments(family: Family) -> str:
+    """The arguments of a family's models, as the section "Args" of a docstring."""
+    choices = ", ".join(map(repr, family.layer_choices))
+    layers = f"Which layers of each block become FDConv, of {choices}; () for the plain model."
+    defaults = {name: parameter.default for name, parameter in inspect.signature(FDConv2d).parameters.items()}
+    texts = {
+        "pretrained": "Load the weights of the tag in the model's name, or of the default tag.",
+        "fdconv_layers": f"{layers} Default: {family.dynamic_layers}.",
+        **{
+            name: f"{text} Default: {defaults[name]!r}."
+            for name, text in OPTIONS.items()
+            if family.has_bands or name not in _BANDS
+        },
+        **family.arguments,
+        "**kwargs": "Arguments of timm's model: num_classes, in_chans, features_only, drop_path_rate, ...",
+    }
+    lines = [textwrap.fill(f"{name}: {text}", 100, subsequent_indent="    ") for name, text in texts.items()]
+    return "Args:\n" + textwrap.indent("\n".join(lines), "    ")
+
+
+def _parameters(model_cls: type[nn.Module]) -> set[str]:
+    """The named arguments of a class and of those before ``nn.Module`` that it hands them on to."""
+    named = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+    return {
+        name
+        for cls in model_cls.__mro__[: model_cls.__mro__.index(nn.Module)]
+        for name, parameter in inspect.signature(cls.__init__).parameters.items()
+        if parameter.kind in named and name != "self"
+    }
