@@ -22,6 +22,7 @@ OPTIONS = {
     "fbm": "Use Frequency Band Modulation; None: in layers with 3x3 kernels.",
     "band_edges": "Frequencies between the bands, falling, in cycles per sample.",
     "band_mask": '"exact", or "reference" for weights trained with the code of the paper\'s authors.',
+    "stored_groups": "Keep the groups of Fourier coefficients in the state dict, for those authors' checkpoints.",
 }
 _BANDS = LAYER_OPTIONS - inspect.signature(FDLinear).parameters.keys()
 

@@ -6,14 +6,18 @@ from functools import partial
 from typing import Any
 
 import timm
-from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, register_notrace_module, resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from fdconv_zoo.backbones.checked import CheckedFeatureList
+from fdconv_zoo.layers import FDConv2d, FDLinear, FrequencyBandModulation
 from fdconv_zoo.layers.replace import replace_layers
 from fdconv_zoo.store.timm_loading import checked_download, guarded_file
 
 StateDict = dict[str, Tensor]
+
+for _layer in (FDConv2d, FDLinear, FrequencyBandModulation):
+    register_notrace_module(_layer)  # one node each in the graphs that timm takes features from
 
 
 def replace_in_blocks(model: nn.Module, block: str, names: Sequence[str], **options: Any) -> None:
