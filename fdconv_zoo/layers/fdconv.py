@@ -5,7 +5,6 @@ For an image x with pooled features g = mean(x):
     kernel = KSM(g) * sum_j pi_j(g) * FDW_j         y = conv(FBM(x), kernel) + bias
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,175 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fdconv_zoo.layers.dynamic_kernel import DynamicKernel
 from fdconv_zoo.layers.fbm import BAND_EDGES, BandMask, FrequencyBandModulation
-from fdconv_zoo.layers.fdw import FourierDisjointWeight
 from fdconv_zoo.layers.inputs import check_input
-from fdconv_zoo.layers.ksm import KernelSpatialModulation
 from fdconv_zoo.layers.plain import check_plain, conv_arguments
-from fdconv_zoo.layers.precision import COMPUTED, compute_dtype, no_autocast, transform_dtype
-from fdconv_zoo.layers.programs import TracedForScript, fx_leaf
-from fdconv_zoo.layers.reference import from_reference
-from fdconv_zoo.ops import (
-    POINTWISE,
-    DisjointWeights,
-    Geometry,
-    KernelModulators,
-    Path,
-    assemble_kernels,
-    choose_path,
-    dynamic_convolution,
-)
+from fdconv_zoo.layers.precision import transform_dtype
+from fdconv_zoo.layers.programs import fx_leaf
+from fdconv_zoo.ops import POINTWISE, Geometry
 
 
-class _DynamicKernel(TracedForScript):
-    """What the two layers share: FDW and KSM, the bias, and reading plain and the authors' weights."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: tuple[int, int],
-        groups: int,
-        bias: bool,
-        *,
-        num_kernels: int,
-        temperature: float,
-        kernel_temperature: float,
-        ksm_global: bool,
-        ksm_local: bool,
-        stored_groups: bool,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> None:
-        super().__init__()
-        for name, value in (("temperature", temperature), ("kernel_temperature", kernel_temperature)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}: it must be a finite number above 0.")
-        if (dtype or torch.get_default_dtype()) not in COMPUTED:
-            raise TypeError(f"dtype is {dtype}: FDConv layers take {', '.join(map(str, COMPUTED))}.")
-        factory = {"device": device, "dtype": dtype}
-        self.fdw = FourierDisjointWeight(
-            out_channels, in_channels // groups, kernel_size, num_kernels, stored_groups=stored_groups, **factory
-        )
-        self.ksm = KernelSpatialModulation(
-            in_channels,
-            out_channels,
-            kernel_size,
-            num_kernels,
-            groups=groups,
-            temperature=temperature,
-            kernel_temperature=kernel_temperature,
-            global_branch=ksm_global,
-            local_branch=ksm_local,
-            **factory,
-        )
-        self.fbm: FrequencyBandModulation | None = None
-        self.groups = groups
-        self.path: Path | None = None
-        self.bias = nn.Parameter(torch.empty(out_channels, **factory)) if bias else None
-        self._reset_bias()
-
-    def assemble(self, pooled: Tensor) -> Tensor:
-        """The kernels (B, O, I/groups, a, b) of images with pooled features (B, I); without KSM B is 1."""
-        weights, modulators = self._predict(pooled)
-        return assemble_kernels(weights, modulators.to(weights.spectrum.dtype), self.groups)
-
-    def _predict(self, pooled: Tensor) -> tuple[DisjointWeights, KernelModulators]:
-        """What the kernels of images with pooled features (B, I) are assembled from."""
-        modulators = self.ksm(pooled, assemble=False)
-        return self.fdw(modulators.kernel, mix=False), modulators
-
-    def _convolve(
-        self, x: Tensor, weights: DisjointWeights, modulators: KernelModulators, geometry: Geometry
-    ) -> Tensor:
-        """(B, I, H, W) to (B, O, H', W'), with the bias."""
-        x = x.to(compute_dtype(x))
-        with no_autocast(x.device.type):
-            y = dynamic_convolution(x, weights=weights, modulators=modulators, geometry=geometry, path=self.path)
-        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
-
-    def extra_repr(self) -> str:
-        """What ``print(module)`` shows besides the plain layer's settings."""
-        branches = [name for name, branch in self.ksm.named_children() if branch is not None]
-        ksm = "+".join(name.removesuffix("_branch") for name in branches) or None
-        return f"num_kernels={self.fdw.num_kernels}, ksm={ksm}, path={choose_path(self.path)!r}"
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.extra_repr()})"  # one line: the parts' sizes follow from the settings
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "weight":
-            raise AttributeError(
-                f"{type(self).__name__} has no weight: its kernels depend on the image. assemble(pooled) returns them, "
-                "and fdconv_zoo.to_plain makes plain layers of those whose modulators are neutral."
-            )
-        return super().__getattr__(name)
-
-    def reset_parameters(self) -> None:
-        """Start as the plain layer does, with neutral modulators."""
-        self.fdw.reset_parameters()
-        self._reset_modulators()
-        self._reset_bias()
-
-    def _reset_bias(self) -> None:
-        if self.bias is not None:
-            bound = math.prod(self.fdw.kernel_shape[1:]) ** -0.5
-            nn.init.uniform_(self.bias, -bound, bound)
-
-    def load_plain(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Take over a plain layer's parameters and make every modulator neutral, to compute the plain layer's function.
-
-        Args:
-            weight: of the shape of the plain twin's.
-            bias: (O,), or None where the layer has none.
-        """
-        self._reset_modulators()
-        self.fdw.load_kernel(weight.detach().view(self.fdw.kernel_shape))
-        if self.bias is not None and bias is not None:
-            with torch.no_grad():
-                self.bias.copy_(bias)
-
-    def _reset_modulators(self) -> None:
-        self.ksm.reset_parameters()
-        if self.fbm is not None:
-            self.fbm.reset_parameters()
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict, strict: bool,
-        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
-    ) -> None:  # fmt: skip
-        """Read our own weights, the authors' and plain ones, in whatever model the layer is."""
-        ours = from_reference({key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)})
-        weight = ours.pop(prefix + "weight", None)
-        if weight is not None and weight.is_complex():
-            error_msgs.append(f"{prefix}weight is {weight.dtype}: kernels are real.")
-        elif weight is not None:
-            expected, found = self.fdw.kernel_shape, tuple(weight.shape)
-            if found == expected or (*found, 1, 1) == expected:
-                self._reset_modulators()
-                neutral = {key: value for key, value in self.state_dict().items() if key.startswith(("ksm", "fbm"))}
-                ours = {prefix + key: value for key, value in neutral.items()} | ours
-                ours[prefix + "fdw.spectrum"] = self.fdw.to_spectrum(weight.view(expected))
-                if self.fdw.stored_groups:
-                    ours.setdefault(prefix + "fdw.group_index", self.fdw.derive_groups())
-            else:
-                error_msgs.append(
-                    f"size mismatch for {prefix}weight: the checkpoint's plain kernel is {found}, the FDConv layer "
-                    f"stands for one of {expected}."
-                )
-        found = _count_kernels(ours, prefix)
-        if found is not None and self.ksm.global_branch is not None and found != self.fdw.num_kernels:
-            error_msgs.append(
-                f"size mismatch for {prefix or 'the layer'}: the checkpoint mixes {found} kernels, the layer "
-                f"{self.fdw.num_kernels}. Build the model with num_kernels={found}."
-            )
-        state_dict.update(ours)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
-
-class FDConv2d(_DynamicKernel):
+class FDConv2d(DynamicKernel):
     """Frequency Dynamic Convolution (https://arxiv.org/abs/2503.18783), a drop-in for ``nn.Conv2d``.
 
     Maps (B, I, H, W) to (B, O, H', W') with a kernel of its own for every image. A fresh layer has neutral modulators:
@@ -288,12 +128,12 @@ class FDConv2d(_DynamicKernel):
         check_input(x, self.in_channels, channel_dim=1, ndims=(4,), layout="(B, C, H, W)")
         # The gradient of a sum is a view, that of a mean a tensor of x's size.
         pooled = x.sum((2, 3), dtype=transform_dtype(x)) / (x.shape[2] * x.shape[3])
-        weights, modulators = self._predict(pooled)
+        weights, modulators = self.predict(pooled)
         if self.fbm is not None:
             x = self.fbm(x)
         if any(self._explicit_padding):
             x = F.pad(x, self._explicit_padding, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
-        return self._convolve(x, weights, modulators, self._geometry)
+        return self.convolve(x, weights, modulators, self._geometry)
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
@@ -309,7 +149,7 @@ class FDConv2d(_DynamicKernel):
         return self.fdw.spectrum.new_zeros(2, self.in_channels, *(8 + taps for taps in reach))
 
 
-class FDLinear(_DynamicKernel):
+class FDLinear(DynamicKernel):
     """Frequency Dynamic Convolution on tokens, a drop-in for ``nn.Linear``: a 1x1 :class:`FDConv2d`.
 
     Maps (B, N, I) or (B, H, W, I) to the same with O features, with a weight of its own for every image.
@@ -385,7 +225,7 @@ class FDLinear(_DynamicKernel):
         check_input(x, self.in_features, channel_dim=-1, ndims=(3, 4), layout="(B, N, C) or (B, H, W, C)")
         tokens = x.flatten(1, -2)
         pooled = tokens.sum(1, dtype=transform_dtype(x)) / tokens.shape[1]
-        y = self._convolve(tokens.transpose(1, 2).unsqueeze(3), *self._predict(pooled), POINTWISE)
+        y = self.convolve(tokens.transpose(1, 2).unsqueeze(3), *self.predict(pooled), POINTWISE)
         return y.squeeze(3).transpose(1, 2).reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -396,11 +236,3 @@ class FDLinear(_DynamicKernel):
     def example_input(self) -> Tensor:
         """(2, N, I) of zeros."""
         return self.fdw.spectrum.new_zeros(2, 4, self.in_features)
-
-
-def _count_kernels(state_dict: dict[str, Tensor], prefix: str) -> int | None:
-    """How many kernels the weights of a layer mix; None where they do not tell."""
-    if prefix + "ksm.global_branch.reduce.weight" not in state_dict:
-        return None
-    head = state_dict.get(prefix + "ksm.global_branch.kernel.bias")
-    return 1 if head is None else len(head)

@@ -222,6 +222,9 @@ class KernelSpatialModulation(nn.Module):
         kernel_temperature: divides the kernel logits.
         global_branch: predict kernel, channel, filter and spatial modulators.
         local_branch: predict the dense modulator.
+
+    Raises:
+        ValueError: a temperature that is not a finite number above 0.
     """
 
     def __init__(
@@ -240,6 +243,9 @@ class KernelSpatialModulation(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        for name, value in (("temperature", temperature), ("kernel_temperature", kernel_temperature)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}: it must be a finite number above 0.")
         shape = (in_channels, out_channels, kernel_size)
         factory = {"device": device, "dtype": dtype}
         self.global_branch = (

@@ -1,0 +1,184 @@
+"""What FDConv2d and FDLinear share: FDW and KSM, the bias, and reading plain and the authors' weights."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fdconv_zoo.layers.fbm import FrequencyBandModulation
+from fdconv_zoo.layers.fdw import FourierDisjointWeight
+from fdconv_zoo.layers.ksm import KernelSpatialModulation
+from fdconv_zoo.layers.precision import COMPUTED, compute_dtype, no_autocast
+from fdconv_zoo.layers.programs import TracedForScript
+from fdconv_zoo.layers.reference import from_reference
+from fdconv_zoo.ops import (
+    DisjointWeights,
+    Geometry,
+    KernelModulators,
+    Path,
+    assemble_kernels,
+    choose_path,
+    dynamic_convolution,
+)
+
+
+class DynamicKernel(TracedForScript):
+    """Base class of the layers whose kernels FDW and KSM make.
+
+    Args:
+        in_channels: of all groups.
+        out_channels: O.
+        kernel_size: (a, b).
+        groups: of the convolution.
+        bias: add a learned bias to each output channel.
+        num_kernels, temperature, kernel_temperature, ksm_global, ksm_local, stored_groups: as in
+            :class:`fdconv_zoo.FDConv2d`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        groups: int,
+        bias: bool,
+        *,
+        num_kernels: int,
+        temperature: float,
+        kernel_temperature: float,
+        ksm_global: bool,
+        ksm_local: bool,
+        stored_groups: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        if (dtype or torch.get_default_dtype()) not in COMPUTED:
+            raise TypeError(f"dtype is {dtype}: FDConv layers take {', '.join(map(str, COMPUTED))}.")
+        factory = {"device": device, "dtype": dtype}
+        self.fdw = FourierDisjointWeight(
+            out_channels, in_channels // groups, kernel_size, num_kernels, stored_groups=stored_groups, **factory
+        )
+        self.ksm = KernelSpatialModulation(
+            in_channels,
+            out_channels,
+            kernel_size,
+            num_kernels,
+            groups=groups,
+            temperature=temperature,
+            kernel_temperature=kernel_temperature,
+            global_branch=ksm_global,
+            local_branch=ksm_local,
+            **factory,
+        )
+        self.fbm: FrequencyBandModulation | None = None
+        self.groups = groups
+        self.path: Path | None = None
+        self.bias = nn.Parameter(torch.empty(out_channels, **factory)) if bias else None
+        self._reset_bias()
+
+    def assemble(self, pooled: Tensor) -> Tensor:
+        """The kernels (B, O, I/groups, a, b) of images with pooled features (B, I); without KSM B is 1."""
+        weights, modulators = self.predict(pooled)
+        return assemble_kernels(weights, modulators.to(weights.spectrum.dtype), self.groups)
+
+    def predict(self, pooled: Tensor) -> tuple[DisjointWeights, KernelModulators]:
+        """What the kernels of images with pooled features (B, I) are assembled from."""
+        modulators = self.ksm(pooled, assemble=False)
+        return self.fdw(modulators.kernel, mix=False), modulators
+
+    def convolve(self, x: Tensor, weights: DisjointWeights, modulators: KernelModulators, geometry: Geometry) -> Tensor:
+        """(B, I, H, W) to (B, O, H', W'), with the bias."""
+        x = x.to(compute_dtype(x))
+        with no_autocast(x.device.type):
+            y = dynamic_convolution(x, weights=weights, modulators=modulators, geometry=geometry, path=self.path)
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` shows besides the plain layer's settings."""
+        branches = [name for name, branch in self.ksm.named_children() if branch is not None]
+        ksm = "+".join(name.removesuffix("_branch") for name in branches) or None
+        return f"num_kernels={self.fdw.num_kernels}, ksm={ksm}, path={choose_path(self.path)!r}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"  # one line: the parts' sizes follow from the settings
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            raise AttributeError(
+                f"{type(self).__name__} has no weight: its kernels depend on the image. assemble(pooled) returns them, "
+                "and fdconv_zoo.to_plain makes plain layers of those whose modulators are neutral."
+            )
+        return super().__getattr__(name)
+
+    def reset_parameters(self) -> None:
+        """Start as the plain layer does, with neutral modulators."""
+        self.fdw.reset_parameters()
+        self._reset_modulators()
+        self._reset_bias()
+
+    def _reset_bias(self) -> None:
+        if self.bias is not None:
+            bound = math.prod(self.fdw.kernel_shape[1:]) ** -0.5
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def load_plain(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Take over a plain layer's parameters and make every modulator neutral, to compute the plain layer's function.
+
+        Args:
+            weight: of the shape of the plain twin's.
+            bias: (O,), or None where the layer has none.
+        """
+        self._reset_modulators()
+        self.fdw.load_kernel(weight.detach().view(self.fdw.kernel_shape))
+        if self.bias is not None and bias is not None:
+            with torch.no_grad():
+                self.bias.copy_(bias)
+
+    def _reset_modulators(self) -> None:
+        self.ksm.reset_parameters()
+        if self.fbm is not None:
+            self.fbm.reset_parameters()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        """Read our own weights, the authors' and plain ones, in whatever model the layer is."""
+        ours = from_reference({key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)})
+        weight = ours.pop(prefix + "weight", None)
+        if weight is not None and weight.is_complex():
+            error_msgs.append(f"{prefix}weight is {weight.dtype}: kernels are real.")
+        elif weight is not None:
+            expected, found = self.fdw.kernel_shape, tuple(weight.shape)
+            if found == expected or (*found, 1, 1) == expected:
+                self._reset_modulators()
+                neutral = {key: value for key, value in self.state_dict().items() if key.startswith(("ksm", "fbm"))}
+                ours = {prefix + key: value for key, value in neutral.items()} | ours
+                ours[prefix + "fdw.spectrum"] = self.fdw.to_spectrum(weight.view(expected))
+                if self.fdw.stored_groups:
+                    ours.setdefault(prefix + "fdw.group_index", self.fdw.derive_groups())
+            else:
+                error_msgs.append(
+                    f"size mismatch for {prefix}weight: the checkpoint's plain kernel is {found}, the FDConv layer "
+                    f"stands for one of {expected}."
+                )
+        found = _count_kernels(ours, prefix)
+        if found is not None and self.ksm.global_branch is not None and found != self.fdw.num_kernels:
+            error_msgs.append(
+                f"size mismatch for {prefix or 'the layer'}: the checkpoint mixes {found} kernels, the layer "
+                f"{self.fdw.num_kernels}. Build the model with num_kernels={found}."
+            )
+        state_dict.update(ours)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+def _count_kernels(state_dict: dict[str, Tensor], prefix: str) -> int | None:
+    """How many kernels the weights of a layer mix; None where they do not tell."""
+    if prefix + "ksm.global_branch.reduce.weight" not in state_dict:
+        return None
+    head = state_dict.get(prefix + "ksm.global_branch.kernel.bias")
+    return 1 if head is None else len(head)
