@@ -88,7 +88,9 @@ class DynamicKernel(TracedForScript):
         modulators = self.ksm(pooled, assemble=False)
         return self.fdw(modulators.kernel, mix=False), modulators
 
-    def convolve(self, x: Tensor, weights: DisjointWeights, modulators: KernelModulators, geometry: Geometry) -> Tensor:
+    def convolve(
+        self, x: Tensor, *, weights: DisjointWeights, modulators: KernelModulators, geometry: Geometry
+    ) -> Tensor:
         """(B, I, H, W) to (B, O, H', W'), with the bias."""
         x = x.to(compute_dtype(x))
         with no_autocast(x.device.type):

@@ -133,15 +133,14 @@ class FDConv2d(DynamicKernel):
             x = self.fbm(x)
         if any(self._explicit_padding):
             x = F.pad(x, self._explicit_padding, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
-        return self.convolve(x, weights, modulators, self._geometry)
+        return self.convolve(x, weights=weights, modulators=modulators, geometry=self._geometry)
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        text += (
-            f", padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}"
-        )
-        return f"{text}, {super().extra_repr()}, fbm={None if self.fbm is None else self.fbm.band_mask}"
+        names = ("kernel_size", "stride", "padding", "dilation", "groups")
+        settings = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        plain = f"{self.in_channels}, {self.out_channels}, {settings}, bias={self.bias is not None}"
+        return f"{plain}, {super().extra_repr()}, fbm={None if self.fbm is None else self.fbm.band_mask}"
 
     def example_input(self) -> Tensor:
         """(2, I, H, W) of zeros, large enough for the kernel."""
@@ -225,7 +224,9 @@ class FDLinear(DynamicKernel):
         check_input(x, self.in_features, channel_dim=-1, ndims=(3, 4), layout="(B, N, C) or (B, H, W, C)")
         tokens = x.flatten(1, -2)
         pooled = tokens.sum(1, dtype=transform_dtype(x)) / tokens.shape[1]
-        y = self.convolve(tokens.transpose(1, 2).unsqueeze(3), *self.predict(pooled), POINTWISE)
+        weights, modulators = self.predict(pooled)
+        features = tokens.transpose(1, 2).unsqueeze(3)
+        y = self.convolve(features, weights=weights, modulators=modulators, geometry=POINTWISE)
         return y.squeeze(3).transpose(1, 2).reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
