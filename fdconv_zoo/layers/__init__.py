@@ -4,6 +4,7 @@ from fdconv_zoo.layers.fbm import BandModulatedConv2d, FrequencyBandModulation
 from fdconv_zoo.layers.fdconv import FDConv2d, FDLinear
 from fdconv_zoo.layers.fdw import FourierDisjointWeight
 from fdconv_zoo.layers.ksm import KernelSpatialModulation
+from fdconv_zoo.layers.lora import add_lora, merge_lora
 from fdconv_zoo.layers.path import set_path
 from fdconv_zoo.layers.programs import script_model
 
@@ -14,6 +15,8 @@ __all__ = [
     "FourierDisjointWeight",
     "FrequencyBandModulation",
     "KernelSpatialModulation",
+    "add_lora",
+    "merge_lora",
     "script_model",
     "set_path",
 ]
