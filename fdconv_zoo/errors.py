@@ -52,6 +52,10 @@ class NonFiniteError(TrainingError):
     """The loss or the weights became infinite or NaN."""
 
 
+class MismatchError(UserError, RuntimeError):
+    """A model does not compute what it should: its measured costs would mean nothing."""
+
+
 def first_of(names: Iterable[str], limit: int = 5) -> str:
     """Join the first few of many names on one line, and count the others."""
     names = list(names)

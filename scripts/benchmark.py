@@ -21,7 +21,6 @@ import gc
 import importlib.util
 import os
 import platform
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
@@ -35,9 +34,9 @@ from timm.utils import ParseKwargs
 from torch import nn
 
 from fdconv_zoo import FDConv2d, ops, set_path
-from fdconv_zoo.errors import ConfigError, TrainingError
+from fdconv_zoo.cli.entrance import run_command
+from fdconv_zoo.errors import ConfigError, MismatchError, TrainingError
 from fdconv_zoo.profiling import (
-    MismatchError,
     check_same_function,
     create_with_twin,
     profile,
@@ -355,7 +354,4 @@ def _image_size(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (TrainingError, MismatchError) as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

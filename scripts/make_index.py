@@ -6,7 +6,6 @@ python scripts/make_index.py --add resnet50_fdconv.tv_in1k      first add entrie
 """
 
 import argparse
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import timm
 import yaml
 
 import fdconv_zoo  # noqa: F401  registers the models
+from fdconv_zoo.cli.entrance import run_command
 from fdconv_zoo.errors import EntryError
 from fdconv_zoo.index import MODELS, Entry, Results, read_index
 from fdconv_zoo.index.cards import render_card, with_card
@@ -32,18 +32,14 @@ def main() -> None:
     parser.add_argument("--add", nargs="+", default=[], metavar="MODEL", help="timm names with a tag")
     parser.add_argument("--update", action="store_true", help="correct costs, preprocessing, source and licence")
     args = parser.parse_args()
-    try:
-        for model in args.add:
-            add(model)
-        index = read_index()
-        for name, entry in index.items():
-            corrected = replace(entry, **expected_facts(entry.model))
-            if corrected != entry and not args.update:
-                raise EntryError(f"{MODELS / name}.yaml does not match the code; --update corrects it")
-            if corrected != entry:
-                write_entry(MODELS / f"{name}.yaml", corrected)
-    except EntryError as error:
-        sys.exit(f"error: {error}")
+    for model in args.add:
+        add(model)
+    for name, entry in read_index().items():
+        corrected = replace(entry, **expected_facts(entry.model))
+        if corrected != entry and not args.update:
+            raise EntryError(f"{MODELS / name}.yaml does not match the code; --update corrects it")
+        if corrected != entry:
+            write_entry(MODELS / f"{name}.yaml", corrected)
     index = read_index()
     page = MODELS / "README.md"
     page.write_text(render_table(index), encoding="utf-8")
@@ -111,4 +107,4 @@ _Dumper.add_representer(
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

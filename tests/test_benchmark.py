@@ -16,7 +16,8 @@ from torch import nn
 
 import fdconv_zoo
 from fdconv_zoo import FDConv2d, ops, profiling
-from fdconv_zoo.profiling import MismatchError, timing
+from fdconv_zoo.errors import MismatchError
+from fdconv_zoo.profiling import timing
 from fdconv_zoo.profiling.picture import draw_ratios
 
 sys.path.append(str(ROOT / "scripts"))  # where a started script finds its neighbours

@@ -2,7 +2,6 @@
 
 from fdconv_zoo.conversion.costs import count_multiply_adds, count_parameters
 from fdconv_zoo.profiling.checks import (
-    MismatchError,
     check_computation,
     check_same_function,
     plain_copy,
@@ -15,7 +14,6 @@ from fdconv_zoo.profiling.timing import time_interleaved
 from fdconv_zoo.profiling.twin import create_with_twin
 
 __all__ = [
-    "MismatchError",
     "Profile",
     "bytes_saved_for_backward",
     "check_computation",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fdconv_zoo.errors import MismatchError
 from fdconv_zoo.layers import set_path
 from fdconv_zoo.layers.modulators import find_modulators
 from fdconv_zoo.profiling.timing import autocast
@@ -16,10 +17,6 @@ TOLERANCE = 1e-5  # of the largest logit; float32 rounding in about fifty layers
 MARGIN = 4
 # Fraction of the gradients' norm: gradients jump where rounding switches a ReLU.
 STEP = 5e-2
-
-
-class MismatchError(RuntimeError):
-    """A model computes wrong results, so its costs are meaningless."""
 
 
 def check_same_function(model: nn.Module, twin: nn.Module, x: Tensor) -> None:

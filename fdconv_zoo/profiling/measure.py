@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fdconv_zoo.conversion.costs import count_multiply_adds, count_parameters
-from fdconv_zoo.profiling.checks import MismatchError, check_computation, plain_copy
+from fdconv_zoo.errors import MismatchError
+from fdconv_zoo.profiling.checks import check_computation, plain_copy
 from fdconv_zoo.profiling.memory import bytes_saved_for_backward, peak_bytes_of_step
 from fdconv_zoo.profiling.timing import autocast, forward_step, time_interleaved, training_step
 
