@@ -292,7 +292,7 @@ def test_parts_the_authors_switched_off(tmp_path):
     path = save(tmp_path / "a.pth", detector(backbone_of(original)))
     conversion = convert_checkpoint(path, "resnet50_fdconv", tmp_path / "out", model_kwargs=LAYERS)
     found = {key: value for key, value in conversion.model_args.items() if key not in LAYERS}
-    assert found == dict(num_kernels=16, ksm_local=False, fbm=False, fdconv_layers=["conv2"])
+    assert found == dict(num_kernels=16, ksm_local=False, fbm=False, fdconv_layers=["conv2"], stored_groups=True)
 
 
 @pytest.mark.parametrize(

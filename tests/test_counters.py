@@ -124,10 +124,14 @@ def test_training_mode_is_counted_alike(name):
 
 @every_model
 def test_models_without_memory_are_counted_alike(name):
-    model, x = example(name), images()
+    x = images()
+
+    def gap(model, mode):
+        return count(copy.deepcopy(model).to("meta"), x.to("meta"), mode) - count(model, x, mode)
+
     for mode in (torch.no_grad, torch.enable_grad):
-        real = count(on_path(model, None), x, mode)
-        assert abs(count(copy.deepcopy(model).to("meta"), x.to("meta"), mode) - real) <= AGREE * real, mode
+        # torch does not count the attention of a CPU, in plain models either.
+        assert gap(example(name), mode) == gap(plain_example(name), mode), mode
 
 
 @every_model

@@ -228,6 +228,7 @@ def test_dispatch_model(name, tmp_path):
         expected = model(x)
         places = {child: "disk" for child, _ in model.named_children()}
         places[next(iter(places))] = "cpu"
+        places |= {key: "cpu" for key, _ in model.named_parameters(recurse=False)}
         dispatched = dispatch_model(
             model, places, main_device="cpu", offload_dir=str(tmp_path), offload_buffers=True, force_hooks=True
         )

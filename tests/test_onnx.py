@@ -71,8 +71,8 @@ def test_inverse_transform_by_products(rows, cols, batch):
     coefficients = torch.randn(batch, rows, cols // 2 + 1, 2, dtype=torch.float64)
     columns = torch.fft.ifft(torch.view_as_complex(coefficients), dim=1)
     expected = torch.fft.irfft(columns, n=cols, dim=2).transpose(1, 2)
-    assert relative_error(inverse_transform_by_products(coefficients, cols), expected) < 1e-12
-    single = inverse_transform_by_products(coefficients.float(), cols)
+    assert relative_error(inverse_transform_by_products(coefficients, rows, cols), expected) < 1e-12
+    single = inverse_transform_by_products(coefficients.float(), rows, cols)
     assert relative_error(single, expected) < 1e-5
 
 

@@ -125,7 +125,7 @@ def test_traced_parts(part):
     assert isinstance(layer.fbm, FrequencyBandModulation)
 
 
-SIZES = {"resnet": [(64, 64), (96, 72)], "convnext": [(64, 64), (96, 128)], "swin": [(64, 64)]}
+SIZES = {"resnet": [(64, 64), (96, 72)], "convnext": [(64, 64), (96, 128)], "swin": [(64, 64)], "vit": [(64, 64)]}
 
 
 @pytest.mark.parametrize(("family", "batch"), [("resnet", 1), ("resnet", 3), ("convnext", 1), ("swin", 1)])
@@ -159,8 +159,13 @@ def test_scripted_layers_at_other_batches_and_sizes(kind):
     xs = [features(kind, n, size) for n in (1, 3) for size in ((9, 7), (12, 16))]
     assert_same_program(scripted, model, xs)
     assert_same_program(through_file(scripted), model, xs)
-    assert_same_program(torch.jit.freeze(scripted), model, xs[:2])
     assert repr(model) == repr(before)
+
+
+def test_scripted_layers_freeze():
+    model = nn.Sequential(build("3x3"), nn.GELU()).eval()
+    with torch.jit.optimized_execution(True):
+        assert_same_program(torch.jit.freeze(script_model(model)), model, [features("3x3", 2)])
 
 
 def test_scripted_linear_layers_take_tokens_too():

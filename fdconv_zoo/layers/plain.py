@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 _CONV_ARGUMENTS = (
     "in_channels",
@@ -25,10 +26,14 @@ def check_plain(layer: nn.Module, kind: type[nn.Module]) -> None:
     """Check that a layer computes what its kind does.
 
     Raises:
-        TypeError: it is of another type, or of a subclass that computes in a way of its own; names the type.
+        TypeError: it is of another type, or of a subclass that computes in a way of its own, or lazy; names the type.
     """
     if not isinstance(layer, kind):
         raise TypeError(f"Expected an nn.{kind.__name__}, got {_qualified_name(layer)}: FDConv cannot stand for it.")
+    if any(map(is_lazy, layer.parameters(recurse=False))):
+        raise TypeError(
+            f"The {_qualified_name(layer)} is not initialized yet: run it once, or give its input channels."
+        )
     own = own_forward(layer, kind)
     if own is not None:
         raise TypeError(f"{own} computes in a way of its own, unlike nn.{kind.__name__}: FDConv cannot stand for it.")

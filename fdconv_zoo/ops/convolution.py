@@ -40,7 +40,7 @@ def convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
 
     Args:
         x: (B, G*I, H, W).
-        kernels: (B, O, I, a, b).
+        kernels: (B, O, I, a, b); where the batch is free, also (1, O, I, a, b) for all images.
         geometry: of the convolution, with its G groups.
 
     Returns:
@@ -49,7 +49,7 @@ def convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
     if not is_free(x.shape[0]) and x.shape[0] == 1:
         return F.conv2d(x, kernels[0], None, *geometry.arguments)
     if geometry == POINTWISE:
-        return torch.bmm(kernels.flatten(2), x.flatten(2)).unflatten(2, x.shape[2:])
+        return (kernels.flatten(2) @ x.flatten(2)).unflatten(2, x.shape[2:])
     if is_free(x.shape[0]):
         return _convolve_by_taps(x, kernels, geometry)
     # The images of the batch become groups of one convolution.

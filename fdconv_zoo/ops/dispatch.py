@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -43,7 +44,9 @@ def dynamic_convolution(
     Returns:
         (B, O, H', W').
     """
-    if all(modulator is None for modulator in modulators):  # the images share one kernel
+    images_share_kernel = all(modulator is None for modulator in modulators)
+    # The exporter to ONNX that traces does not know a computed kernel's shape, which a convolution needs.
+    if images_share_kernel and not (torch.onnx.is_in_onnx_export() and torch.jit.is_tracing()):
         return F.conv2d(x, mix_spectrum(weights)[0].to(x.dtype), None, *geometry.arguments)
     modulators = modulators.to(weights.spectrum.dtype)
     convolve = convolve_plain if choose_path(path) == "plain" else convolve_rebuild
