@@ -1,4 +1,4 @@
-"""What all families share: which layers become FDConv, default configurations, and building through timm."""
+"""Helpers of all families: choosing the layers that become FDConv, default configurations, building through timm."""
 
 import re
 from collections.abc import Callable, Sequence

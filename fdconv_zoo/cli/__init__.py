@@ -1,1 +1,1 @@
-"""What the commands do: those of `python -m fdconv_zoo`, and those that scripts/ starts."""
+"""The commands: those of `python -m fdconv_zoo`, and those that scripts/ starts."""

@@ -1,4 +1,4 @@
-"""What segmentation and detection have in common."""
+"""Base of the segmentation and detection commands."""
 
 import argparse
 import json
@@ -91,7 +91,7 @@ class DenseTask(CommandTask):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a run depends on besides its flags."""
+        """Facts besides the flags that the run depends on."""
         return {"train_images": len(self.data.train), "class_names": self.data.class_names}
 
     def loss(self, model: nn.Module, images: Any, targets: Any) -> Tensor:

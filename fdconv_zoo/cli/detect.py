@@ -138,7 +138,7 @@ class DetectionTask(DenseTask):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a run depends on besides its flags."""
+        """Facts besides the flags that the run depends on."""
         return {**super().facts, "category_ids": self.data.category_ids}
 
     def build_model(self) -> Detector:

@@ -1,4 +1,4 @@
-"""Where every command starts, and where errors that the user can act on are caught."""
+"""The start of every command, and the one place where errors that the user can act on are caught."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""What the commands that train have in common: their shape, and what all of them do in the same order."""
+"""Base of the commands that train: their common shape, and the steps they all take in the same order."""
 
 import argparse
 from abc import abstractmethod
@@ -106,11 +106,11 @@ class CommandTask(Task):
     @property
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What a run depends on besides its flags."""
+        """Facts besides the flags that the run depends on."""
 
     @property
     def left_out(self) -> str:
-        """What `load_data` left out or changed, in words; empty for nothing."""
+        """Description of what `load_data` left out or changed; empty for nothing."""
         return ""
 
     @abstractmethod

@@ -127,7 +127,7 @@ class ClassificationTask(CommandTask):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a run depends on besides its flags."""
+        """Facts besides the flags that the run depends on."""
         return {
             "train_images": getattr(self.data.train, "num_rows", None),  # a stream has no number
             "class_names": self.data.class_names,

@@ -38,7 +38,7 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """What :func:`fdconv_zoo.convert_model` would do; ``print`` shows it as a table.
+    """Preview of :func:`fdconv_zoo.convert_model`; ``print`` shows it as a table.
 
     Attributes:
         layers: The layers to convert.

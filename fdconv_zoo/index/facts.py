@@ -1,4 +1,4 @@
-"""What model cards say of datasets and of licences; families add what only their weights have."""
+"""Facts about datasets and licences for model cards; families add those that only their weights have."""
 
 import re
 from dataclasses import dataclass

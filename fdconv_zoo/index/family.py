@@ -1,4 +1,4 @@
-"""What the index, the cards and the conversion of other projects' weights know of a family of models.
+"""Records of the model families, for the index, the cards and the conversion of other projects' weights.
 
 A family's file in ``fdconv_zoo/backbones`` registers its record when it is imported; no other file names a family.
 """

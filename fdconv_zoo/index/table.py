@@ -97,7 +97,7 @@ def quantity(count: int) -> str:
 
 
 def more(dynamic: int, plain: int) -> str:
-    """What FDConv adds: a count and a percentage."""
+    """Increase by FDConv: a count and a percentage."""
     return f"{quantity(dynamic - plain)}, {100 * (dynamic / plain - 1):.0f} %"
 
 

@@ -1,4 +1,4 @@
-"""What FDConv2d and FDLinear share: FDW and KSM, the bias, and reading plain and the authors' weights."""
+"""Base class of FDConv2d and FDLinear: FDW and KSM, the bias, and reading plain and the authors' weights."""
 
 import math
 from typing import Any
@@ -84,7 +84,7 @@ class DynamicKernel(TracedForScript):
         return assemble_kernels(weights, modulators.to(weights.spectrum.dtype), self.groups)
 
     def predict(self, pooled: Tensor) -> tuple[DisjointWeights, KernelModulators]:
-        """What the kernels of images with pooled features (B, I) are assembled from."""
+        """Predict the ingredients of the kernels of images with pooled features (B, I)."""
         modulators = self.ksm(pooled, assemble=False)
         return self.fdw(modulators.kernel, mix=False), modulators
 
@@ -98,7 +98,7 @@ class DynamicKernel(TracedForScript):
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
 
     def extra_repr(self) -> str:
-        """What ``print(module)`` shows besides the plain layer's settings."""
+        """Settings that ``print(module)`` shows besides the plain layer's."""
         branches = [name for name, branch in self.ksm.named_children() if branch is not None]
         ksm = "+".join(name.removesuffix("_branch") for name in branches) or None
         return f"num_kernels={self.fdw.num_kernels}, ksm={ksm}, path={choose_path(self.path)!r}"

@@ -84,7 +84,7 @@ class FrequencyBandModulation(TracedForScript):
         return self.attention.weight.new_zeros(2, self.attention.in_channels, 16, 16)
 
     def extra_repr(self) -> str:
-        """What ``print(module)`` shows."""
+        """Settings that ``print(module)`` shows."""
         edges = ", ".join(f"{edge:g}" for edge in self.band_edges)
         path = "plain" if self.band_mask == "reference" else choose_path(self.path)
         return f"band_edges=({edges}), band_mask={self.band_mask!r}, path={path!r}"
@@ -139,7 +139,7 @@ class BandModulatedConv2d(nn.Conv2d, TracedForScript):
         return self.weight.new_zeros(2, self.in_channels, *(8 + taps for taps in reach))
 
     def extra_repr(self) -> str:
-        """What ``print(module)`` shows."""
+        """Settings that ``print(module)`` shows."""
         return f"{super().extra_repr()}, {self.fbm.extra_repr()}"
 
     def __repr__(self) -> str:

@@ -136,7 +136,7 @@ class FDConv2d(DynamicKernel):
         return self.convolve(x, weights=weights, modulators=modulators, geometry=self._geometry)
 
     def extra_repr(self) -> str:
-        """What ``print(module)`` shows."""
+        """Settings that ``print(module)`` shows."""
         names = ("kernel_size", "stride", "padding", "dilation", "groups")
         settings = ", ".join(f"{name}={getattr(self, name)}" for name in names)
         plain = f"{self.in_channels}, {self.out_channels}, {settings}, bias={self.bias is not None}"
@@ -230,7 +230,7 @@ class FDLinear(DynamicKernel):
         return y.squeeze(3).transpose(1, 2).reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        """What ``print(module)`` shows."""
+        """Settings that ``print(module)`` shows."""
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         return f"{text}, {super().extra_repr()}"
 

@@ -178,7 +178,7 @@ class FourierDisjointWeight(nn.Module):
             self.group_index = self.derive_groups(self.spectrum.device)
 
     def _find_problem(self, groups: Tensor) -> str | None:
-        """What keeps a tensor from being the groups of this layer's coefficients."""
+        """Reason why a tensor cannot be the groups of this layer's coefficients; None if it can."""
         expected = tuple(self.spectrum.shape[:2])
         if groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
             return f"is of type {groups.dtype}, not of integers"
@@ -189,7 +189,7 @@ class FourierDisjointWeight(nn.Module):
         return None
 
     def extra_repr(self) -> str:
-        """What ``print(module)`` shows."""
+        """Settings that ``print(module)`` shows."""
         return f"{self.kernel_shape}, num_kernels={self.num_kernels}"
 
 

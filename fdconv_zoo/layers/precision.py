@@ -1,4 +1,4 @@
-"""What is computed in which precision under autocast."""
+"""Precision of computations, with and without autocast."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -15,7 +15,7 @@ def no_autocast(device_type: str) -> AbstractContextManager:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What a plain layer would convolve x in: autocast's dtype where it is on, else x's own."""
+    """Dtype in which a plain layer would convolve x: autocast's where it is on, else x's own."""
     is_cast = _autocasts(x.device.type) and x.dtype != torch.float64
     return torch.get_autocast_dtype(x.device.type) if is_cast else x.dtype
 

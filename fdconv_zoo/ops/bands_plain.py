@@ -76,7 +76,7 @@ class LowPasses:
         return self.rows[:, :rows].T @ self.multiply(x, self.cols[:, :cols])
 
     def synthesize(self, coefficients: Tensor, band: int = 0) -> Tensor:
-        """What passes edge ``band``, (N, H, W), from the coefficients (N, P, Q) of that edge or a higher one."""
+        """Low-pass at edge ``band``, (N, H, W), from the coefficients (N, P, Q) of that edge or a higher one."""
         rows, cols = self.passing[band]
         return self.multiply(self.rows[:, :rows] @ coefficients[:, :rows, :cols], self.cols[:, :cols].T)
 

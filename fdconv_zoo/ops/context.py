@@ -1,4 +1,4 @@
-"""What surrounds an operation: exports, traces and transforms, which see through plain operations only."""
+"""The context of an operation: exports, traces and transforms, which handle torch's own operations only."""
 
 from typing import Any
 

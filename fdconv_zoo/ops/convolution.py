@@ -98,7 +98,7 @@ def convolve_backward(
 
 
 def extract_patches(x: Tensor, geometry: Geometry) -> Tensor:
-    """What the kernel sees at each output position, as columns: a convolution is their product with the kernel.
+    """Copy out the inputs of each output position, as columns: a convolution is their product with the kernel.
 
     Args:
         x: (B, I, H, W).

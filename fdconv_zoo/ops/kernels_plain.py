@@ -19,7 +19,7 @@ from fdconv_zoo.ops.dft_by_products import inverse_transform_by_products
 
 
 class DisjointWeights(NamedTuple):
-    """What FDW's kernels are mixed from.
+    """The ingredients of FDW's kernels, before mixing.
 
     Attributes:
         spectrum: (O*a, I*b//2 + 1, 2), real and imaginary parts; float32 or float64.
@@ -35,7 +35,7 @@ class DisjointWeights(NamedTuple):
 
 
 class LocalFactors(NamedTuple):
-    """What KSM's local factors are assembled from: a 1-D convolution along the channels, and its input.
+    """The ingredients of KSM's local factors: a 1-D convolution along the channels, and its input.
 
     Attributes:
         taps: (O*a*b, 1, T), the convolution's weight.
@@ -47,7 +47,7 @@ class LocalFactors(NamedTuple):
 
 
 class KernelModulators(NamedTuple):
-    """What KSM predicts for B images; a part that is switched off is None.
+    """KSM's predictions for B images; a modulator that is switched off is None.
 
     Attributes:
         kernel: (B, n), the weight of each of FDW's kernels, neutral at 1/n.

@@ -106,7 +106,7 @@ class LocalGates:
         batch, groups, _, cols = windows.shape
         taps = self.taps.expand(batch, -1, -1, -1).flatten(0, 1) if batch > 1 else self.taps
         shape = (batch * groups, taps.shape[1], cols)
-        # A plane that was transformed is done with its scratch.
+        # Once a plane is transformed, its scratch buffer is free.
         out = scratch("plane", shape, taps.dtype, taps.device)
         return torch.bmm(taps, windows.flatten(0, 1), out=out).sigmoid_().view(batch, -1, cols)
 

@@ -29,5 +29,5 @@ def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch
 
 
 def elements_at_once(device_type: str) -> int:
-    """How many elements of kernels and features to work on at once; an image with more is worked on alone."""
+    """Number of elements of kernels and features to work on at once; a larger image is processed alone."""
     return _ELEMENTS_AT_ONCE.get(device_type, _ELEMENTS_AT_ONCE["default"])

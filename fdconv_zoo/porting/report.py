@@ -1,4 +1,4 @@
-"""What a conversion did, for people and for ``conversion.json``."""
+"""Report of a conversion, for people and for ``conversion.json``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did.
+    """Report of a conversion.
 
     Attributes:
         source: the file's name.

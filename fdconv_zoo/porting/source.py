@@ -1,4 +1,4 @@
-"""What a weights file holds for a family's model: weights under timm's names, and what is not used and why."""
+"""Contents of a weights file for a family's model: weights under timm's names, and what is not used and why."""
 
 import re
 from collections import Counter

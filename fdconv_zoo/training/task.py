@@ -1,4 +1,4 @@
-"""What the training loop asks of a task."""
+"""The interface between the training loop and a task."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
