@@ -9,7 +9,7 @@ from conftest import randomize, relative_error
 from contract import FAMILIES, assert_same, each_family, example, images, small
 from torch import nn
 
-from fdconv_zoo import FDConv2d, FDLinear, script_model, set_path
+from fdconv_zoo import FDConv2d, FDLinear, script_model
 from fdconv_zoo.layers import BandModulatedConv2d, FourierDisjointWeight, FrequencyBandModulation
 
 pytestmark = [
@@ -18,7 +18,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*"),
 ]
 
-PATHS = [None, "plain"]
 LAYERS = {
     "3x3": lambda: FDConv2d(8, 6, 3, padding=1, num_kernels=4),
     "1x1": lambda: FDConv2d(8, 6, 1, num_kernels=4),
@@ -44,11 +43,9 @@ def _unoptimized():
         yield
 
 
-def build(kind, path=None):
+def build(kind):
     torch.manual_seed(1)
-    layer = randomize(LAYERS[kind]()).eval()
-    set_path(layer, path)
-    return layer
+    return randomize(LAYERS[kind]()).eval()
 
 
 def features(kind, batch, size=(9, 7)):
@@ -71,14 +68,13 @@ def through_file(program):
 
 
 @every_layer
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_traced_layers_at_other_batches_and_sizes(kind, path, batch):
-    layer = build(kind, path)
+def test_traced_layers_at_other_batches_and_sizes(kind, batch):
+    layer = build(kind)
     traced = torch.jit.trace(layer, features(kind, batch))
-    xs = [features(kind, n, size) for n in (1, 2, 3) for size in ((9, 7), (12, 16), (24, 20))]
+    xs = [features(kind, n, size) for n in (1, 3) for size in ((9, 7), (12, 16))]
     assert_same_program(traced, layer, xs)
-    assert_same_program(through_file(traced), layer, xs[:4])
+    assert_same_program(through_file(traced), layer, xs[-1:])
 
 
 @every_layer
