@@ -18,7 +18,7 @@ demo-dense: $(VENV)/installed
 	@echo "Pictures of truth and prediction: runs/demo-segment/pictures.png, runs/demo-detect/pictures.png"
 
 test: $(VENV)/installed
-	$(RUN) -m pytest -n auto --dist loadgroup
+	$(RUN) -m pytest -n auto
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -63,12 +63,7 @@ def change(path, value):
     return content
 
 
-def in_one_process(path):
-    """Entries of an architecture share its costs, which each process of the tests would count again."""
-    return pytest.param(path, id=path.stem, marks=pytest.mark.xdist_group(path.stem.partition(".")[0]))
-
-
-@pytest.mark.parametrize("path", map(in_one_process, ENTRIES))
+@pytest.mark.parametrize("path", ENTRIES, ids=lambda path: path.stem)
 def test_an_entry_matches_the_code(path):
     entry = read_entry(path)
     assert check_model_name(entry.model) == entry.model
@@ -192,5 +187,5 @@ def test_a_wrong_figure_is_found_and_corrected(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "resnet18_fdconv.tv_in1k.yaml").read_text() == (
         MODELS / "resnet18_fdconv.tv_in1k.yaml"
     ).read_text()
-    with pytest.raises(SystemExit, match="exists"):
+    with pytest.raises(EntryError, match="exists"):
         make_index.main()

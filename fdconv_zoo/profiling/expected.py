@@ -8,7 +8,6 @@ import torch
 
 from fdconv_zoo.conversion.costs import count_multiply_adds, count_parameters
 from fdconv_zoo.index.entry import Costs, Preprocessing
-from fdconv_zoo.layers import set_path
 from fdconv_zoo.profiling import create_with_twin
 
 
@@ -40,7 +39,6 @@ def expected_costs(architecture: str, num_classes: int, input_size: tuple[int, i
         twins = create_with_twin(architecture, num_classes=num_classes)
         image = torch.empty(1, *input_size)
     plain, dynamic = twins.values()
-    set_path(dynamic, "plain")  # the counter sees torch's own operations only
     return Costs(
         parameters=count_parameters(dynamic),
         plain_parameters=count_parameters(plain),
