@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from fdconv_zoo.data.image import open_image
+from fdconv_zoo.errors import DataError
 
 _LAZY = {
     "SAMPLE": "sources",
@@ -18,7 +19,7 @@ _LAZY = {
     "load_image_data": "loading",
 }
 
-__all__ = ["SAMPLE", "ImageData", "ImageDataset", "StreamedImageDataset", "load_image_data", "open_image"]
+__all__ = ["SAMPLE", "DataError", "ImageData", "ImageDataset", "StreamedImageDataset", "load_image_data", "open_image"]
 
 
 def __getattr__(name: str) -> Any:
