@@ -298,6 +298,10 @@ def test_a_fresh_layer_is_initialized_like_its_plain_twin():
         ((32, 32, 3), {"padding": "full"}, "padding"),
         ((32, 32, 3), {"band_mask": "fft"}, "band_mask"),
         ((32, 32, 3), {"band_edges": (0.1, 0.2)}, "band_edges"),
+        ((32, 32, 0), {}, "kernel_size is .0, 0."),
+        ((32, 32, (3, 3, 3)), {}, "kernel_size is"),
+        ((32, 32, 3), {"stride": 0}, "stride is"),
+        ((0, 32, 3), {}, "0 input and 32 output channels"),
     ],
 )
 def test_refuses_bad_arguments(arguments, options, message):
@@ -335,3 +339,14 @@ def test_a_layer_built_on_the_meta_device_takes_a_checkpoints_tensors_as_they_ar
     empty.load_state_dict(layer.state_dict(), assign=True)
     x = torch.randn(2, 24, 8, 8)
     assert torch.equal(empty(x), layer(x))
+
+
+def test_inputs_smaller_than_the_kernel_are_named():
+    with pytest.raises(ValueError, match=r"Input of 2x2.*smaller than the kernel, 3x3"):
+        FDConv2d(32, 32, 3)(torch.zeros(1, 32, 2, 2))
+
+
+@pytest.mark.parametrize("num_kernels", [2.5, "4", True])
+def test_num_kernels_is_an_integer(num_kernels):
+    with pytest.raises(TypeError, match=r"num_kernels is .* integer"):
+        FDConv2d(32, 32, 3, num_kernels=num_kernels)

@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
 from fdconv_zoo import FDConv2d, FDLinear, from_reference, set_path
+from fdconv_zoo.layers import BandModulatedConv2d
 from fdconv_zoo.porting import convert_checkpoint
 from fdconv_zoo.store.export import export_model
 
@@ -525,3 +526,24 @@ def test_other_families_from_meta(name):
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
     assert all(torch.equal(buffer, groups_of(model)[key]) for key, buffer in groups_of(new).items())
+
+
+@pytest.mark.parametrize("kind", [FDConv2d, BandModulatedConv2d])
+def test_plain_weights_fill_a_layer_without_memory(kind):
+    conv = nn.Conv2d(6, 8, 3, padding=1)
+    options = {} if kind is BandModulatedConv2d else {"num_kernels": 4}
+    with torch.device("meta"):
+        layer = kind(6, 8, 3, padding=1, **options).eval()
+    layer.load_state_dict(conv.state_dict(), assign=True)
+    assert not any(tensor.is_meta for tensor in layer.state_dict().values())
+    x = torch.randn(3, 6, 9, 7)
+    assert relative_error(layer(x), conv(x)) < 1e-5
+
+
+def test_what_fits_of_another_number_of_kernels_loads_without_strict():
+    eight, four = FDConv2d(6, 8, 3, num_kernels=8), FDConv2d(6, 8, 3, num_kernels=4)
+    shapes = {key: value.shape for key, value in four.state_dict().items()}
+    fitting = {key: value for key, value in eight.state_dict().items() if value.shape == shapes[key]}
+    missing, _ = four.load_state_dict(fitting, strict=False)
+    assert missing == ["ksm.global_branch.kernel.weight", "ksm.global_branch.kernel.bias"]
+    assert torch.equal(four.fdw.spectrum, eight.fdw.spectrum)

@@ -43,6 +43,8 @@ def split_arguments(
             frequency bands where the family's layers have none; ``fbm=False`` is true there, and passes.
         ValueError: ``fdconv_layers`` names a layer that the family does not have.
     """
+    if isinstance(fdconv_layers, str):
+        raise TypeError(f"fdconv_layers is {fdconv_layers!r}: give a tuple of names, such as ({fdconv_layers!r},).")
     for name in fdconv_layers:
         if name not in family.layer_choices:
             choices = ", ".join(family.layer_choices)

@@ -1,5 +1,6 @@
 """Base class of FDConv2d and FDLinear: FDW and KSM, the bias, and reading plain and the authors' weights."""
 
+import copy
 import math
 from typing import Any
 
@@ -54,6 +55,8 @@ class DynamicKernel(TracedForScript):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
+        if min(in_channels, out_channels) < 1:
+            raise ValueError(f"The layer has {in_channels} input and {out_channels} output channels: at least 1 each.")
         if (dtype or torch.get_default_dtype()) not in COMPUTED:
             raise TypeError(f"dtype is {dtype}: FDConv layers take {', '.join(map(str, COMPUTED))}.")
         factory = {"device": device, "dtype": dtype}
@@ -143,6 +146,18 @@ class DynamicKernel(TracedForScript):
         if self.fbm is not None:
             self.fbm.reset_parameters()
 
+    def _neutral_modulators(self, device: torch.device) -> dict[str, Tensor]:
+        """Make the modulators neutral, and return their state dict; for a layer without memory, on a device."""
+        parts = nn.ModuleDict({"ksm": self.ksm} if self.fbm is None else {"ksm": self.ksm, "fbm": self.fbm})
+        if any(parameter.is_meta for parameter in parts.parameters()):
+            parts = copy.deepcopy(parts).to_empty(device=device)
+            for module in parts.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+        for part in parts.values():  # last, since it zeroes what the parts within have drawn
+            part.reset_parameters()
+        return parts.state_dict()
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict, strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
@@ -155,8 +170,7 @@ class DynamicKernel(TracedForScript):
         elif weight is not None:
             expected, found = self.fdw.kernel_shape, tuple(weight.shape)
             if found == expected or (*found, 1, 1) == expected:
-                self._reset_modulators()
-                neutral = {key: value for key, value in self.state_dict().items() if key.startswith(("ksm", "fbm"))}
+                neutral = self._neutral_modulators(weight.device)
                 ours = {prefix + key: value for key, value in neutral.items()} | ours
                 ours[prefix + "fdw.spectrum"] = self.fdw.to_spectrum(weight.view(expected))
                 if self.fdw.stored_groups:
@@ -166,11 +180,11 @@ class DynamicKernel(TracedForScript):
                     f"size mismatch for {prefix}weight: the checkpoint's plain kernel is {found}, the FDConv layer "
                     f"stands for one of {expected}."
                 )
-        found = _count_kernels(ours, prefix)
-        if found is not None and self.ksm.global_branch is not None and found != self.fdw.num_kernels:
+        found = _count_kernels(ours, prefix, strict)
+        if found is not None and found != self.fdw.num_kernels:
             error_msgs.append(
-                f"size mismatch for {prefix or 'the layer'}: the checkpoint mixes {found} kernels, the layer "
-                f"{self.fdw.num_kernels}. Build the model with num_kernels={found}."
+                f"size mismatch for {prefix.rstrip('.') or 'the layer'}: the checkpoint mixes {found} kernels, the "
+                f"layer {self.fdw.num_kernels}. Build the model with num_kernels={found}."
             )
         state_dict.update(ours)
         super()._load_from_state_dict(
@@ -178,9 +192,10 @@ class DynamicKernel(TracedForScript):
         )
 
 
-def _count_kernels(state_dict: dict[str, Tensor], prefix: str) -> int | None:
+def _count_kernels(state_dict: dict[str, Tensor], prefix: str, is_complete: bool) -> int | None:
     """How many kernels the weights of a layer mix; None where they do not tell."""
-    if prefix + "ksm.global_branch.reduce.weight" not in state_dict:
-        return None
     head = state_dict.get(prefix + "ksm.global_branch.kernel.bias")
-    return 1 if head is None else len(head)
+    if head is not None:
+        return len(head)
+    # A single kernel has no head.
+    return 1 if is_complete and prefix + "ksm.global_branch.reduce.weight" in state_dict else None

@@ -147,6 +147,7 @@ class BandModulatedConv2d(nn.Conv2d, TracedForScript):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         if prefix + "weight" in state_dict and prefix + "fbm.attention.weight" not in state_dict:
-            self.fbm.reset_parameters()
-            state_dict.update({f"{prefix}fbm.{key}": value for key, value in self.fbm.state_dict().items()})
+            device = state_dict[prefix + "weight"].device  # the layer itself may have no memory yet
+            neutral = {key: torch.zeros_like(value, device=device) for key, value in self.fbm.state_dict().items()}
+            state_dict.update({f"{prefix}fbm.{key}": value for key, value in neutral.items()})
         super()._load_from_state_dict(state_dict, prefix, *args)

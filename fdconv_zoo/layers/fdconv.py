@@ -76,6 +76,10 @@ class FDConv2d(DynamicKernel):
         plain = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device="meta"
         )
+        sizes = {name: getattr(plain, name) for name in ("kernel_size", "stride", "dilation")}
+        for name, size in sizes.items():
+            if len(size) != 2 or min(size) < 1:
+                raise ValueError(f"{name} is {size}: it must be a number, or a pair of numbers, of at least 1.")
         super().__init__(
             in_channels,
             out_channels,

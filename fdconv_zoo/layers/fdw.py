@@ -38,6 +38,7 @@ class FourierDisjointWeight(nn.Module):
 
     Raises:
         ValueError: ``num_kernels`` is out of range.
+        TypeError: ``num_kernels`` is not an integer.
     """
 
     group_index: Tensor
@@ -60,6 +61,8 @@ class FourierDisjointWeight(nn.Module):
         self.stored_groups = stored_groups
         self.scale = max(min(out_channels, in_channels) // 2, 1)
         rows, cols = self._plane[0], self._plane[1] // 2 + 1
+        if not isinstance(num_kernels, int) or isinstance(num_kernels, bool):
+            raise TypeError(f"num_kernels is {num_kernels!r}: it must be an integer.")
         if not 1 <= num_kernels <= rows * cols:
             raise ValueError(
                 f"num_kernels is {num_kernels}: it must lie between 1 and {rows * cols}, the number of Fourier "

@@ -266,6 +266,9 @@ def _make_plan(
     batch, in_features = shape[0], math.prod(shape[1:])
     out_channels, num_elements = kernel_shape[0], math.prod(kernel_shape)
     size = geometry.output_size(shape[2:])
+    if min(size) < 1:
+        kernel = "x".join(map(str, geometry.kernel_size))
+        raise ValueError(f"Input of {shape[2]}x{shape[3]}: it is smaller than the kernel, {kernel}, with its padding.")
     is_pointwise = kernel_shape[2:] == (1, 1)
     # Where there are more output channels than positions, copying out the patches moves less than rearranging planes
     # into kernels.
