@@ -352,7 +352,12 @@ def test_groups_of_every_integer_type_are_taken(dtype):
         assert relative_error(layer(x), expected(x)) < 1e-6
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(8, 16), (16, 8), (8, 1), (1, 8)])
+def test_weights_of_a_single_kernel_miss_the_head():
+    with pytest.raises(RuntimeError, match=r"Missing key.*ksm\.global_branch\.kernel\.weight"):
+        build(num_kernels=8).load_state_dict(build(num_kernels=1).state_dict())
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(8, 16), (16, 8), (1, 8)])
 def test_another_number_of_kernels_is_named(ours, theirs):
     model, other = (build(num_kernels=number) for number in (ours, theirs))
     with pytest.raises(

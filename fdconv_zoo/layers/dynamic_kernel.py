@@ -180,8 +180,9 @@ class DynamicKernel(TracedForScript):
                     f"size mismatch for {prefix}weight: the checkpoint's plain kernel is {found}, the FDConv layer "
                     f"stands for one of {expected}."
                 )
-        found = _count_kernels(ours, prefix, strict)
-        if found is not None and found != self.fdw.num_kernels:
+        head = ours.get(prefix + "ksm.global_branch.kernel.bias")
+        found = self.fdw.num_kernels if head is None else len(head)
+        if found != self.fdw.num_kernels:
             error_msgs.append(
                 f"size mismatch for {prefix.rstrip('.') or 'the layer'}: the checkpoint mixes {found} kernels, the "
                 f"layer {self.fdw.num_kernels}. Build the model with num_kernels={found}."
@@ -190,12 +191,3 @@ class DynamicKernel(TracedForScript):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-
-
-def _count_kernels(state_dict: dict[str, Tensor], prefix: str, is_complete: bool) -> int | None:
-    """How many kernels the weights of a layer mix; None where they do not tell."""
-    head = state_dict.get(prefix + "ksm.global_branch.kernel.bias")
-    if head is not None:
-        return len(head)
-    # A single kernel has no head.
-    return 1 if is_complete and prefix + "ksm.global_branch.reduce.weight" in state_dict else None
