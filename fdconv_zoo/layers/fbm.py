@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fdconv_zoo.layers.plain import check_plain, conv_arguments
+from fdconv_zoo.layers.plain import check_plain, conv_arguments, example_size
 from fdconv_zoo.layers.precision import no_autocast, transform_dtype
 from fdconv_zoo.layers.programs import TracedForScript, fx_leaf
 from fdconv_zoo.ops import Path, choose_path, modulate_bands, modulate_bands_stretched
@@ -135,8 +135,7 @@ class BandModulatedConv2d(nn.Conv2d, TracedForScript):
 
     def example_input(self) -> Tensor:
         """(2, I, H, W) of zeros, large enough for the kernel."""
-        reach = (dilation * (taps - 1) + 1 for dilation, taps in zip(self.dilation, self.kernel_size, strict=True))
-        return self.weight.new_zeros(2, self.in_channels, *(8 + taps for taps in reach))
+        return self.weight.new_zeros(2, self.in_channels, *example_size(self))
 
     def extra_repr(self) -> str:
         """Settings that ``print(module)`` shows."""

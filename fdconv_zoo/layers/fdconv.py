@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fdconv_zoo.layers.dynamic_kernel import DynamicKernel
 from fdconv_zoo.layers.fbm import BAND_EDGES, BandMask, FrequencyBandModulation
 from fdconv_zoo.layers.inputs import check_input
-from fdconv_zoo.layers.plain import check_plain, conv_arguments
+from fdconv_zoo.layers.plain import check_plain, conv_arguments, example_size
 from fdconv_zoo.layers.precision import transform_dtype
 from fdconv_zoo.layers.programs import fx_leaf
 from fdconv_zoo.ops import POINTWISE, Geometry
@@ -148,8 +148,7 @@ class FDConv2d(DynamicKernel):
 
     def example_input(self) -> Tensor:
         """(2, I, H, W) of zeros, large enough for the kernel."""
-        reach = (dilation * (taps - 1) + 1 for dilation, taps in zip(self.dilation, self.kernel_size, strict=True))
-        return self.fdw.spectrum.new_zeros(2, self.in_channels, *(8 + taps for taps in reach))
+        return self.fdw.spectrum.new_zeros(2, self.in_channels, *example_size(self))
 
 
 class FDLinear(DynamicKernel):

@@ -22,6 +22,13 @@ def conv_arguments(conv: nn.Module) -> dict[str, Any]:
     return {name: getattr(conv, name) for name in _CONV_ARGUMENTS} | {"bias": conv.bias is not None}
 
 
+def example_size(conv: nn.Module) -> tuple[int, int]:
+    """A height and a width that are large enough for a convolution's kernel."""
+    reach = (dilation * (taps - 1) + 1 for dilation, taps in zip(conv.dilation, conv.kernel_size, strict=True))
+    height, width = (8 + length for length in reach)
+    return height, width
+
+
 def check_plain(layer: nn.Module, kind: type[nn.Module]) -> None:
     """Check that a layer computes what its kind does.
 
