@@ -131,6 +131,7 @@ class Renamed(nn.Conv2d):
 
     def reset_parameters(self):
         nn.init.normal_(self.weight)
+        nn.init.zeros_(self.bias)
 
 
 NOT_CONVOLUTIONS = [
