@@ -1,0 +1,107 @@
+/* Vectors of floats as wide as the processor's registers, in the vector extensions of GCC and Clang. */
+#ifndef FDCONV_LANES_H
+#define FDCONV_LANES_H
+
+#include <stdint.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else /* NEON, SSE, and whatever the compiler makes of four floats elsewhere */
+#define LANES 4
+#endif
+
+typedef float lanes __attribute__((vector_size(4 * LANES)));
+typedef int32_t mask __attribute__((vector_size(4 * LANES)));
+typedef float anywhere __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE lanes load(const float *from) { return *(const anywhere *)from; }
+
+INLINE void store(float *to, lanes values) { *(anywhere *)to = values; }
+
+/* The first `count` floats; the other lanes are 0. */
+INLINE lanes load_some(const float *from, int64_t count) {
+    float values[LANES] = {0};
+    for (int64_t lane = 0; lane < count; lane++)
+        values[lane] = from[lane];
+    return load(values);
+}
+
+INLINE void store_some(float *to, lanes values, int64_t count) {
+    for (int64_t lane = 0; lane < count; lane++)
+        to[lane] = values[lane];
+}
+
+INLINE lanes all(float value) { return value - (lanes){0}; }
+
+INLINE lanes choose(mask condition, lanes yes, lanes no) {
+    return (lanes)(((mask)yes & condition) | ((mask)no & ~condition));
+}
+
+INLINE float sum_lanes(lanes values) {
+    float sum = 0;
+    for (int lane = 0; lane < LANES; lane++)
+        sum += values[lane];
+    return sum;
+}
+
+/* 1 / (1 + exp(-x)), to 2e-7 relative (below -87: 1.6e-38); NaN stays NaN. */
+INLINE lanes sigmoid(lanes x) {
+    x = choose(x < -87.0f, all(-87.0f), x);
+    x = choose(x > 87.0f, all(87.0f), x);
+    /* exp(-x) = 2^n exp(r) with the integer n next to -x / ln 2: adding 1.5 * 2^23 rounds it into the low bits. */
+    lanes shifted = x * -1.44269504f + 12582912.0f;
+    lanes n = shifted - 12582912.0f;
+    lanes r = -x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    lanes power = (lanes)(((mask)shifted << 23) + (127 << 23));
+    lanes series = r * (1.0f / 5040) + 1.0f / 720;
+    series = series * r + 1.0f / 120;
+    series = series * r + 1.0f / 24;
+    series = series * r + 1.0f / 6;
+    series = series * r + 0.5f;
+    series = series * r + 1.0f;
+    series = series * r + 1.0f;
+    return 1.0f / (1.0f + series * power);
+}
+
+/* Swap what the two-by-two blocks of `size` lanes have off their diagonal. */
+#define FROM_FIRST(lane, size) (((lane) & (size)) ? LANES + (lane) - (size) : (lane))
+#define FROM_SECOND(lane, size) (((lane) & (size)) ? LANES + (lane) : (lane) + (size))
+#define FOUR(pick, at, size) pick(at, size), pick(at + 1, size), pick(at + 2, size), pick(at + 3, size)
+#if LANES == 16
+#define EVERY(pick, size) FOUR(pick, 0, size), FOUR(pick, 4, size), FOUR(pick, 8, size), FOUR(pick, 12, size)
+#elif LANES == 8
+#define EVERY(pick, size) FOUR(pick, 0, size), FOUR(pick, 4, size)
+#else
+#define EVERY(pick, size) FOUR(pick, 0, size)
+#endif
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(first, second, pick, size) __builtin_shufflevector(first, second, EVERY(pick, size))
+#else
+#define SHUFFLE(first, second, pick, size) __builtin_shuffle(first, second, (mask){EVERY(pick, size)})
+#endif
+#define SWAP_BLOCKS(rows, size)                                          \
+    for (int row = 0; row < LANES; row++)                                \
+        if (!(row & (size))) {                                           \
+            lanes first = (rows)[row], second = (rows)[row + (size)];    \
+            (rows)[row] = SHUFFLE(first, second, FROM_FIRST, size);      \
+            (rows)[row + (size)] = SHUFFLE(first, second, FROM_SECOND, size); \
+        }
+
+/* Transpose LANES vectors in place. */
+INLINE void transpose(lanes *rows) {
+#if LANES == 16
+    SWAP_BLOCKS(rows, 8)
+#endif
+#if LANES >= 8
+    SWAP_BLOCKS(rows, 4)
+#endif
+    SWAP_BLOCKS(rows, 2)
+    SWAP_BLOCKS(rows, 1)
+}
+
+#endif
