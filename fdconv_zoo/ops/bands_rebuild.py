@@ -11,24 +11,17 @@ As the low-passes are nested, dx needs a single synthesis.
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from fdconv_zoo.ops.bands_plain import LowPasses, count_passing, low_pass_basis, modulate_bands_plain
-from fdconv_zoo.ops.double_backward import needs_plain_gradients, plain_gradients
+from fdconv_zoo.ops.bands_plain import LowPasses, count_passing, low_pass_basis
+from fdconv_zoo.ops.operators import register_bands
 from fdconv_zoo.ops.scratch import elements_at_once
 
 _SMALL_MAP = 20 * 20  # positions up to which rows and columns are transformed at once
-
-
-def modulate_bands_rebuild(x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> Tensor:
-    """The "rebuild" path of :func:`fdconv_zoo.ops.modulate_bands`; its arguments and result."""
-    return _operator(x, attention, band_edges)
 
 
 class _LowPasses(LowPasses):
@@ -154,61 +147,4 @@ def _differences(attention: Tensor) -> Tensor:
     return torch.cat((attention[:, 1:] - attention[:, :-1], 1 - attention[:, -1:]), dim=1)
 
 
-# One opaque operator for torch.compile, for the reason given beside the one for the kernels.
-_operator = torch.library.custom_op(
-    "fdconv_zoo::modulate_bands",
-    _forward,
-    mutates_args=(),
-    schema="(Tensor x, Tensor attention, float[] band_edges) -> Tensor",
-)
-_backward_operator = torch.library.custom_op(
-    "fdconv_zoo::modulate_bands_backward",
-    _backward,
-    mutates_args=(),
-    schema="(Tensor grad, Tensor x, Tensor attention, float[] band_edges) -> (Tensor, Tensor)",
-)
-
-
-@_operator.register_fake
-def _(x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> Tensor:
-    return torch.empty_like(x)
-
-
-@_backward_operator.register_fake
-def _(grad: Tensor, x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(attention)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.band_edges = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-    if needs_plain_gradients(grad):
-        return *plain_gradients(modulate_bands_plain, ctx, grad, ctx.band_edges), None
-    return *_backward_operator(grad, *ctx.saved_tensors, ctx.band_edges), None
-
-
-_operator.register_autograd(_differentiate, setup_context=_setup_context)
-
-
-@register_flop_formula(torch.ops.fdconv_zoo.modulate_bands)
-def _forward_flops(x: torch.Size, attention: torch.Size, band_edges: Sequence[float], **_: Any) -> int:
-    return _flops(x, band_edges)
-
-
-@register_flop_formula(torch.ops.fdconv_zoo.modulate_bands_backward)
-def _backward_flops(
-    grad: torch.Size, x: torch.Size, attention: torch.Size, band_edges: Sequence[float], **_: Any
-) -> int:
-    return _flops(x, band_edges)  # the low-passes are symmetric: each product passes on one gradient
-
-
-def _flops(x: torch.Size, band_edges: Sequence[float]) -> int:
-    """Those of the plain path's matrix products for x (B, C, H, W)."""
-    batch, channels, height, width = x
-    (rows, cols), *_ = passing = count_passing((height, width), band_edges)
-    multiply_adds = height * width * cols + rows * height * cols  # analysis
-    multiply_adds += sum(height * p * q + height * q * width for p, q in passing)  # synthesis of each band
-    return 2 * batch * channels * multiply_adds
+modulate_bands_rebuild = register_bands("rebuild", _forward, _backward)

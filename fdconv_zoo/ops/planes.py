@@ -93,11 +93,12 @@ class LocalGates:
 
     Args:
         taps: (G, R/G, b*T), the 1-D convolution.
-        windows: (B, G, b*T, C), what it is applied to, see :func:`plane_windows`.
+        windows: (B, G, I, T), what it is applied to.
+        width: b.
     """
 
-    def __init__(self, taps: Tensor, windows: Tensor) -> None:
-        self.taps, self.windows = taps, windows
+    def __init__(self, taps: Tensor, windows: Tensor, width: int) -> None:
+        self.taps, self.windows, self.width = taps, _plane_windows(windows, width), width
         self._grad_taps: Tensor | None = None
 
     def make(self, images: slice) -> Tensor:
@@ -122,10 +123,11 @@ class LocalGates:
 
     def gradients(self) -> tuple[Tensor, Tensor]:
         """Of taps and windows, once all images are in."""
-        return self._grad_taps, self._grad_windows
+        grad_windows = self._grad_windows.unflatten(3, (-1, self.width)).unflatten(2, (self.width, -1))
+        return self._grad_taps, grad_windows.diagonal(dim1=2, dim2=5).sum(4).transpose(2, 3).contiguous()
 
 
-def plane_windows(windows: Tensor, width: int) -> Tensor:
+def _plane_windows(windows: Tensor, width: int) -> Tensor:
     """Arrange windows (B, G, I, T) so that the taps' product with them comes in the order of the planes.
 
     Returns:
