@@ -1,0 +1,639 @@
+/* One convolution kernel for every image: FDW's mixture of kernels, scaled by KSM's modulators; and its gradients.
+
+   A kernel (O, I, a, b) is laid out as a plane of R = O*a rows by C = I*b columns, whose real 2-D DFT, R by H = C/2 + 1,
+   is the parameter. Row r belongs to output channel r/a and tap row r%a, column c to input channel c/b and tap column c%b.
+   Where C is even, the first and the last bin of a real row are real: between the passes they share bin 0, as its real and
+   imaginary part, so that C/2 complex bins are left, which fill vectors where C does.
+
+   The two passes of a transform have its other axis in the lanes of a vector, so that no transform shuffles lanes;
+   between them a plane is transposed in blocks. What else happens to an element happens where a pass loads or stores it.
+
+   Kernels lie in memory as (O, a, b, I), so that the input channels of one tap follow each other, as columns of a tile do.
+
+   The rows of a block belong to one group of the convolution: its last block may have fewer than LANES of them. */
+
+#include <stddef.h>
+#include <string.h>
+
+#include "fourier.h"
+#include "parallel.h"
+
+/* The numbers in the order in which Python passes them. */
+typedef struct {
+    int64_t images, attention_images;            /* 1 or as many as images */
+    int64_t outputs, inputs, height, width, groups; /* O, I (of one group), a, b, G */
+    int64_t num_taps, num_kernels, index_bytes;
+    int64_t parts;
+} kernel_sizes;
+
+typedef struct {
+    kernel_sizes s;
+    int64_t rows, cols, bins, packed_bins, bin_blocks, group_rows, group_blocks, row_blocks;
+    const fourier_plan *row_plan, *col_plan, *real_plan;
+    const float *spectrum;
+    const void *index;
+    const float *attention, *taps, *windows, *channel, *filter, *spatial;
+    float *kernels;
+    const float *grad_kernels;
+    int64_t accumulates;
+    float *grad_spectrum, *attention_sums, *tap_sums, *window_sums, *channel_sums, *row_sums;
+    float *middle;  /* between the passes: (images, row blocks, bins, re and im, LANES rows) */
+    float *buffers; /* of each part, buffer_floats() */
+} kernel_job;
+
+typedef struct {
+    int64_t first, count, group; /* rows first ... first + count - 1 */
+} row_block;
+
+static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t smallest(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static int64_t middle_floats(const kernel_job *job) {
+    return job->s.images * job->row_blocks * job->bin_blocks * LANES * 2 * LANES;
+}
+
+/* Two buffers of a transform; factors and sums of a block of rows; sums for each input channel; for each kernel. */
+static int64_t transform_floats(const kernel_job *job) { return 2 * LANES * (largest(job->rows, job->cols) + 1); }
+static int64_t block_floats(const kernel_job *job) { return 2 * LANES * job->s.width * (1 + job->s.num_taps); }
+static int64_t input_floats(const kernel_job *job) { return LANES * job->s.inputs * (1 + job->s.num_taps); }
+static int64_t buffer_floats(const kernel_job *job) {
+    int64_t others = largest(block_floats(job) + input_floats(job), LANES * job->s.num_kernels);
+    return 2 * transform_floats(job) + others;
+}
+
+static void complete(kernel_job *job) {
+    const kernel_sizes *s = &job->s;
+    job->rows = s->outputs * s->height;
+    job->cols = s->inputs * s->width;
+    job->bins = job->cols / 2 + 1;
+    job->packed_bins = (job->cols + 1) / 2;
+    job->bin_blocks = (job->packed_bins + LANES - 1) / LANES;
+    job->group_rows = job->rows / s->groups;
+    job->group_blocks = (job->group_rows + LANES - 1) / LANES;
+    job->row_blocks = s->groups * job->group_blocks;
+}
+
+static int find_plans(kernel_job *job) {
+    job->row_plan = find_plan(job->rows);
+    job->col_plan = find_plan(job->cols);
+    job->real_plan = job->cols % 2 ? job->col_plan : find_plan(job->cols / 2);
+    return job->row_plan != NULL && job->col_plan != NULL && job->real_plan != NULL;
+}
+
+INLINE row_block find_block(const kernel_job *job, int64_t block) {
+    int64_t group = block / job->group_blocks, start = block % job->group_blocks * LANES;
+    return (row_block){group * job->group_rows + start, smallest(LANES, job->group_rows - start), group};
+}
+
+INLINE complex_lanes *middle_of(const kernel_job *job, int64_t image, int64_t block) {
+    int64_t plane = image * job->row_blocks + block;
+    return (complex_lanes *)job->middle + plane * job->bin_blocks * LANES;
+}
+
+/* ---- The coefficients: LANES bins of a row ---- */
+
+#define EVEN(lane, size) (2 * (lane) + (size))
+#define FIRST_HALF(lane, size) (((lane) & 1) * LANES + (lane) / 2 + (size))
+
+INLINE complex_lanes load_bins(const float *from, int64_t count) {
+    lanes first, second;
+    if (count >= LANES) {
+        first = load(from);
+        second = load(from + LANES);
+    } else {
+        float values[2 * LANES] = {0};
+        memcpy(values, from, sizeof(float) * 2 * (size_t)count);
+        first = load(values);
+        second = load(values + LANES);
+    }
+    return (complex_lanes){SHUFFLE(first, second, EVEN, 0), SHUFFLE(first, second, EVEN, 1)};
+}
+
+INLINE void store_bins(float *to, complex_lanes values, int64_t count) {
+    lanes first = SHUFFLE(values.re, values.im, FIRST_HALF, 0);
+    lanes second = SHUFFLE(values.re, values.im, FIRST_HALF, LANES / 2);
+    if (count >= LANES) {
+        store(to, first);
+        store(to + LANES, second);
+    } else {
+        float all_values[2 * LANES];
+        store(all_values, first);
+        store(all_values + LANES, second);
+        memcpy(to, all_values, sizeof(float) * 2 * (size_t)count);
+    }
+}
+
+/* The groups of LANES coefficients; 0 beyond `count`. */
+#define WIDEN(type)                                                      \
+    {                                                                    \
+        const type *index = (const type *)job->index + at;               \
+        if (count >= LANES)                                              \
+            for (int lane = 0; lane < LANES; lane++)                     \
+                groups[lane] = index[lane];                              \
+        else                                                             \
+            for (int64_t lane = 0; lane < count; lane++)                 \
+                groups[lane] = index[lane];                              \
+    }
+
+INLINE mask load_groups(const kernel_job *job, int64_t at, int64_t count) {
+    mask groups = {0};
+    if (job->s.index_bytes == 1)
+        WIDEN(uint8_t)
+    else if (job->s.index_bytes == 2)
+        WIDEN(int16_t)
+    else
+        WIDEN(int32_t)
+    return groups;
+}
+
+/* The next rows lie too far apart for the processor to foresee them. */
+INLINE void prefetch_bins(const float *from, int64_t row_floats) {
+    const char *ahead = (const char *)(from + 16 * row_floats);
+    __builtin_prefetch(ahead);
+    __builtin_prefetch(ahead + 64);
+}
+
+/* ---- Forward, first pass: weigh the coefficients and transform the columns of the spectrum ---- */
+
+INLINE int64_t group_at(const kernel_job *job, int64_t at) {
+    switch (job->s.index_bytes) {
+    case 1: return ((const uint8_t *)job->index)[at];
+    case 2: return ((const int16_t *)job->index)[at];
+    default: return ((const int32_t *)job->index)[at];
+    }
+}
+
+/* The first and the last bin of each row have transforms whose real parts alone count: those of their Hermitian parts,
+   which as real and imaginary part of one sequence go into the first lane. */
+static void pack_ends(const kernel_job *job, const float *attention, complex_lanes *x) {
+    for (int64_t row = 0; row < job->rows; row++) {
+        int64_t mirrored = row ? job->rows - row : 0;
+        float re[2], im[2]; /* of the Hermitian parts, of the first and of the last bin */
+        for (int end = 0; end < 2; end++) {
+            int64_t at = row * job->bins + end * (job->bins - 1), back = mirrored * job->bins + end * (job->bins - 1);
+            float weight = 0.5f * attention[group_at(job, at)], weight_back = 0.5f * attention[group_at(job, back)];
+            re[end] = weight * job->spectrum[2 * at] + weight_back * job->spectrum[2 * back];
+            im[end] = weight * job->spectrum[2 * at + 1] - weight_back * job->spectrum[2 * back + 1];
+        }
+        x[row].re[0] = re[0] - im[1];
+        x[row].im[0] = im[0] + re[1];
+    }
+}
+
+static void transform_bins(const kernel_job *job, int64_t image, int64_t bin_block, complex_lanes *x, complex_lanes *y) {
+    const float *attention = job->attention + (job->s.attention_images > 1 ? image * job->s.num_kernels : 0);
+    int64_t bin = bin_block * LANES, count = job->packed_bins - bin;
+    for (int64_t row = 0; row < job->rows; row++) {
+        int64_t at = row * job->bins + bin;
+        prefetch_bins(job->spectrum + 2 * at, 2 * job->bins);
+        lanes weights = look_up(attention, job->s.num_kernels, load_groups(job, at, count));
+        complex_lanes coefficients = load_bins(job->spectrum + 2 * at, count);
+        x[row] = (complex_lanes){coefficients.re * weights, coefficients.im * weights};
+    }
+    if (bin == 0 && job->cols % 2 == 0)
+        pack_ends(job, attention, x);
+    const complex_lanes *columns = transform(job->row_plan, x, y, 1);
+    for (int64_t block = 0; block < job->row_blocks; block++) {
+        row_block rows = find_block(job, block);
+        lanes re[LANES] = {0}, im[LANES] = {0};
+        for (int64_t row = 0; row < rows.count; row++) {
+            re[row] = columns[rows.first + row].re;
+            im[row] = columns[rows.first + row].im;
+        }
+        transpose(re);
+        transpose(im);
+        complex_lanes *to = middle_of(job, image, block) + bin;
+        for (int lane = 0; lane < LANES; lane++)
+            to[lane] = (complex_lanes){re[lane], im[lane]};
+    }
+}
+
+/* ---- The real transforms of LANES rows ---- */
+
+/* sum_k X[k] exp(2 pi i k c / C) over all C bins, given the packed ones. The C results are `stride` lanes
+   apart, from what is returned. */
+INLINE lanes *to_real(const kernel_job *job, const complex_lanes *bins, complex_lanes *x, complex_lanes *y) {
+    if (job->cols % 2) {
+        x[0] = (complex_lanes){bins[0].re, all(0)};
+        for (int64_t k = 1; k < job->bins; k++) {
+            x[k] = bins[k];
+            x[job->cols - k] = (complex_lanes){bins[k].re, -bins[k].im};
+        }
+    } else { /* even and odd columns as the real and imaginary parts of a transform of half the length */
+        int64_t half = job->cols / 2;
+        x[0] = (complex_lanes){bins[0].re + bins[0].im, bins[0].re - bins[0].im};
+        for (int64_t k = 1; k < half; k++) {
+            complex_lanes mirrored = {bins[half - k].re, -bins[half - k].im};
+            complex_lanes odd = rotate(subtract(bins[k], mirrored), job->col_plan->roots + 2 * k, 1);
+            x[k] = add(add(bins[k], mirrored), quarter_turn(odd, 1));
+        }
+    }
+    return (lanes *)transform(job->real_plan, x, y, 1);
+}
+
+/* The adjoint of `to_real`: C values, `stride` lanes apart in x, to packed bins; those that stand for two count double. */
+INLINE void from_real(const kernel_job *job, complex_lanes *x, complex_lanes *y, complex_lanes *bins) {
+    const complex_lanes *z = transform(job->real_plan, x, y, -1);
+    if (job->cols % 2) {
+        bins[0] = (complex_lanes){z[0].re, all(0)};
+        for (int64_t k = 1; k < job->bins; k++)
+            bins[k] = (complex_lanes){2 * z[k].re, 2 * z[k].im};
+        return;
+    }
+    int64_t half = job->cols / 2;
+    bins[0] = (complex_lanes){z[0].re + z[0].im, z[0].re - z[0].im};
+    for (int64_t k = 1; k < half; k++) {
+        complex_lanes mirrored = {z[half - k].re, -z[half - k].im};
+        complex_lanes odd = rotate(subtract(z[k], mirrored), job->col_plan->roots + 2 * k, -1);
+        bins[k] = add(add(z[k], mirrored), quarter_turn(odd, -1));
+    }
+}
+
+INLINE int64_t real_stride(const kernel_job *job) { return job->cols % 2 ? 2 : 1; }
+
+/* ---- Kernels in memory: tiles of LANES rows by LANES input channels of one tap ---- */
+
+INLINE int64_t tile_offset(const kernel_job *job, int64_t row, int64_t tap_col, int64_t input) {
+    return row * job->cols + tap_col * job->s.inputs + input;
+}
+
+INLINE void store_tile(const kernel_job *job, float *to, int64_t num_rows, int64_t count, lanes *tile) {
+    transpose(tile);
+    for (int64_t row = 0; row < num_rows; row++, to += job->cols) {
+        if (count == LANES)
+            store(to, tile[row]);
+        else
+            store_some(to, tile[row], count);
+    }
+}
+
+INLINE void load_tile(const kernel_job *job, const float *from, int64_t num_rows, int64_t count, lanes *tile) {
+    for (int64_t row = 0; row < LANES; row++, from += job->cols) {
+        if (row >= num_rows)
+            tile[row] = all(0);
+        else
+            tile[row] = count == LANES ? load(from) : load_some(from, count);
+    }
+    transpose(tile);
+}
+
+/* ---- KSM's factors for a block of rows ---- */
+
+typedef struct {
+    lanes *row;           /* b: filter * spatial and the transform's scale, for each tap column */
+    lanes *taps;          /* (b, T) */
+    const float *channel; /* I, or NULL */
+    const float *windows; /* (I, T) */
+} block_factors;
+
+static block_factors load_factors(const kernel_job *job, int64_t image, row_block rows, lanes *memory) {
+    const kernel_sizes *s = &job->s;
+    block_factors factors = {memory, memory + s->width, NULL, NULL};
+    float scale = 1.0f / ((float)job->rows * (float)job->cols);
+    if (job->taps != NULL) {
+        scale *= 2; /* the local factor is 2 * sigmoid */
+        factors.windows = job->windows + (image * s->groups + rows.group) * s->inputs * s->num_taps;
+        for (int64_t tap = 0; tap < s->width * s->num_taps; tap++) {
+            float values[LANES] = {0};
+            for (int64_t row = 0; row < rows.count; row++)
+                values[row] = job->taps[(rows.first + row) * s->width * s->num_taps + tap];
+            factors.taps[tap] = load(values);
+        }
+    }
+    if (job->channel != NULL)
+        factors.channel = job->channel + (image * s->groups + rows.group) * s->inputs;
+    for (int64_t col = 0; col < s->width; col++) {
+        float values[LANES] = {0};
+        for (int64_t lane = 0; lane < rows.count; lane++) {
+            int64_t output = (rows.first + lane) / s->height, row = (rows.first + lane) % s->height;
+            values[lane] = scale;
+            if (job->filter != NULL)
+                values[lane] *= job->filter[image * s->outputs + output];
+            if (job->spatial != NULL)
+                values[lane] *= job->spatial[(image * s->height + row) * s->width + col];
+        }
+        factors.row[col] = load(values);
+    }
+    return factors;
+}
+
+INLINE lanes local_gate(const lanes *taps, const float *window, int64_t num_taps) {
+    lanes logit = taps[0] * window[0];
+    for (int64_t tap = 1; tap < num_taps; tap++)
+        logit += taps[tap] * window[tap];
+    return sigmoid(logit);
+}
+
+/* Call a function with T known at compile time, where it has one of the usual values. */
+#define FOR_TAPS(function, ...)             \
+    switch (job->s.num_taps) {              \
+    case 3: function(__VA_ARGS__, 3); break; \
+    case 5: function(__VA_ARGS__, 5); break; \
+    case 7: function(__VA_ARGS__, 7); break; \
+    default: function(__VA_ARGS__, job->s.num_taps); \
+    }
+
+/* ---- Forward, second pass: transform the rows, scale and store ---- */
+
+INLINE void scale_rows(
+    const kernel_job *job, const lanes *values, row_block rows, block_factors factors, float *kernel, int64_t num_taps
+) {
+    int64_t inputs = job->s.inputs, width = job->s.width, stride = real_stride(job);
+    for (int64_t tap_col = 0; tap_col < width; tap_col++) {
+        const lanes *taps = factors.taps + tap_col * num_taps;
+        for (int64_t input = 0; input < inputs; input += LANES) {
+            int64_t count = smallest(LANES, inputs - input);
+            lanes tile[LANES] = {0};
+            for (int64_t i = 0; i < count; i++) {
+                lanes value = values[((input + i) * width + tap_col) * stride] * factors.row[tap_col];
+                if (factors.channel != NULL)
+                    value *= factors.channel[input + i];
+                if (factors.windows != NULL)
+                    value *= local_gate(taps, factors.windows + (input + i) * num_taps, num_taps);
+                tile[i] = value;
+            }
+            store_tile(job, kernel + tile_offset(job, rows.first, tap_col, input), rows.count, count, tile);
+        }
+    }
+}
+
+static void finish_rows(
+    const kernel_job *job, int64_t image, int64_t block, complex_lanes *x, complex_lanes *y, lanes *memory
+) {
+    row_block rows = find_block(job, block);
+    block_factors factors = load_factors(job, image, rows, memory);
+    const lanes *values = to_real(job, middle_of(job, image, block), x, y);
+    float *kernel = job->kernels + image * job->rows * job->cols;
+    FOR_TAPS(scale_rows, job, values, rows, factors, kernel)
+}
+
+/* ---- Backward, first pass: what is summed over rows or columns, and the adjoint of `finish_rows` ---- */
+
+typedef struct {
+    lanes *row;               /* b: of P = K * dL/dK over the columns */
+    lanes *taps;              /* (b, T) */
+    lanes *channel, *windows; /* I and (I, T): over the rows of one image and group */
+} block_sums;
+
+INLINE void differentiate_scaling(
+    const kernel_job *job, lanes *values, row_block rows, block_factors factors, block_sums sums, int64_t plane,
+    int64_t num_taps
+) {
+    int64_t inputs = job->s.inputs, width = job->s.width, stride = real_stride(job);
+    for (int64_t tap_col = 0; tap_col < width; tap_col++) {
+        const lanes *taps = factors.taps + tap_col * num_taps;
+        lanes *tap_sums = sums.taps + tap_col * num_taps, row_sum = all(0);
+        for (int64_t input = 0; input < inputs; input += LANES) {
+            int64_t count = smallest(LANES, inputs - input), at = plane + tile_offset(job, rows.first, tap_col, input);
+            lanes kernel[LANES], grad[LANES];
+            load_tile(job, job->kernels + at, rows.count, count, kernel);
+            load_tile(job, job->grad_kernels + at, rows.count, count, grad);
+            for (int64_t i = 0; i < count; i++) {
+                lanes product = kernel[i] * grad[i], value = grad[i] * factors.row[tap_col];
+                row_sum += product;
+                if (factors.channel != NULL) {
+                    sums.channel[input + i] += product;
+                    value *= factors.channel[input + i];
+                }
+                if (factors.windows != NULL) {
+                    const float *window = factors.windows + (input + i) * num_taps;
+                    lanes *window_sums = sums.windows + (input + i) * num_taps;
+                    lanes gate = local_gate(taps, window, num_taps);
+                    lanes grad_logit = product - product * gate;
+                    for (int64_t tap = 0; tap < num_taps; tap++) {
+                        tap_sums[tap] += grad_logit * window[tap];
+                        window_sums[tap] += grad_logit * taps[tap];
+                    }
+                    value *= gate;
+                }
+                int64_t col = (input + i) * width + tap_col;
+                values[col * stride] = value;
+                if (stride == 2)
+                    values[col * stride + 1] = all(0);
+            }
+        }
+        sums.row[tap_col] += row_sum;
+    }
+}
+
+static void start_rows(
+    const kernel_job *job, int64_t image, int64_t block, complex_lanes *x, complex_lanes *y, lanes *memory, block_sums sums
+) {
+    row_block rows = find_block(job, block);
+    block_factors factors = load_factors(job, image, rows, memory);
+    int64_t plane = image * job->rows * job->cols;
+    FOR_TAPS(differentiate_scaling, job, (lanes *)x, rows, factors, sums, plane)
+    from_real(job, x, y, middle_of(job, image, block));
+}
+
+/* Add the sums over LANES rows to those of the part; leave zeros. */
+static void add_input_sums(const kernel_job *job, int64_t part, int64_t image, int64_t group, block_sums sums) {
+    const kernel_sizes *s = &job->s;
+    int64_t first = ((part * s->images + image) * s->groups + group) * s->inputs;
+    for (int64_t input = 0; input < s->inputs; input++) {
+        if (job->channel != NULL) {
+            job->channel_sums[first + input] += sum_lanes(sums.channel[input]);
+            sums.channel[input] = all(0);
+        }
+        for (int64_t tap = 0; tap < s->num_taps; tap++) {
+            job->window_sums[(first + input) * s->num_taps + tap] += sum_lanes(sums.windows[input * s->num_taps + tap]);
+            sums.windows[input * s->num_taps + tap] = all(0);
+        }
+    }
+}
+
+static void add_row_sums(const kernel_job *job, int64_t part, int64_t image, row_block rows, block_sums sums) {
+    const kernel_sizes *s = &job->s;
+    float *row_sums = job->row_sums + (image * job->rows + rows.first) * s->width;
+    for (int64_t col = 0; col < s->width; col++) {
+        for (int64_t row = 0; row < rows.count; row++)
+            row_sums[row * s->width + col] = sums.row[col][row];
+        sums.row[col] = all(0);
+    }
+    int64_t row_taps = s->width * s->num_taps;
+    float *tap_sums = job->tap_sums + (part * job->rows + rows.first) * row_taps;
+    for (int64_t tap = 0; tap < row_taps; tap++) {
+        for (int64_t row = 0; row < rows.count; row++)
+            tap_sums[row * row_taps + tap] += sums.taps[tap][row];
+        sums.taps[tap] = all(0);
+    }
+}
+
+/* ---- Backward, second pass: the gradients of spectrum and attention ---- */
+
+/* The adjoint of `pack_ends`: add to the gradients of the first and the last bin what the first lane holds. */
+static void unpack_ends(const kernel_job *job, const float *attention, const complex_lanes *grads, int adds, float *sums) {
+    for (int64_t row = 0; row < job->rows; row++) {
+        int64_t mirrored = row ? job->rows - row : 0;
+        float re = 0.5f * grads[row].re[0], im = 0.5f * grads[row].im[0];
+        float re_back = 0.5f * grads[mirrored].re[0], im_back = 0.5f * grads[mirrored].im[0];
+        float grad[2][2] = {{re + re_back, im - im_back}, {im + im_back, re_back - re}};
+        for (int end = 0; end < 2; end++) {
+            int64_t at = row * job->bins + end * (job->bins - 1), group = group_at(job, at);
+            for (int part = 0; part < 2; part++) {
+                float *to = job->grad_spectrum + 2 * at + part;
+                *to = (adds ? *to : 0) + attention[group] * grad[end][part];
+                sums[group] += job->spectrum[2 * at + part] * grad[end][part];
+            }
+        }
+    }
+}
+
+static void finish_bins(
+    const kernel_job *job, int64_t part, int64_t image, int64_t bin_block, complex_lanes *x, complex_lanes *y, lanes *sums
+) {
+    int64_t bin = bin_block * LANES, count = job->packed_bins - bin, num_kernels = job->s.num_kernels;
+    for (int64_t block = 0; block < job->row_blocks; block++) {
+        row_block rows = find_block(job, block);
+        const complex_lanes *from = middle_of(job, image, block) + bin;
+        lanes re[LANES], im[LANES];
+        for (int lane = 0; lane < LANES; lane++) {
+            re[lane] = lane < count ? from[lane].re : all(0);
+            im[lane] = lane < count ? from[lane].im : all(0);
+        }
+        transpose(re);
+        transpose(im);
+        for (int64_t row = 0; row < rows.count; row++)
+            x[rows.first + row] = (complex_lanes){re[row], im[row]};
+    }
+    complex_lanes *grads = transform(job->row_plan, x, y, -1);
+    const float *attention = job->attention + (job->s.attention_images > 1 ? image * num_kernels : 0);
+    float *attention_sums = job->attention_sums + (part * job->s.images + image) * num_kernels;
+    int adds = image > 0 || job->accumulates, has_ends = bin == 0 && job->cols % 2 == 0;
+    for (int64_t row = 0; row < job->rows; row++) {
+        int64_t at = row * job->bins + bin;
+        prefetch_bins(job->spectrum + 2 * at, 2 * job->bins);
+        prefetch_bins(job->grad_spectrum + 2 * at, 2 * job->bins);
+        mask groups = load_groups(job, at, count);
+        complex_lanes coefficients = load_bins(job->spectrum + 2 * at, count), grad = grads[row];
+        if (has_ends) /* left to unpack_ends() */
+            grad.re[0] = grad.im[0] = 0;
+        lanes weights = look_up(attention, num_kernels, groups);
+        complex_lanes result = {grad.re * weights, grad.im * weights};
+        if (adds)
+            result = add(result, load_bins(job->grad_spectrum + 2 * at, count));
+        store_bins(job->grad_spectrum + 2 * at, result, count);
+        int32_t group[LANES];
+        float products[LANES];
+        memcpy(group, &groups, sizeof groups);
+        store(products, grad.re * coefficients.re + grad.im * coefficients.im);
+        for (int lane = 0; lane < LANES; lane++) /* a table for each lane: no sum waits for the one before it */
+            ((float *)sums)[group[lane] * LANES + lane] += products[lane];
+    }
+    for (int64_t kernel = 0; kernel < num_kernels; kernel++) {
+        attention_sums[kernel] += sum_lanes(sums[kernel]);
+        sums[kernel] = all(0);
+    }
+    if (has_ends)
+        unpack_ends(job, attention, grads, adds, attention_sums);
+}
+
+/* ---- What a part does of each pass ---- */
+
+static float *part_buffers(const kernel_job *job, int64_t part) { return job->buffers + part * buffer_floats(job); }
+
+static void assemble_bins(const void *data, int64_t part) {
+    const kernel_job *job = data;
+    complex_lanes *x = (complex_lanes *)part_buffers(job, part), *y = x + transform_floats(job) / (2 * LANES);
+    int64_t tasks = job->s.images * job->bin_blocks;
+    for (int64_t task = share_start(tasks, part, job->s.parts); task < share_start(tasks, part + 1, job->s.parts); task++)
+        transform_bins(job, task / job->bin_blocks, task % job->bin_blocks, x, y);
+}
+
+static void assemble_rows(const void *data, int64_t part) {
+    const kernel_job *job = data;
+    complex_lanes *x = (complex_lanes *)part_buffers(job, part), *y = x + transform_floats(job) / (2 * LANES);
+    lanes *memory = (lanes *)(y + transform_floats(job) / (2 * LANES));
+    int64_t tasks = job->s.images * job->row_blocks;
+    for (int64_t task = share_start(tasks, part, job->s.parts); task < share_start(tasks, part + 1, job->s.parts); task++)
+        finish_rows(job, task / job->row_blocks, task % job->row_blocks, x, y, memory);
+}
+
+static void differentiate_rows(const void *data, int64_t part) {
+    const kernel_job *job = data;
+    const kernel_sizes *s = &job->s;
+    complex_lanes *x = (complex_lanes *)part_buffers(job, part), *y = x + transform_floats(job) / (2 * LANES);
+    lanes *memory = (lanes *)(y + transform_floats(job) / (2 * LANES));
+    lanes *row = memory + block_floats(job) / (2 * LANES), *channel = memory + block_floats(job) / LANES;
+    block_sums sums = {row, row + s->width, channel, channel + s->inputs};
+    memset(row, 0, sizeof(float) * (size_t)(block_floats(job) / 2 + input_floats(job)));
+    int64_t tasks = s->images * job->row_blocks, end = share_start(tasks, part + 1, s->parts);
+    for (int64_t task = share_start(tasks, part, s->parts); task < end; task++) {
+        int64_t image = task / job->row_blocks, block = task % job->row_blocks;
+        row_block rows = find_block(job, block);
+        start_rows(job, image, block, x, y, memory, sums);
+        add_row_sums(job, part, image, rows, sums);
+        int is_last = task + 1 == end || (block + 1) % job->group_blocks == 0;
+        if (is_last)
+            add_input_sums(job, part, image, rows.group, sums);
+    }
+}
+
+static void differentiate_bins(const void *data, int64_t part) {
+    const kernel_job *job = data;
+    complex_lanes *x = (complex_lanes *)part_buffers(job, part), *y = x + transform_floats(job) / (2 * LANES);
+    lanes *sums = (lanes *)(y + transform_floats(job) / (2 * LANES));
+    memset(sums, 0, sizeof *sums * (size_t)job->s.num_kernels);
+    int64_t start = share_start(job->bin_blocks, part, job->s.parts);
+    int64_t end = share_start(job->bin_blocks, part + 1, job->s.parts);
+    for (int64_t block = start; block < end; block++)
+        for (int64_t image = 0; image < job->s.images; image++)
+            finish_bins(job, part, image, block, x, y, sums);
+}
+
+/* ---- What Python calls ---- */
+
+/* The floats of scratch memory that the two functions below need. */
+int64_t fdconv_kernels_scratch(const kernel_sizes *sizes) {
+    kernel_job job = {.s = *sizes};
+    complete(&job);
+    return LANES + middle_floats(&job) + job.s.parts * buffer_floats(&job);
+}
+
+static int start(kernel_job *job, float *scratch) {
+    complete(job);
+    uintptr_t misaligned = (uintptr_t)scratch % sizeof(lanes);
+    job->middle = misaligned ? scratch + (sizeof(lanes) - misaligned) / sizeof(float) : scratch;
+    job->buffers = job->middle + middle_floats(job);
+    return find_plans(job);
+}
+
+/* Kernels of some images, (images, O, a, b, I). Returns 0 where memory has run out. */
+int fdconv_assemble_kernels(
+    const kernel_sizes *sizes, const float *spectrum, const void *index, const float *attention, const float *taps,
+    const float *windows, const float *channel, const float *filter, const float *spatial, float *kernels, float *scratch
+) {
+    kernel_job job = {
+        .s = *sizes, .spectrum = spectrum, .index = index, .attention = attention, .taps = taps, .windows = windows,
+        .channel = channel, .filter = filter, .spatial = spatial, .kernels = kernels,
+    };
+    if (!start(&job, scratch))
+        return 0;
+    run_parts(assemble_bins, &job, job.s.parts);
+    run_parts(assemble_rows, &job, job.s.parts);
+    return 1;
+}
+
+/* The gradients, from those of the kernels: of the spectrum, added to what is there if `accumulates`; and sums.
+
+   attention_sums (parts, images, n), tap_sums (parts, R, b, T), window_sums (parts, images, G, I, T) and channel_sums
+   (parts, images, G, I) are added to; row_sums (images, R, b), of K * dL/dK over the input channels, is written.
+   The sums of K * dL/dK are the gradients of factors, times the factors. */
+int fdconv_differentiate_kernels(
+    const kernel_sizes *sizes, const float *spectrum, const void *index, const float *attention, const float *taps,
+    const float *windows, const float *channel, const float *filter, const float *spatial, float *kernels,
+    const float *grad_kernels, int64_t accumulates, float *grad_spectrum, float *attention_sums, float *tap_sums,
+    float *window_sums, float *channel_sums, float *row_sums, float *scratch
+) {
+    kernel_job job = {
+        .s = *sizes, .spectrum = spectrum, .index = index, .attention = attention, .taps = taps, .windows = windows,
+        .channel = channel, .filter = filter, .spatial = spatial, .kernels = kernels, .grad_kernels = grad_kernels,
+        .accumulates = accumulates, .grad_spectrum = grad_spectrum, .attention_sums = attention_sums,
+        .tap_sums = tap_sums, .window_sums = window_sums, .channel_sums = channel_sums, .row_sums = row_sums,
+    };
+    if (!start(&job, scratch))
+        return 0;
+    run_parts(differentiate_rows, &job, job.s.parts);
+    run_parts(differentiate_bins, &job, job.s.parts);
+    return 1;
+}
