@@ -168,7 +168,7 @@ def _work(events: Connection, name: str, first: int, settings: Settings, deadlin
             with recorder.attempt("failed"):
                 item.run(recorder)
         except DeviceLostError:
-            recorder.note(f"{item.name}: the GPU was lost; a new process goes on after it.")
+            recorder.note(f"A new process goes on after {item.name}, which has left the GPU unusable.")
             events.send(("end", index + 1))
             return
         faulthandler.cancel_dump_traceback_later()

@@ -72,23 +72,29 @@ class Recorder:
         self._send(("failure", f"{self.item}: {what}", details))
 
     @contextmanager
-    def attempt(self, what: str) -> Iterator[None]:
+    def attempt(self, what: str, *, leaves_device: bool = True) -> Iterator[None]:
         """Record what the block raises, and go on after it.
 
+        Args:
+            what: it attempts.
+            leaves_device: False: a failure of the block makes the GPU unusable for this process, as one within the
+                capture of a CUDA graph does, whose memory and random numbers stay reserved.
+
         Raises:
-            DeviceLostError: the error has left the GPU unusable for this process.
+            DeviceLostError: the block has failed and made the GPU unusable.
         """
         try:
             yield
         except Exception as error:
             self.failure(what, traceback.format_exc())
+            traceback.clear_frames(error.__traceback__)  # which may hold all of the GPU's memory
             release_memory()
-            if not _is_alive():
+            if not leaves_device or not _is_alive():
                 raise DeviceLostError from error
 
 
 class DeviceLostError(RuntimeError):
-    """The CUDA context is lost, as after an illegal memory access: only a new process can go on."""
+    """The GPU is lost to this process, as after an illegal memory access: only a new one can go on."""
 
 
 class Item(NamedTuple):
