@@ -38,9 +38,14 @@ def choose_path(device: torch.device, dtype: torch.dtype, forced: Path | None = 
     if is_exported() or is_transformed():
         return "plain"
     if forced in (None, "native"):
-        is_native = device.type == "cpu" and dtype == torch.float32 and native.library() is not None
+        is_native = device.type == "cpu" and dtype == torch.float32 and _has_native_code()
         return "native" if is_native else "rebuild"
     return forced
+
+
+@torch.compiler.assume_constant_result
+def _has_native_code() -> bool:
+    return native.library() is not None
 
 
 def dynamic_convolution(
