@@ -166,7 +166,7 @@ def modulate_backward(plane, grad, taps, windows, channel_factors, filter_factor
     window = image * window_image + group * window_group + channel * window_channel
     row_block = (tl.program_id(0) // col_blocks) % row_blocks
     col_block = tl.program_id(0) % col_blocks
-    num_row_sums = TAPS + (FILTER or SPATIAL)
+    num_row_sums = TAPS + (1 if FILTER or SPATIAL else 0)
     num_col_sums = TAPS + CHANNEL
     row_sums += (image * col_blocks + col_block) * (num_row_sums * rows * WIDTH)
     col_sums += ((image * groups + group) * row_blocks + row_block) * (WIDTH * num_col_sums * in_channels)
@@ -175,8 +175,9 @@ def modulate_backward(plane, grad, taps, windows, channel_factors, filter_factor
     if FILTER:
         left *= tl.load(filter_factors + image * (rows // HEIGHT) + row // HEIGHT, mask=row_mask, other=0.0)
     if CHANNEL:
-        factors = channel_factors + (image * groups + group) * in_channels + channel
-        right *= tl.load(factors, mask=channel_mask, other=0.0)
+        right *= tl.load(
+            channel_factors + (image * groups + group) * in_channels + channel, mask=channel_mask, other=0.0
+        )
     for col in range(WIDTH):
         offsets = row[:, None] * (in_channels * WIDTH) + (channel * WIDTH + col)[None, :]
         values = tl.load(plane + offsets, mask=mask, other=0.0)
@@ -230,71 +231,90 @@ def _divide(sums, factors):
 
 
 @triton.jit
+def _finish_cols(block, col_sums, channel_factors, grad_windows, grad_channel, in_channels, count,
+                 TAPS: tl.constexpr, CHANNEL: tl.constexpr, TERMS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    size = (TAPS + CHANNEL) * in_channels  # of one image, group, row block and column of taps
+    per_image = tl.cdiv(size, BLOCK)
+    image_group = block // per_image
+    output = block % per_image * BLOCK + tl.arange(0, BLOCK)
+    mask = output < size
+    sums = _sum_terms(col_sums + image_group * (count * size), output, mask, count, 1, size, 0, TERMS, BLOCK)
+    tap = output // in_channels
+    position = image_group * in_channels + output % in_channels
+    if TAPS:
+        tl.store(grad_windows + position * TAPS + tap, sums, mask=mask & (tap < TAPS))
+    if CHANNEL:
+        mask &= tap == TAPS
+        factors = tl.load(channel_factors + position, mask=mask, other=1.0)
+        tl.store(grad_channel + position, _divide(sums, factors), mask=mask)
+
+
+@triton.jit
+def _finish_taps(block, row_sums, grad_taps, elements, row_size, count, TAPS: tl.constexpr, TERMS: tl.constexpr,
+                 BLOCK: tl.constexpr):  # fmt: skip
+    output = block * BLOCK + tl.arange(0, BLOCK)
+    mask = output < TAPS * elements
+    sums = _sum_terms(row_sums, output, mask, count, 1, row_size, 0, TERMS, BLOCK)
+    tl.store(grad_taps + output % elements * TAPS + output // elements, sums, mask=mask)
+
+
+@triton.jit
+def _finish_filter(block, row_sums, filter_factors, grad_filter, out_channels, row_size, col_blocks,
+                   SIZE: tl.constexpr, TERMS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    per_image = tl.cdiv(out_channels, BLOCK)
+    image = block // per_image
+    output = block % per_image * BLOCK + tl.arange(0, BLOCK)
+    mask = output < out_channels
+    pointer = row_sums + image * (col_blocks * row_size)
+    sums = _sum_terms(pointer, output * SIZE, mask, col_blocks * SIZE, SIZE, row_size, 1, TERMS, BLOCK)
+    position = image * out_channels + output
+    factors = tl.load(filter_factors + position, mask=mask, other=1.0)
+    tl.store(grad_filter + position, _divide(sums, factors), mask=mask)
+
+
+@triton.jit
+def _finish_spatial(block, row_sums, spatial_factors, grad_spatial, out_channels, row_size, col_blocks,
+                    SIZE: tl.constexpr, TERMS: tl.constexpr):  # fmt: skip
+    one = tl.arange(0, 1)
+    pointer = row_sums + block // SIZE * (col_blocks * row_size)
+    count = col_blocks * out_channels
+    sums = _sum_terms(pointer, block % SIZE + one, one == 0, count, out_channels, row_size, SIZE, TERMS, 1)
+    factors = tl.load(spatial_factors + block + one)
+    tl.store(grad_spatial + block + one, _divide(sums, factors))
+
+
+@triton.jit
 def finish(row_sums, col_sums, channel_factors, filter_factors, spatial_factors,
            grad_taps, grad_windows, grad_channel, grad_filter, grad_spatial,
            images, groups, rows, in_channels, row_blocks, col_blocks,
            HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, CHANNEL: tl.constexpr,
            FILTER: tl.constexpr, SPATIAL: tl.constexpr, TERMS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Sums up the shares that :func:`modulate_backward` leaves, for all images.
+    """Sum up, for all images, the shares that :func:`modulate_backward` leaves.
 
-    Grid: programs for windows and channel, then for taps, filter and spatial: see ``count_finish_programs``.
+    Grid: programs for windows and channel, then for taps, for filter, and for spatial.
     """
     block = tl.program_id(0)
     elements = rows * WIDTH
     out_channels = rows // HEIGHT
-    num_row_sums = TAPS + (FILTER or SPATIAL)
-    num_col_sums = TAPS + CHANNEL
-    row_size = num_row_sums * elements  # of one image and column block
-    col_size = num_col_sums * in_channels  # of one image, group, row block and column of taps
-    col_programs = images * groups * tl.cdiv(col_size, BLOCK)
-    tap_programs = tl.cdiv(TAPS * elements, BLOCK)
-    filter_programs = FILTER * images * tl.cdiv(out_channels, BLOCK)
-    if block < col_programs:
-        per_image = tl.cdiv(col_size, BLOCK)
-        image_group = block // per_image
-        output = block % per_image * BLOCK + tl.arange(0, BLOCK)
-        mask = output < col_size
-        count = row_blocks * WIDTH
-        pointer = col_sums + image_group * (count * col_size)
-        sums = _sum_terms(pointer, output, mask, count, 1, col_size, 0, TERMS, BLOCK)
-        tap = output // in_channels
-        channel = output % in_channels
+    row_size = (TAPS + (1 if FILTER or SPATIAL else 0)) * elements  # of one image and column block
+    products = row_sums + TAPS * elements
+    tap_block = block - images * groups * tl.cdiv((TAPS + CHANNEL) * in_channels, BLOCK)
+    filter_block = tap_block - tl.cdiv(TAPS * elements, BLOCK)
+    spatial_block = filter_block - FILTER * images * tl.cdiv(out_channels, BLOCK)
+    if tap_block < 0:
+        _finish_cols(block, col_sums, channel_factors, grad_windows, grad_channel, in_channels, row_blocks * WIDTH,
+                     TAPS, CHANNEL, TERMS, BLOCK)  # fmt: skip
+    elif filter_block < 0:
         if TAPS:
-            pointers = grad_windows + (image_group * in_channels + channel) * TAPS + tap
-            tl.store(pointers, sums, mask=mask & (tap < TAPS))
-        if CHANNEL:
-            mask &= tap == TAPS
-            position = image_group * in_channels + channel
-            factors = tl.load(channel_factors + position, mask=mask, other=1.0)
-            tl.store(grad_channel + position, _divide(sums, factors), mask=mask)
-    elif block < col_programs + tap_programs:
-        if TAPS:
-            output = (block - col_programs) * BLOCK + tl.arange(0, BLOCK)
-            mask = output < TAPS * elements
-            sums = _sum_terms(row_sums, output, mask, images * col_blocks, 1, row_size, 0, TERMS, BLOCK)
-            tl.store(grad_taps + output % elements * TAPS + output // elements, sums, mask=mask)
-    elif block < col_programs + tap_programs + filter_programs:
+            _finish_taps(tap_block, row_sums, grad_taps, elements, row_size, images * col_blocks, TAPS, TERMS, BLOCK)
+    elif spatial_block < 0:
         if FILTER:
-            per_image = tl.cdiv(out_channels, BLOCK)
-            image = (block - col_programs - tap_programs) // per_image
-            output = (block - col_programs - tap_programs) % per_image * BLOCK + tl.arange(0, BLOCK)
-            mask = output < out_channels
-            pointer = row_sums + image * (col_blocks * row_size) + TAPS * elements
-            size = HEIGHT * WIDTH
-            sums = _sum_terms(pointer, output * size, mask, col_blocks * size, size, row_size, 1, TERMS, BLOCK)
-            position = image * out_channels + output
-            factors = tl.load(filter_factors + position, mask=mask, other=1.0)
-            tl.store(grad_filter + position, _divide(sums, factors), mask=mask)
+            _finish_filter(filter_block, products, filter_factors, grad_filter, out_channels, row_size, col_blocks,
+                           HEIGHT * WIDTH, TERMS, BLOCK)  # fmt: skip
     else:
         if SPATIAL:
-            index = block - col_programs - tap_programs - filter_programs
-            size = HEIGHT * WIDTH
-            pointer = row_sums + index // size * (col_blocks * row_size) + TAPS * elements
-            offset = index % size + tl.zeros([1], tl.int32)
-            sums = _sum_terms(pointer, offset, offset >= 0, col_blocks * out_channels, out_channels, row_size, size,
-                              TERMS * BLOCK // 2, 1)  # fmt: skip
-            position = index + tl.zeros([1], tl.int32)
-            tl.store(grad_spatial + position, _divide(sums, tl.load(spatial_factors + position)))
+            _finish_spatial(spatial_block, products, spatial_factors, grad_spatial, out_channels, row_size,
+                            col_blocks, HEIGHT * WIDTH, TERMS * BLOCK // 2)  # fmt: skip
 
 
 @triton.jit

@@ -27,8 +27,8 @@ def problem(device_type: str = "cuda") -> str | None:
 def _driver_problem() -> str | None:
     if not torch.cuda.is_available():
         return "there is no CUDA device"
-    if torch.version.hip is None and torch.cuda.get_device_capability() < (7, 0):
-        return "triton needs a CUDA device of compute capability 7.0 or later"
+    if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
+        return "triton needs a CUDA device of compute capability 8.0 or later"
     return None
 
 
