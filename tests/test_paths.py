@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from fdconv_zoo import FDConv2d, FDLinear, FrequencyBandModulation, ops, set_path
-from fdconv_zoo.ops import bands_rebuild, kernels_rebuild, scratch
+from fdconv_zoo.ops import bands_rebuild, scratch
 from fdconv_zoo.profiling import bytes_saved_for_backward
 
 PATHS = get_args(ops.Path)
@@ -39,7 +39,6 @@ def one_by_one():
 
 def forget_sizes():
     """Forget what is kept for each size of feature map."""
-    kernels_rebuild._make_plan.cache_clear()
     bands_rebuild._plane_basis.cache_clear()
     bands_rebuild._axis_basis.cache_clear()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fdconv_zoo.layers.fbm import FrequencyBandModulation
 from fdconv_zoo.layers.fdw import FourierDisjointWeight
 from fdconv_zoo.layers.ksm import KernelSpatialModulation
-from fdconv_zoo.layers.precision import COMPUTED, compute_dtype, no_autocast
+from fdconv_zoo.layers.precision import COMPUTED, compute_dtype, no_autocast, transform_dtype
 from fdconv_zoo.layers.programs import TracedForScript
 from fdconv_zoo.layers.reference import from_reference
 from fdconv_zoo.ops import (
@@ -104,7 +104,9 @@ class DynamicKernel(TracedForScript):
         """Settings that ``print(module)`` shows besides the plain layer's."""
         branches = [name for name, branch in self.ksm.named_children() if branch is not None]
         ksm = "+".join(name.removesuffix("_branch") for name in branches) or None
-        return f"num_kernels={self.fdw.num_kernels}, ksm={ksm}, path={choose_path(self.path)!r}"
+        spectrum = self.fdw.spectrum
+        path = choose_path(spectrum.device, transform_dtype(spectrum), self.path)
+        return f"num_kernels={self.fdw.num_kernels}, ksm={ksm}, path={path!r}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"  # one line: the parts' sizes follow from the settings

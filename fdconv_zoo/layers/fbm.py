@@ -86,7 +86,10 @@ class FrequencyBandModulation(TracedForScript):
     def extra_repr(self) -> str:
         """Settings that ``print(module)`` shows."""
         edges = ", ".join(f"{edge:g}" for edge in self.band_edges)
-        path = "plain" if self.band_mask == "reference" else choose_path(self.path)
+        weight = self.attention.weight
+        path = (
+            "plain" if self.band_mask == "reference" else choose_path(weight.device, transform_dtype(weight), self.path)
+        )
         return f"band_edges=({edges}), band_mask={self.band_mask!r}, path={path!r}"
 
 

@@ -1,5 +1,7 @@
 """Convolution of each image of a batch with a kernel of its own."""
 
+import itertools
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,6 +24,11 @@ class Geometry(NamedTuple):
     def arguments(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]:
         """Stride, padding, dilation and groups: what ``F.conv2d`` takes after the bias."""
         return self[1:]
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether each output position sees one input position, its own."""
+        return self == POINTWISE
 
     def output_size(self, input_size: tuple[int, int]) -> tuple[int, int]:
         """(H', W') of a feature map (H, W)."""
@@ -48,7 +55,7 @@ def convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
     """
     if not is_free(x.shape[0]) and x.shape[0] == 1:
         return F.conv2d(x, kernels[0], None, *geometry.arguments)
-    if geometry == POINTWISE:
+    if geometry.is_pointwise:
         return (kernels.flatten(2) @ x.flatten(2)).unflatten(2, x.shape[2:])
     if is_free(x.shape[0]):
         return _convolve_by_taps(x, kernels, geometry)
@@ -65,36 +72,10 @@ def _convolve_by_taps(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
     x = F.pad(x, _pad_argument(geometry)).unflatten(1, (geometry.groups, -1))  # (B, G, I, H + 2p, W + 2p)
     kernels = kernels.unflatten(1, (geometry.groups, -1))  # (B, G, O/G, I, a, b)
     result = 0
-    for a in range(geometry.kernel_size[0]):
-        for b in range(geometry.kernel_size[1]):
-            seen = x[:, :, :, _tap_slice(a, height, 0, geometry), _tap_slice(b, width, 1, geometry)]
-            result = result + kernels[..., a, b] @ seen.flatten(3)
+    taps = kernels.flatten(4).unbind(4)
+    for kernel, seen in zip(taps, _seen_by_taps(geometry, (height, width)), strict=True):
+        result = result + kernel @ x[(..., *seen)].flatten(3)
     return result.unflatten(3, (height, width)).flatten(1, 2)
-
-
-def convolve_backward(
-    grad: Tensor, x: Tensor, kernels: Tensor, geometry: Geometry, needs_x: bool
-) -> tuple[Tensor | None, Tensor]:
-    """The gradients of :func:`convolve` with respect to x and kernels, for B kernels."""
-    # For a single image torch's convolution is the faster of the two.
-    if x.shape[0] > 1 and geometry == POINTWISE:
-        rows, matrix = grad.flatten(2), kernels.flatten(2)
-        grad_x = torch.bmm(matrix.transpose(1, 2), rows).view(x.shape) if needs_x else None
-        return grad_x, torch.bmm(rows, x.flatten(2).transpose(1, 2)).view(kernels.shape)
-    grad_x, grad_kernels, _ = torch.ops.aten.convolution_backward(
-        grad.reshape(1, -1, *grad.shape[2:]),
-        x.reshape(1, -1, *x.shape[2:]),
-        kernels.flatten(0, 1),
-        None,
-        geometry.stride,
-        geometry.padding,
-        geometry.dilation,
-        False,
-        (0, 0),
-        kernels.shape[0] * geometry.groups,
-        (needs_x, True, False),
-    )
-    return grad_x.view(x.shape) if needs_x else None, grad_kernels.view(kernels.shape)
 
 
 def extract_patches(x: Tensor, geometry: Geometry) -> Tensor:
@@ -105,27 +86,32 @@ def extract_patches(x: Tensor, geometry: Geometry) -> Tensor:
         geometry: without groups.
 
     Returns:
-        (B, a*I*b, 1, H'*W'), in the order of FDW's planes.
+        (B, a*b*I, H'*W').
     """
+    size = geometry.output_size(x.shape[2:])
     x = F.pad(x, _pad_argument(geometry)) if any(geometry.padding) else x
-    sizes = zip((2, 3), geometry.kernel_size, geometry.stride, geometry.dilation, strict=True)
-    for dim, taps, stride, dilation in sizes:
-        x = x.unfold(dim, dilation * (taps - 1) + 1, stride)  # (B, I, H', W', a, b), in the end
-    x = x[..., :: geometry.dilation[0], :: geometry.dilation[1]]
-    return x.permute(0, 4, 1, 5, 2, 3).flatten(1, 3).flatten(2).unsqueeze(2)
+    taps = [x[(slice(None), slice(None), *seen)] for seen in _seen_by_taps(geometry, size)]
+    return torch.stack(taps, dim=1).flatten(3).flatten(1, 2)
 
 
 def fold_patches(patches: Tensor, input_size: tuple[int, int], geometry: Geometry) -> Tensor:
-    """The adjoint of :func:`extract_patches`: sum patches (B, a*I*b, 1, H'*W') into (B, I, H, W)."""
-    kernel_size, (height, width) = geometry.kernel_size, geometry.output_size(input_size)
-    patches = patches.view(patches.shape[0], kernel_size[0], -1, kernel_size[1], height, width)
-    padded = [size + 2 * padding for size, padding in zip(input_size, geometry.padding, strict=True)]
-    x = patches.new_zeros(patches.shape[0], patches.shape[2], *padded)
-    for a in range(kernel_size[0]):
-        for b in range(kernel_size[1]):
-            rows, cols = _tap_slice(a, height, 0, geometry), _tap_slice(b, width, 1, geometry)
-            x[:, :, rows, cols] += patches[:, a, :, b]
-    return F.pad(x, [-size for size in _pad_argument(geometry)]) if any(geometry.padding) else x
+    """The adjoint of :func:`extract_patches`: sum patches (B, a*b*I, H'*W') into (B, I, H, W)."""
+    size = geometry.output_size(input_size)
+    patches = patches.view(len(patches), math.prod(geometry.kernel_size), -1, *size)
+    padded = [length + 2 * padding for length, padding in zip(input_size, geometry.padding, strict=True)]
+    x = patches.new_zeros(len(patches), patches.shape[2], *padded)
+    for tap, seen in enumerate(_seen_by_taps(geometry, size)):
+        x[(slice(None), slice(None), *seen)] += patches[:, tap]
+    return F.pad(x, [-length for length in _pad_argument(geometry)]) if any(geometry.padding) else x
+
+
+def _seen_by_taps(geometry: Geometry, output_size: tuple[int, int]) -> list[tuple[slice, slice]]:
+    """The rows and columns of a padded map that each tap of the kernel sees, tap after tap."""
+    rows, cols = (
+        [_tap_slice(tap, output_size[axis], axis, geometry) for tap in range(geometry.kernel_size[axis])]
+        for axis in (0, 1)
+    )
+    return list(itertools.product(rows, cols))
 
 
 def _tap_slice(tap: int, output_size: int, axis: int, geometry: Geometry) -> slice:

@@ -7,26 +7,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fdconv_zoo.ops import native
 from fdconv_zoo.ops.bands_plain import modulate_bands_plain
 from fdconv_zoo.ops.bands_rebuild import modulate_bands_rebuild
 from fdconv_zoo.ops.context import is_exported, is_transformed
 from fdconv_zoo.ops.convolution import Geometry
+from fdconv_zoo.ops.kernels_native import convolve_native
 from fdconv_zoo.ops.kernels_plain import DisjointWeights, KernelModulators, convolve_plain, mix_spectrum
 from fdconv_zoo.ops.kernels_rebuild import convolve_rebuild
 
-Path = Literal["plain", "rebuild"]
+Path = Literal["plain", "rebuild", "native"]
+
+_CONVOLUTIONS = {"plain": convolve_plain, "rebuild": convolve_rebuild, "native": convolve_native}
+_BANDS = {"plain": modulate_bands_plain, "rebuild": modulate_bands_rebuild, "native": modulate_bands_rebuild}
 
 
-def choose_path(forced: Path | None = None) -> Path:
+def choose_path(device: torch.device, dtype: torch.dtype, forced: Path | None = None) -> Path:
     """Choose the path to take; all compute the same.
 
-    ``"rebuild"``: works image by image and rebuilds kernels and bands in backward; fastest on a CPU, and needs least
-    memory. ``"plain"``: torch's own operations on the whole batch. Exported programs and what ``torch.func``
-    transforms consist of these, whatever is forced.
+    - ``"native"``: C functions, for float32 on a CPU. Kernels are made image by image, and again in backward.
+    - ``"rebuild"``: the same with torch's operations, on any device and in any type.
+    - ``"plain"``: torch's operations on the whole batch, differentiated by autograd. Exported programs and what
+      ``torch.func`` transforms consist of these, whatever is forced.
+
+    Args:
+        device: of the input.
+        dtype: in which kernels or bands are computed.
+        forced: the path to take where it is possible; None: the fastest.
     """
     if is_exported() or is_transformed():
         return "plain"
-    return forced or "rebuild"
+    if forced in (None, "native"):
+        is_native = device.type == "cpu" and dtype == torch.float32 and _has_native_code()
+        return "native" if is_native else "rebuild"
+    return forced
+
+
+@torch.compiler.assume_constant_result
+def _has_native_code() -> bool:
+    return native.library() is not None
 
 
 def dynamic_convolution(
@@ -49,8 +68,8 @@ def dynamic_convolution(
     if images_share_kernel and not (torch.onnx.is_in_onnx_export() and torch.jit.is_tracing()):
         return F.conv2d(x, mix_spectrum(weights)[0].to(x.dtype), None, *geometry.arguments)
     modulators = modulators.to(weights.spectrum.dtype)
-    convolve = convolve_plain if choose_path(path) == "plain" else convolve_rebuild
-    return convolve(x, weights, modulators, geometry)
+    path = choose_path(x.device, weights.spectrum.dtype, path)
+    return _CONVOLUTIONS[path](x, weights, modulators, geometry)
 
 
 def modulate_bands(x: Tensor, attention: Tensor, band_edges: Sequence[float], path: Path | None = None) -> Tensor:
@@ -68,5 +87,5 @@ def modulate_bands(x: Tensor, attention: Tensor, band_edges: Sequence[float], pa
     Returns:
         (B, C, H, W), of x's type.
     """
-    modulate = modulate_bands_plain if choose_path(path) == "plain" else modulate_bands_rebuild
-    return modulate(x, attention, band_edges)
+    path = choose_path(x.device, attention.dtype, path)
+    return _BANDS[path](x, attention, band_edges)

@@ -20,7 +20,8 @@
 
 /* The numbers in the order in which Python passes them. */
 typedef struct {
-    int64_t images, attention_images;            /* 1 or as many as images */
+    int64_t first_image, images; /* of the batch, that this call is about */
+    int64_t shares_attention;    /* all images have the weights of the first */
     int64_t outputs, inputs, height, width, groups; /* O, I (of one group), a, b, G */
     int64_t num_taps, num_kernels, index_bytes;
     int64_t parts;
@@ -28,7 +29,7 @@ typedef struct {
 
 typedef struct {
     kernel_sizes s;
-    int64_t rows, cols, bins, packed_bins, bin_blocks, group_rows, group_blocks, row_blocks;
+    int64_t rows, cols, bins, packed_bins, bin_blocks, strip, strips, group_rows, group_blocks, row_blocks;
     const fourier_plan *row_plan, *col_plan, *real_plan;
     const float *spectrum;
     const void *index;
@@ -36,10 +37,14 @@ typedef struct {
     float *kernels;
     const float *grad_kernels;
     int64_t accumulates;
-    float *grad_spectrum, *attention_sums, *tap_sums, *window_sums, *channel_sums, *row_sums;
+    float *grad_spectrum, *grad_attention, *grad_taps, *grad_windows, *grad_channel, *grad_filter, *grad_spatial;
+    /* Of each part: (images, n), (R, b, T), (images, G, I, T), (images, G, I); and (images, R, b), each by one part. */
+    float *attention_sums, *tap_sums, *window_sums, *channel_sums, *row_sums;
     float *middle;  /* between the passes: (images, row blocks, bins, re and im, LANES rows) */
     float *buffers; /* of each part, buffer_floats() */
 } kernel_job;
+
+#define MAX_STRIP 4
 
 typedef struct {
     int64_t first, count, group; /* rows first ... first + count - 1 */
@@ -52,13 +57,25 @@ static int64_t middle_floats(const kernel_job *job) {
     return job->s.images * job->row_blocks * job->bin_blocks * LANES * 2 * LANES;
 }
 
-/* Two buffers of a transform; factors and sums of a block of rows; sums for each input channel; for each kernel. */
-static int64_t transform_floats(const kernel_job *job) { return 2 * LANES * (largest(job->rows, job->cols) + 1); }
+/* Buffers of transforms; factors and sums of a block of rows; sums for each input channel; for each kernel. */
+static int64_t transform_floats(const kernel_job *job) {
+    return 2 * LANES * largest((job->strip + 1) * job->rows, 2 * job->cols);
+}
 static int64_t block_floats(const kernel_job *job) { return 2 * LANES * job->s.width * (1 + job->s.num_taps); }
 static int64_t input_floats(const kernel_job *job) { return LANES * job->s.inputs * (1 + job->s.num_taps); }
 static int64_t buffer_floats(const kernel_job *job) {
     int64_t others = largest(block_floats(job) + input_floats(job), LANES * job->s.num_kernels);
-    return 2 * transform_floats(job) + others;
+    return transform_floats(job) + others;
+}
+
+static int64_t attention_floats(const kernel_job *job) { return job->s.images * job->s.num_kernels; }
+static int64_t tap_floats(const kernel_job *job) { return job->rows * job->s.width * job->s.num_taps; }
+static int64_t channel_floats(const kernel_job *job) { return job->s.images * job->s.groups * job->s.inputs; }
+static int64_t window_floats(const kernel_job *job) { return channel_floats(job) * job->s.num_taps; }
+static int64_t row_sum_floats(const kernel_job *job) { return job->s.images * job->rows * job->s.width; }
+static int64_t sum_floats(const kernel_job *job) {
+    int64_t of_part = attention_floats(job) + tap_floats(job) + channel_floats(job) + window_floats(job);
+    return job->s.parts * of_part + row_sum_floats(job);
 }
 
 static void complete(kernel_job *job) {
@@ -68,6 +85,12 @@ static void complete(kernel_job *job) {
     job->bins = job->cols / 2 + 1;
     job->packed_bins = (job->cols + 1) / 2;
     job->bin_blocks = (job->packed_bins + LANES - 1) / LANES;
+    /* Blocks of bins that are loaded together, since a row of one is but two or three cache lines: as many as leave the
+       transforms in the second-level cache, and every part its share. */
+    int64_t fitting = (768 << 10) / ((int64_t)sizeof(complex_lanes) * job->rows) - 1;
+    int64_t shared = (s->images * job->bin_blocks + s->parts - 1) / s->parts;
+    job->strip = largest(1, smallest(smallest(fitting, shared), smallest(MAX_STRIP, job->bin_blocks)));
+    job->strips = (job->bin_blocks + job->strip - 1) / job->strip;
     job->group_rows = job->rows / s->groups;
     job->group_blocks = (job->group_rows + LANES - 1) / LANES;
     job->row_blocks = s->groups * job->group_blocks;
@@ -83,6 +106,10 @@ static int find_plans(kernel_job *job) {
 INLINE row_block find_block(const kernel_job *job, int64_t block) {
     int64_t group = block / job->group_blocks, start = block % job->group_blocks * LANES;
     return (row_block){group * job->group_rows + start, smallest(LANES, job->group_rows - start), group};
+}
+
+INLINE const float *attention_of(const kernel_job *job, int64_t image) {
+    return job->attention + (job->s.shares_attention ? 0 : image * job->s.num_kernels);
 }
 
 INLINE complex_lanes *middle_of(const kernel_job *job, int64_t image, int64_t block) {
@@ -148,12 +175,47 @@ INLINE mask load_groups(const kernel_job *job, int64_t at, int64_t count) {
 
 /* The next rows lie too far apart for the processor to foresee them. */
 INLINE void prefetch_bins(const float *from, int64_t row_floats) {
-    const char *ahead = (const char *)(from + 16 * row_floats);
-    __builtin_prefetch(ahead);
-    __builtin_prefetch(ahead + 64);
+    const char *ahead = (const char *)(from + 8 * row_floats);
+    for (size_t byte = 0; byte < sizeof(complex_lanes); byte += 64)
+        __builtin_prefetch(ahead + byte);
 }
 
 /* ---- Forward, first pass: weigh the coefficients and transform the columns of the spectrum ---- */
+
+/* From vectors of bins to vectors of rows, LANES of each. */
+INLINE void transpose_to_rows(
+    const kernel_job *job, const complex_lanes *columns, int64_t image, int64_t block, int64_t bin_block
+) {
+    row_block rows = find_block(job, block);
+    lanes re[LANES] = {0}, im[LANES] = {0};
+    for (int64_t row = 0; row < rows.count; row++) {
+        re[row] = columns[rows.first + row].re;
+        im[row] = columns[rows.first + row].im;
+    }
+    transpose(re);
+    transpose(im);
+    complex_lanes *to = middle_of(job, image, block) + bin_block * LANES;
+    for (int lane = 0; lane < LANES; lane++)
+        to[lane] = (complex_lanes){re[lane], im[lane]};
+}
+
+/* And back. */
+INLINE void transpose_to_bins(
+    const kernel_job *job, complex_lanes *columns, int64_t image, int64_t block, int64_t bin_block
+) {
+    row_block rows = find_block(job, block);
+    int64_t count = job->packed_bins - bin_block * LANES;
+    const complex_lanes *from = middle_of(job, image, block) + bin_block * LANES;
+    lanes re[LANES], im[LANES];
+    for (int lane = 0; lane < LANES; lane++) {
+        re[lane] = lane < count ? from[lane].re : all(0);
+        im[lane] = lane < count ? from[lane].im : all(0);
+    }
+    transpose(re);
+    transpose(im);
+    for (int64_t row = 0; row < rows.count; row++)
+        columns[rows.first + row] = (complex_lanes){re[row], im[row]};
+}
 
 INLINE int64_t group_at(const kernel_job *job, int64_t at) {
     switch (job->s.index_bytes) {
@@ -180,31 +242,24 @@ static void pack_ends(const kernel_job *job, const float *attention, complex_lan
     }
 }
 
-static void transform_bins(const kernel_job *job, int64_t image, int64_t bin_block, complex_lanes *x, complex_lanes *y) {
-    const float *attention = job->attention + (job->s.attention_images > 1 ? image * job->s.num_kernels : 0);
-    int64_t bin = bin_block * LANES, count = job->packed_bins - bin;
-    for (int64_t row = 0; row < job->rows; row++) {
-        int64_t at = row * job->bins + bin;
-        prefetch_bins(job->spectrum + 2 * at, 2 * job->bins);
-        lanes weights = look_up(attention, job->s.num_kernels, load_groups(job, at, count));
-        complex_lanes coefficients = load_bins(job->spectrum + 2 * at, count);
-        x[row] = (complex_lanes){coefficients.re * weights, coefficients.im * weights};
-    }
-    if (bin == 0 && job->cols % 2 == 0)
-        pack_ends(job, attention, x);
-    const complex_lanes *columns = transform(job->row_plan, x, y, 1);
-    for (int64_t block = 0; block < job->row_blocks; block++) {
-        row_block rows = find_block(job, block);
-        lanes re[LANES] = {0}, im[LANES] = {0};
-        for (int64_t row = 0; row < rows.count; row++) {
-            re[row] = columns[rows.first + row].re;
-            im[row] = columns[rows.first + row].im;
+static void transform_bins(const kernel_job *job, int64_t image, int64_t strip, complex_lanes *buffers) {
+    const float *attention = attention_of(job, image);
+    int64_t first = strip * job->strip, num_blocks = smallest(job->strip, job->bin_blocks - first);
+    for (int64_t row = 0; row < job->rows; row++)
+        for (int64_t block = 0; block < num_blocks; block++) {
+            int64_t bin = (first + block) * LANES, at = row * job->bins + bin, count = job->packed_bins - bin;
+            prefetch_bins(job->spectrum + 2 * at, 2 * job->bins);
+            lanes weights = look_up(attention, job->s.num_kernels, load_groups(job, at, count));
+            complex_lanes coefficients = load_bins(job->spectrum + 2 * at, count);
+            buffers[block * job->rows + row] = (complex_lanes){coefficients.re * weights, coefficients.im * weights};
         }
-        transpose(re);
-        transpose(im);
-        complex_lanes *to = middle_of(job, image, block) + bin;
-        for (int lane = 0; lane < LANES; lane++)
-            to[lane] = (complex_lanes){re[lane], im[lane]};
+    if (first == 0 && job->cols % 2 == 0)
+        pack_ends(job, attention, buffers);
+    for (int64_t block = 0; block < num_blocks; block++) {
+        complex_lanes *spare = buffers + job->strip * job->rows;
+        const complex_lanes *columns = transform(job->row_plan, buffers + block * job->rows, spare, 1);
+        for (int64_t row_block = 0; row_block < job->row_blocks; row_block++)
+            transpose_to_rows(job, columns, image, row_block, first + block);
     }
 }
 
@@ -480,52 +535,49 @@ static void unpack_ends(const kernel_job *job, const float *attention, const com
 }
 
 static void finish_bins(
-    const kernel_job *job, int64_t part, int64_t image, int64_t bin_block, complex_lanes *x, complex_lanes *y, lanes *sums
+    const kernel_job *job, int64_t part, int64_t image, int64_t strip, complex_lanes *buffers, lanes *sums
 ) {
-    int64_t bin = bin_block * LANES, count = job->packed_bins - bin, num_kernels = job->s.num_kernels;
-    for (int64_t block = 0; block < job->row_blocks; block++) {
-        row_block rows = find_block(job, block);
-        const complex_lanes *from = middle_of(job, image, block) + bin;
-        lanes re[LANES], im[LANES];
-        for (int lane = 0; lane < LANES; lane++) {
-            re[lane] = lane < count ? from[lane].re : all(0);
-            im[lane] = lane < count ? from[lane].im : all(0);
-        }
-        transpose(re);
-        transpose(im);
-        for (int64_t row = 0; row < rows.count; row++)
-            x[rows.first + row] = (complex_lanes){re[row], im[row]};
+    int64_t first = strip * job->strip, num_blocks = smallest(job->strip, job->bin_blocks - first);
+    int64_t num_kernels = job->s.num_kernels;
+    complex_lanes *spare = buffers + job->strip * job->rows, *grads[MAX_STRIP];
+    for (int64_t block = 0; block < num_blocks; block++) {
+        complex_lanes *columns = buffers + block * job->rows;
+        for (int64_t row_block = 0; row_block < job->row_blocks; row_block++)
+            transpose_to_bins(job, columns, image, row_block, first + block);
+        grads[block] = transform(job->row_plan, columns, spare, -1);
+        if (grads[block] == spare)
+            spare = columns;
     }
-    complex_lanes *grads = transform(job->row_plan, x, y, -1);
-    const float *attention = job->attention + (job->s.attention_images > 1 ? image * num_kernels : 0);
+    const float *attention = attention_of(job, image);
     float *attention_sums = job->attention_sums + (part * job->s.images + image) * num_kernels;
-    int adds = image > 0 || job->accumulates, has_ends = bin == 0 && job->cols % 2 == 0;
-    for (int64_t row = 0; row < job->rows; row++) {
-        int64_t at = row * job->bins + bin;
-        prefetch_bins(job->spectrum + 2 * at, 2 * job->bins);
-        prefetch_bins(job->grad_spectrum + 2 * at, 2 * job->bins);
-        mask groups = load_groups(job, at, count);
-        complex_lanes coefficients = load_bins(job->spectrum + 2 * at, count), grad = grads[row];
-        if (has_ends) /* left to unpack_ends() */
-            grad.re[0] = grad.im[0] = 0;
-        lanes weights = look_up(attention, num_kernels, groups);
-        complex_lanes result = {grad.re * weights, grad.im * weights};
-        if (adds)
-            result = add(result, load_bins(job->grad_spectrum + 2 * at, count));
-        store_bins(job->grad_spectrum + 2 * at, result, count);
-        int32_t group[LANES];
-        float products[LANES];
-        memcpy(group, &groups, sizeof groups);
-        store(products, grad.re * coefficients.re + grad.im * coefficients.im);
-        for (int lane = 0; lane < LANES; lane++) /* a table for each lane: no sum waits for the one before it */
-            ((float *)sums)[group[lane] * LANES + lane] += products[lane];
-    }
+    int adds = image > 0 || job->accumulates, has_ends = first == 0 && job->cols % 2 == 0;
+    for (int64_t row = 0; row < job->rows; row++)
+        for (int64_t block = 0; block < num_blocks; block++) {
+            int64_t bin = (first + block) * LANES, at = row * job->bins + bin, count = job->packed_bins - bin;
+            prefetch_bins(job->spectrum + 2 * at, 2 * job->bins);
+            prefetch_bins(job->grad_spectrum + 2 * at, 2 * job->bins);
+            mask groups = load_groups(job, at, count);
+            complex_lanes coefficients = load_bins(job->spectrum + 2 * at, count), grad = grads[block][row];
+            if (has_ends && block == 0) /* left to unpack_ends() */
+                grad.re[0] = grad.im[0] = 0;
+            lanes weights = look_up(attention, num_kernels, groups);
+            complex_lanes result = {grad.re * weights, grad.im * weights};
+            if (adds)
+                result = add(result, load_bins(job->grad_spectrum + 2 * at, count));
+            store_bins(job->grad_spectrum + 2 * at, result, count);
+            int32_t group[LANES];
+            float products[LANES];
+            memcpy(group, &groups, sizeof groups);
+            store(products, grad.re * coefficients.re + grad.im * coefficients.im);
+            for (int lane = 0; lane < LANES; lane++) /* a table for each lane: no sum waits for the one before it */
+                ((float *)sums)[group[lane] * LANES + lane] += products[lane];
+        }
     for (int64_t kernel = 0; kernel < num_kernels; kernel++) {
         attention_sums[kernel] += sum_lanes(sums[kernel]);
         sums[kernel] = all(0);
     }
     if (has_ends)
-        unpack_ends(job, attention, grads, adds, attention_sums);
+        unpack_ends(job, attention, grads[0], adds, attention_sums);
 }
 
 /* ---- What a part does of each pass ---- */
@@ -534,26 +586,25 @@ static float *part_buffers(const kernel_job *job, int64_t part) { return job->bu
 
 static void assemble_bins(const void *data, int64_t part) {
     const kernel_job *job = data;
-    complex_lanes *x = (complex_lanes *)part_buffers(job, part), *y = x + transform_floats(job) / (2 * LANES);
-    int64_t tasks = job->s.images * job->bin_blocks;
-    for (int64_t task = share_start(tasks, part, job->s.parts); task < share_start(tasks, part + 1, job->s.parts); task++)
-        transform_bins(job, task / job->bin_blocks, task % job->bin_blocks, x, y);
+    int64_t tasks = job->s.images * job->strips, end = share_start(tasks, part + 1, job->s.parts);
+    for (int64_t task = share_start(tasks, part, job->s.parts); task < end; task++)
+        transform_bins(job, task / job->strips, task % job->strips, (complex_lanes *)part_buffers(job, part));
 }
 
 static void assemble_rows(const void *data, int64_t part) {
     const kernel_job *job = data;
-    complex_lanes *x = (complex_lanes *)part_buffers(job, part), *y = x + transform_floats(job) / (2 * LANES);
-    lanes *memory = (lanes *)(y + transform_floats(job) / (2 * LANES));
-    int64_t tasks = job->s.images * job->row_blocks;
-    for (int64_t task = share_start(tasks, part, job->s.parts); task < share_start(tasks, part + 1, job->s.parts); task++)
+    complex_lanes *x = (complex_lanes *)part_buffers(job, part), *y = x + job->cols;
+    lanes *memory = (lanes *)(part_buffers(job, part) + transform_floats(job));
+    int64_t tasks = job->s.images * job->row_blocks, end = share_start(tasks, part + 1, job->s.parts);
+    for (int64_t task = share_start(tasks, part, job->s.parts); task < end; task++)
         finish_rows(job, task / job->row_blocks, task % job->row_blocks, x, y, memory);
 }
 
 static void differentiate_rows(const void *data, int64_t part) {
     const kernel_job *job = data;
     const kernel_sizes *s = &job->s;
-    complex_lanes *x = (complex_lanes *)part_buffers(job, part), *y = x + transform_floats(job) / (2 * LANES);
-    lanes *memory = (lanes *)(y + transform_floats(job) / (2 * LANES));
+    complex_lanes *x = (complex_lanes *)part_buffers(job, part), *y = x + job->cols;
+    lanes *memory = (lanes *)(part_buffers(job, part) + transform_floats(job));
     lanes *row = memory + block_floats(job) / (2 * LANES), *channel = memory + block_floats(job) / LANES;
     block_sums sums = {row, row + s->width, channel, channel + s->inputs};
     memset(row, 0, sizeof(float) * (size_t)(block_floats(job) / 2 + input_floats(job)));
@@ -571,26 +622,101 @@ static void differentiate_rows(const void *data, int64_t part) {
 
 static void differentiate_bins(const void *data, int64_t part) {
     const kernel_job *job = data;
-    complex_lanes *x = (complex_lanes *)part_buffers(job, part), *y = x + transform_floats(job) / (2 * LANES);
-    lanes *sums = (lanes *)(y + transform_floats(job) / (2 * LANES));
+    lanes *sums = (lanes *)(part_buffers(job, part) + transform_floats(job));
     memset(sums, 0, sizeof *sums * (size_t)job->s.num_kernels);
-    int64_t start = share_start(job->bin_blocks, part, job->s.parts);
-    int64_t end = share_start(job->bin_blocks, part + 1, job->s.parts);
-    for (int64_t block = start; block < end; block++)
+    int64_t end = share_start(job->strips, part + 1, job->s.parts);
+    for (int64_t strip = share_start(job->strips, part, job->s.parts); strip < end; strip++)
         for (int64_t image = 0; image < job->s.images; image++)
-            finish_bins(job, part, image, block, x, y, sums);
+            finish_bins(job, part, image, strip, (complex_lanes *)part_buffers(job, part), sums);
+}
+
+/* ---- Backward, in the end: from what the parts have summed to gradients ---- */
+
+/* The sum over parts of element `at`. */
+static float sum_parts(const kernel_job *job, const float *sums, int64_t floats, int64_t at) {
+    float sum = 0;
+    for (int64_t part = 0; part < job->s.parts; part++)
+        sum += sums[part * floats + at];
+    return sum;
+}
+
+/* The gradient of a factor from the sum of P; where the factor has underflowed to 0, so has its own derivative. */
+static float divide(float sum, float factor) { return factor == 0 ? 0 : sum / factor; }
+
+static void finish_gradients(const kernel_job *job) {
+    const kernel_sizes *s = &job->s;
+    int64_t floats = attention_floats(job);
+    for (int64_t at = 0; at < floats; at++) {
+        float *to = job->grad_attention + (s->shares_attention ? at % s->num_kernels : at);
+        int adds = s->shares_attention && (at >= s->num_kernels || job->accumulates);
+        *to = (adds ? *to : 0) + sum_parts(job, job->attention_sums, floats, at);
+    }
+    floats = tap_floats(job);
+    for (int64_t at = 0; at < floats; at++)
+        job->grad_taps[at] = (job->accumulates ? job->grad_taps[at] : 0) + sum_parts(job, job->tap_sums, floats, at);
+    floats = window_floats(job);
+    for (int64_t at = 0; at < floats; at++)
+        job->grad_windows[at] = sum_parts(job, job->window_sums, floats, at);
+    floats = job->channel == NULL ? 0 : channel_floats(job);
+    for (int64_t at = 0; at < floats; at++)
+        job->grad_channel[at] = divide(sum_parts(job, job->channel_sums, floats, at), job->channel[at]);
+    for (int64_t image = 0; image < s->images; image++) {
+        const float *sums = job->row_sums + image * job->rows * s->width;
+        int64_t taps = s->height * s->width;
+        for (int64_t output = 0; output < s->outputs && job->filter != NULL; output++) {
+            float sum = 0;
+            for (int64_t tap = 0; tap < taps; tap++)
+                sum += sums[output * taps + tap];
+            int64_t at = image * s->outputs + output;
+            job->grad_filter[at] = divide(sum, job->filter[at]);
+        }
+        for (int64_t tap = 0; tap < taps && job->spatial != NULL; tap++) {
+            float sum = 0;
+            for (int64_t output = 0; output < s->outputs; output++)
+                sum += sums[output * taps + tap];
+            job->grad_spatial[image * taps + tap] = divide(sum, job->spatial[image * taps + tap]);
+        }
+    }
 }
 
 /* ---- What Python calls ---- */
+
+/* The tensors of a batch and their gradients, in the order of KernelTensors; NULL where there is none. */
+typedef struct {
+    const float *spectrum;
+    const void *index;
+    const float *attention, *taps, *windows, *channel, *filter, *spatial;
+} kernel_tensors;
+
+typedef struct {
+    float *spectrum;
+    void *index;
+    float *attention, *taps, *windows, *channel, *filter, *spatial;
+} kernel_gradients;
 
 /* The floats of scratch memory that the two functions below need. */
 int64_t fdconv_kernels_scratch(const kernel_sizes *sizes) {
     kernel_job job = {.s = *sizes};
     complete(&job);
-    return LANES + middle_floats(&job) + job.s.parts * buffer_floats(&job);
+    return LANES + middle_floats(&job) + job.s.parts * buffer_floats(&job) + sum_floats(&job);
 }
 
-static int start(kernel_job *job, float *scratch) {
+#define AT(tensor, floats) ((tensor) == NULL ? NULL : (tensor) + s->first_image * (floats))
+
+/* Returns 0 where memory has run out. */
+static int start(kernel_job *job, const kernel_sizes *s, const kernel_tensors *tensors, float *kernels, float *scratch) {
+    *job = (kernel_job){
+        .s = *s,
+        .spectrum = tensors->spectrum,
+        .index = tensors->index,
+        .attention = AT(tensors->attention, s->shares_attention ? 0 : s->num_kernels),
+        .taps = tensors->taps,
+        .windows = AT(tensors->windows, s->groups * s->inputs * s->num_taps),
+        .channel = AT(tensors->channel, s->groups * s->inputs),
+        .filter = AT(tensors->filter, s->outputs),
+        .spatial = AT(tensors->spatial, s->height * s->width),
+        .kernels = kernels,
+    };
     complete(job);
     uintptr_t misaligned = (uintptr_t)scratch % sizeof(lanes);
     job->middle = misaligned ? scratch + (sizeof(lanes) - misaligned) / sizeof(float) : scratch;
@@ -598,42 +724,42 @@ static int start(kernel_job *job, float *scratch) {
     return find_plans(job);
 }
 
-/* Kernels of some images, (images, O, a, b, I). Returns 0 where memory has run out. */
-int fdconv_assemble_kernels(
-    const kernel_sizes *sizes, const float *spectrum, const void *index, const float *attention, const float *taps,
-    const float *windows, const float *channel, const float *filter, const float *spatial, float *kernels, float *scratch
-) {
-    kernel_job job = {
-        .s = *sizes, .spectrum = spectrum, .index = index, .attention = attention, .taps = taps, .windows = windows,
-        .channel = channel, .filter = filter, .spatial = spatial, .kernels = kernels,
-    };
-    if (!start(&job, scratch))
+/* Write the kernels (images, O, a, b, I). Returns 0 where memory has run out. */
+int fdconv_assemble_kernels(const kernel_sizes *sizes, const kernel_tensors *tensors, float *kernels, float *scratch) {
+    kernel_job job;
+    if (!start(&job, sizes, tensors, kernels, scratch))
         return 0;
     run_parts(assemble_bins, &job, job.s.parts);
     run_parts(assemble_rows, &job, job.s.parts);
     return 1;
 }
 
-/* The gradients, from those of the kernels: of the spectrum, added to what is there if `accumulates`; and sums.
-
-   attention_sums (parts, images, n), tap_sums (parts, R, b, T), window_sums (parts, images, G, I, T) and channel_sums
-   (parts, images, G, I) are added to; row_sums (images, R, b), of K * dL/dK over the input channels, is written.
-   The sums of K * dL/dK are the gradients of factors, times the factors. */
+/* Write the gradients of all tensors, from the kernels and their gradient, both (images, O, a, b, I). Those of what the
+   images share are added to what is there if `accumulates`. Returns 0 where memory has run out. */
 int fdconv_differentiate_kernels(
-    const kernel_sizes *sizes, const float *spectrum, const void *index, const float *attention, const float *taps,
-    const float *windows, const float *channel, const float *filter, const float *spatial, float *kernels,
-    const float *grad_kernels, int64_t accumulates, float *grad_spectrum, float *attention_sums, float *tap_sums,
-    float *window_sums, float *channel_sums, float *row_sums, float *scratch
+    const kernel_sizes *s, const kernel_tensors *tensors, float *kernels, const float *grad_kernels,
+    const kernel_gradients *gradients, int64_t accumulates, float *scratch
 ) {
-    kernel_job job = {
-        .s = *sizes, .spectrum = spectrum, .index = index, .attention = attention, .taps = taps, .windows = windows,
-        .channel = channel, .filter = filter, .spatial = spatial, .kernels = kernels, .grad_kernels = grad_kernels,
-        .accumulates = accumulates, .grad_spectrum = grad_spectrum, .attention_sums = attention_sums,
-        .tap_sums = tap_sums, .window_sums = window_sums, .channel_sums = channel_sums, .row_sums = row_sums,
-    };
-    if (!start(&job, scratch))
+    kernel_job job;
+    if (!start(&job, s, tensors, kernels, scratch))
         return 0;
+    job.grad_kernels = grad_kernels;
+    job.accumulates = accumulates;
+    job.grad_spectrum = gradients->spectrum;
+    job.grad_attention = AT(gradients->attention, s->shares_attention ? 0 : s->num_kernels);
+    job.grad_taps = gradients->taps;
+    job.grad_windows = AT(gradients->windows, s->groups * s->inputs * s->num_taps);
+    job.grad_channel = AT(gradients->channel, s->groups * s->inputs);
+    job.grad_filter = AT(gradients->filter, s->outputs);
+    job.grad_spatial = AT(gradients->spatial, s->height * s->width);
+    job.attention_sums = job.buffers + s->parts * buffer_floats(&job);
+    job.tap_sums = job.attention_sums + s->parts * attention_floats(&job);
+    job.window_sums = job.tap_sums + s->parts * tap_floats(&job);
+    job.channel_sums = job.window_sums + s->parts * window_floats(&job);
+    job.row_sums = job.channel_sums + s->parts * channel_floats(&job);
+    memset(job.attention_sums, 0, sizeof(float) * (size_t)sum_floats(&job));
     run_parts(differentiate_rows, &job, job.s.parts);
     run_parts(differentiate_bins, &job, job.s.parts);
+    finish_gradients(&job);
     return 1;
 }

@@ -1,0 +1,146 @@
+"""Dynamic convolution without keeping kernels: assemble one image's, use it, forget it; rebuild it in backward.
+
+The assembled kernels of a batch are B times the weights, and autograd would keep each step of their making. They are
+a function of small things: the spectrum, which all images share, and a few vectors an image. Going through the batch
+image by image (small kernels: some images at a time) keeps the intermediates in the processor's cache, and only the
+small things for backward.
+
+Kernels are (b, O, a, b, I) here: the input channels of a tap follow each other, which suits the assembly, a product
+with patches, and torch's convolutions (their memory format is ``channels_last``).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fdconv_zoo.ops.convolution import Geometry, extract_patches, fold_patches
+from fdconv_zoo.ops.operators import (
+    Convolution,
+    KernelShape,
+    KernelTensors,
+    empty_output,
+    memory_format,
+    register_convolution,
+)
+from fdconv_zoo.ops.scratch import elements_at_once
+
+
+class Assembler(Protocol):
+    """Assembles the kernels of some images of a batch at a time, and collects their gradients."""
+
+    def make(self, images: slice) -> Tensor:
+        """The kernels (b, O, a, b, I), which are overwritten by the next call."""
+
+    def add_gradient(self, images: slice, kernels: Tensor, grad: Tensor) -> None:
+        """Take in the gradient of the kernels that :meth:`make` has just returned, of their shape and dtype."""
+
+    def gradients(self) -> KernelTensors:
+        """Of all tensors that there are, once all images are in."""
+
+
+def register(path: str, assembler: Callable[[KernelTensors, KernelShape, Geometry], Assembler]) -> Convolution:
+    """Register the operator of a path that differs from others in how kernels are assembled.
+
+    Args:
+        path: its name.
+        assembler: makes an :class:`Assembler` of the kernels' tensors, their shape and the convolution's geometry.
+    """
+
+    def forward(x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry) -> Tensor:
+        assemble = assembler(tensors, kernel_shape, geometry)
+        y = None
+        for images in _chunks(x, kernel_shape):
+            y_chunk = _convolve(x[images], assemble.make(images).to(x.dtype), geometry)
+            if len(y_chunk) == len(x):
+                return y_chunk.contiguous(memory_format=memory_format(x))
+            if y is None:
+                y = empty_output(x, kernel_shape, geometry)
+            y[images] = y_chunk
+        return y
+
+    def backward(
+        grad: Tensor, needs_x: bool, x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry
+    ) -> tuple[Tensor | None, KernelTensors]:
+        assemble = assembler(tensors, kernel_shape, geometry)
+        grad_x = torch.empty_like(x) if needs_x else None
+        for images in _chunks(x, kernel_shape):
+            kernels = assemble.make(images)
+            grad_x_chunk, grad_kernels = _convolve_backward(
+                grad[images], x[images], kernels.to(x.dtype), geometry, needs_x
+            )
+            if needs_x:
+                grad_x[images] = grad_x_chunk
+            assemble.add_gradient(images, kernels, grad_kernels.to(kernels.dtype))
+        return grad_x, assemble.gradients()
+
+    return register_convolution(path, forward, backward)
+
+
+def _chunks(x: Tensor, kernel_shape: KernelShape) -> Iterator[slice]:
+    """The images that are worked on at once."""
+    step = max(elements_at_once(x.device.type) // math.prod(kernel_shape), 1)
+    return (slice(start, min(start + step, len(x))) for start in range(0, len(x), step))
+
+
+def _convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
+    """Images (b, G*I, H, W) with their kernels, to (b, O, H', W')."""
+    if _is_product(x, kernels, geometry):
+        y = torch.bmm(kernels.flatten(2), _patches(x, geometry))
+        return y.unflatten(2, geometry.output_size(x.shape[2:]))
+    outputs = [
+        F.conv2d(image[None], _as_weight(kernel), None, *geometry.arguments)
+        for image, kernel in zip(x, kernels, strict=True)
+    ]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _convolve_backward(
+    grad: Tensor, x: Tensor, kernels: Tensor, geometry: Geometry, needs_x: bool
+) -> tuple[Tensor | None, Tensor]:
+    """The gradients of x and of the kernels."""
+    if _is_product(x, kernels, geometry):
+        grad = grad.flatten(2)
+        grad_kernels = torch.bmm(grad, _patches(x, geometry).transpose(1, 2)).view(kernels.shape)
+        if not needs_x:
+            return None, grad_kernels
+        grad_patches = torch.bmm(kernels.flatten(2).transpose(1, 2), grad)
+        if geometry.is_pointwise:
+            return grad_patches.view(x.shape), grad_kernels
+        return fold_patches(grad_patches, x.shape[2:], geometry), grad_kernels
+    grad_x, grad_kernels = torch.empty_like(x) if needs_x else None, torch.empty_like(kernels)
+    for image in range(len(x)):
+        grad_image, grad_kernel, _ = torch.ops.aten.convolution_backward(
+            grad[image : image + 1], x[image : image + 1], _as_weight(kernels[image]), None,
+            geometry.stride, geometry.padding, geometry.dilation, False, (0, 0), geometry.groups,
+            (needs_x, True, False),
+        )  # fmt: skip
+        grad_kernels[image] = grad_kernel.permute(0, 2, 3, 1)
+        if needs_x:
+            grad_x[image] = grad_image[0]
+    return grad_x, grad_kernels
+
+
+def _as_weight(kernel: Tensor) -> Tensor:
+    """(O, a, b, I) to (O, I, a, b), as torch's convolutions take it."""
+    if kernel.shape[1:3] == (1, 1):  # the strides of a permuted single tap would turn the features channels_last
+        return kernel.view(kernel.shape[0], -1, 1, 1)
+    return kernel.permute(0, 3, 1, 2)
+
+
+def _is_product(x: Tensor, kernels: Tensor, geometry: Geometry) -> bool:
+    """Whether to convolve as a product of kernels and patches."""
+    if geometry.groups > 1:
+        return False
+    if geometry.is_pointwise:
+        return len(x) > 1
+    # The patches are smaller than the kernel then, and copying them out costs less than what a convolution does to it.
+    return kernels.shape[1] > math.prod(geometry.output_size(x.shape[2:]))
+
+
+def _patches(x: Tensor, geometry: Geometry) -> Tensor:
+    """(b, a*b*I, H'*W'), in the order of the kernels."""
+    return x.flatten(2) if geometry.is_pointwise else extract_patches(x, geometry)
