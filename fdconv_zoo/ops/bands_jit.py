@@ -47,6 +47,17 @@ def make_bases(basis, projectors, height, width, num_waves, padded_height, padde
 
 
 @triton.jit
+def _locate(height, length, channels, LENGTH: tl.constexpr, CHANNELS: tl.constexpr):
+    """Image, row, and first position and channel of program 0's block."""
+    channel_blocks = tl.cdiv(channels, CHANNELS)
+    blocks = tl.cdiv(length, LENGTH) * channel_blocks
+    line = tl.program_id(0) // blocks
+    block = tl.program_id(0) % blocks
+    first = block // channel_blocks * LENGTH
+    return (line // height).to(tl.int64), line % height, first, block % channel_blocks * CHANNELS
+
+
+@triton.jit
 def _load_difference(attention, band: tl.constexpr, plane, mask, BANDS: tl.constexpr):
     """D_m = A_{m+1} - A_m, where A_{M+1} = 1, at some positions of band 0."""
     weight = tl.load(attention + band * plane, mask=mask, other=0.0)
@@ -63,17 +74,14 @@ def analyze(x, grad, attention, basis, out, channels, height, width, num_waves, 
             PRECISION: tl.constexpr):  # fmt: skip
     """The coefficients of x (source 0) and of ``D_m * grad`` (source m), (sources, B, H, Q, C).
 
-    Grid: blocks of waves and channels, rows of all images, sources.
+    Grid: blocks of waves and channels of each image's rows, sources.
     """
-    channel_blocks = tl.cdiv(channels, CHANNELS)
-    wave = tl.program_id(0) // channel_blocks * WAVES + tl.arange(0, WAVES)
-    channel = tl.program_id(0) % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    image = (tl.program_id(1) // height).to(tl.int64)
-    row = tl.program_id(1) % height
-    source = tl.program_id(2)
+    image, row, first_wave, first_channel = _locate(height, num_waves, channels, WAVES, CHANNELS)
+    wave = first_wave + tl.arange(0, WAVES)
+    channel = first_channel + tl.arange(0, CHANNELS)
+    source = tl.program_id(1)
     attention += (image * BANDS * height + row) * width
     channel_mask = channel < channels
-    first_wave = tl.program_id(0) // channel_blocks * WAVES
     if source == 0:
         start = x + image * x_image + row * x_row + channel * x_channel
         total = tl.zeros([WAVES, CHANNELS], tl.float32)
@@ -158,13 +166,11 @@ def synthesize(x, attention, coefficients, basis, out, channels, height, width, 
                PRECISION: tl.constexpr):  # fmt: skip
     """``A_1 * x + sum_m D_m * L_m(x)`` from the coefficients (M, B, H, Q, C) of the low-passes; strides as x's.
 
-    Grid: blocks of columns and channels, rows of all images.
+    Grid: blocks of columns and channels of each image's rows.
     """
-    channel_blocks = tl.cdiv(channels, CHANNELS)
-    col = tl.program_id(0) // channel_blocks * COLS + tl.arange(0, COLS)
-    channel = tl.program_id(0) % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-    image = (tl.program_id(1) // height).to(tl.int64)
-    row = tl.program_id(1) % height
+    image, row, first_col, first_channel = _locate(height, width, channels, COLS, CHANNELS)
+    col = first_col + tl.arange(0, COLS)
+    channel = first_channel + tl.arange(0, CHANNELS)
     col_mask = col < width
     channel_mask = channel < channels
     mask = col_mask[:, None] & channel_mask[None, :]
@@ -192,12 +198,9 @@ def synthesize_backward(grad, x, attention, coefficients, basis, grad_x, sums,
 
     ``sums`` (channel blocks, B, M + 1, H, W) begins with that of ``grad * x``. Grid: as of :func:`synthesize`.
     """
-    channel_blocks = tl.cdiv(channels, CHANNELS)
-    channel_block = tl.program_id(0) % channel_blocks
-    col = tl.program_id(0) // channel_blocks * COLS + tl.arange(0, COLS)
-    channel = channel_block * CHANNELS + tl.arange(0, CHANNELS)
-    image = (tl.program_id(1) // height).to(tl.int64)
-    row = tl.program_id(1) % height
+    image, row, first_col, first_channel = _locate(height, width, channels, COLS, CHANNELS)
+    col = first_col + tl.arange(0, COLS)
+    channel = first_channel + tl.arange(0, CHANNELS)
     col_mask = col < width
     channel_mask = channel < channels
     mask = col_mask[:, None] & channel_mask[None, :]
@@ -205,7 +208,7 @@ def synthesize_backward(grad, x, attention, coefficients, basis, grad_x, sums,
     offsets = col[:, None] * x_col + channel[None, :] * x_channel
     grad_offsets = image * grad_image + row * grad_row + col[:, None] * grad_col + channel[None, :] * grad_channel
     attention += (image * BANDS * height + row) * width + col
-    sums += channel_block.to(tl.int64) * sums_size + (image * (BANDS + 1) * height + row) * width + col
+    sums += (first_channel // CHANNELS).to(tl.int64) * sums_size + (image * (BANDS + 1) * height + row) * width + col
     values = tl.load(x + offset + offsets, mask=mask, other=0.0).to(tl.float32)
     grads = tl.load(grad + grad_offsets, mask=mask, other=0.0).to(tl.float32)
     coefficients += (image * height + row) * num_waves * channels

@@ -14,12 +14,13 @@ from torch import Tensor
 from fdconv_zoo.ops.bands_plain import count_passing
 from fdconv_zoo.ops.image_convolution import is_channels_last
 from fdconv_zoo.ops.operators import register_bands
-from fdconv_zoo.ops.triton_support import cdiv, is_interpreted, on_device_of, power_of_two, triton
+from fdconv_zoo.ops.triton_support import cdiv, is_interpreted, on_device_of, power_of_two, triton, with_fallback
 
 if triton is not None:
     from fdconv_zoo.ops import bands_jit
 
 _PADDING = 64  # a multiple of all sizes of blocks
+_IMAGES_AT_ONCE = 2**15  # an axis of a grid has a limit
 _ELEMENTS_AT_ONCE = 2**24  # of maps; several tensors of float32 that large are held
 
 
@@ -66,7 +67,7 @@ class _Bands:
         sizes = (self.channels, self.height, self.width, self.num_waves, self.padded_waves)
         coefficients = self._empty(x, num_sources, batch, self.height, self.num_waves, self.channels)
         channel_blocks = cdiv(self.channels, self.channels_block)
-        grid = (cdiv(self.num_waves, self.waves_block) * channel_blocks, batch * self.height, num_sources)
+        grid = (cdiv(self.num_waves, self.waves_block) * channel_blocks * batch * self.height, num_sources)
         bands_jit.analyze[grid](
             x,
             grad,
@@ -158,9 +159,9 @@ class _Bands:
             sums, grad_attention, size, plane, len(sums), sums.stride(0), BANDS=num_bands, BLOCK=block
         )
 
-    def _synthesis_grid(self, x: Tensor) -> tuple[int, int]:
+    def _synthesis_grid(self, x: Tensor) -> tuple[int]:
         blocks = cdiv(self.width, self.cols_block) * cdiv(self.channels, self.channels_block)
-        return blocks, len(x) * self.height
+        return (blocks * len(x) * self.height,)
 
     def _synthesis_blocks(self) -> dict[str, int | str]:
         return {
@@ -204,8 +205,12 @@ def _dense(x: Tensor) -> Tensor:
 
 def _chunks(x: Tensor) -> list[slice]:
     """The images that are worked on at once."""
-    step = max(_ELEMENTS_AT_ONCE // math.prod(x.shape[1:]), 1)
+    step = min(max(_ELEMENTS_AT_ONCE // math.prod(x.shape[1:]), 1), _IMAGES_AT_ONCE)
     return [slice(start, start + step) for start in range(0, len(x), step)]
 
 
-modulate_bands_triton = register_bands("triton", _forward, _backward)
+modulate_bands_triton = register_bands(
+    "triton",
+    with_fallback(_forward, torch.ops.fdconv_zoo.modulate_bands_rebuild),
+    with_fallback(_backward, torch.ops.fdconv_zoo.modulate_bands_rebuild_backward),
+)

@@ -16,7 +16,7 @@ from fdconv_zoo.ops.convolution import Geometry
 from fdconv_zoo.ops.image_convolution import convolve_images, convolve_images_backward, empty_kernels, is_channels_last
 from fdconv_zoo.ops.kernels_plain import DisjointWeights, mix_spectrum
 from fdconv_zoo.ops.operators import KernelShape, KernelTensors, register_convolution
-from fdconv_zoo.ops.triton_support import cdiv, on_device_of, power_of_two, triton
+from fdconv_zoo.ops.triton_support import cdiv, on_device_of, power_of_two, triton, with_fallback
 
 if triton is not None:
     from fdconv_zoo.ops import kernels_jit
@@ -320,4 +320,20 @@ def _flags(part: KernelTensors) -> dict[str, int]:
     }
 
 
-convolve_triton = register_convolution("triton", _forward, _backward)
+def _fall_back(x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry) -> Tensor:
+    return torch.ops.fdconv_zoo.convolve_rebuild(x, *tensors, kernel_shape, *geometry.arguments)
+
+
+def _fall_back_backward(
+    grad: Tensor, needs_x: bool, x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry
+) -> tuple[Tensor | None, KernelTensors]:
+    run = torch.ops.fdconv_zoo.convolve_rebuild_backward
+    found = iter(run(grad, needs_x, x, *tensors, kernel_shape, *geometry.arguments))
+    grad_x = next(found) if needs_x else None
+    has_gradient = tensors._replace(group_index=None)
+    return grad_x, KernelTensors(*(None if tensor is None else next(found) for tensor in has_gradient))
+
+
+convolve_triton = register_convolution(
+    "triton", with_fallback(_forward, _fall_back), with_fallback(_backward, _fall_back_backward)
+)
