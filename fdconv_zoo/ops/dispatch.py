@@ -7,24 +7,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fdconv_zoo.ops import native
+from fdconv_zoo.ops import native, triton_support
 from fdconv_zoo.ops.bands_plain import modulate_bands_plain
 from fdconv_zoo.ops.bands_rebuild import modulate_bands_rebuild
+from fdconv_zoo.ops.bands_triton import modulate_bands_triton
 from fdconv_zoo.ops.context import is_exported, is_transformed
 from fdconv_zoo.ops.convolution import Geometry
 from fdconv_zoo.ops.kernels_native import convolve_native
 from fdconv_zoo.ops.kernels_plain import DisjointWeights, KernelModulators, convolve_plain, mix_spectrum
 from fdconv_zoo.ops.kernels_rebuild import convolve_rebuild
+from fdconv_zoo.ops.kernels_triton import convolve_triton
 
-Path = Literal["plain", "rebuild", "native"]
+Path = Literal["plain", "rebuild", "native", "triton"]
 
-_CONVOLUTIONS = {"plain": convolve_plain, "rebuild": convolve_rebuild, "native": convolve_native}
-_BANDS = {"plain": modulate_bands_plain, "rebuild": modulate_bands_rebuild, "native": modulate_bands_rebuild}
+_CONVOLUTIONS = {
+    "plain": convolve_plain,
+    "rebuild": convolve_rebuild,
+    "native": convolve_native,
+    "triton": convolve_triton,
+}
+_BANDS = {
+    "plain": modulate_bands_plain,
+    "rebuild": modulate_bands_rebuild,
+    "native": modulate_bands_rebuild,
+    "triton": modulate_bands_triton,
+}
 
 
 def choose_path(device: torch.device, dtype: torch.dtype, forced: Path | None = None) -> Path:
     """Choose the path to take; all compute the same.
 
+    - ``"triton"``: few launches, for float32 on CUDA devices. Kernels and bands are made for many images at once, and
+      again in backward.
     - ``"native"``: C functions, for float32 on a CPU. Kernels are made image by image, and again in backward.
     - ``"rebuild"``: the same with torch's operations, on any device and in any type.
     - ``"plain"``: torch's operations on the whole batch, differentiated by autograd. Exported programs and what
@@ -37,7 +51,10 @@ def choose_path(device: torch.device, dtype: torch.dtype, forced: Path | None = 
     """
     if is_exported() or is_transformed():
         return "plain"
-    if forced in (None, "native"):
+    is_triton = forced == "triton" or (forced is None and device.type == "cuda")
+    if is_triton and dtype == torch.float32 and _has_triton(device.type):
+        return "triton"
+    if forced in (None, "native", "triton"):
         is_native = device.type == "cpu" and dtype == torch.float32 and _has_native_code()
         return "native" if is_native else "rebuild"
     return forced
@@ -46,6 +63,14 @@ def choose_path(device: torch.device, dtype: torch.dtype, forced: Path | None = 
 @torch.compiler.assume_constant_result
 def _has_native_code() -> bool:
     return native.library() is not None
+
+
+@torch.compiler.assume_constant_result
+def _has_triton(device_type: str) -> bool:
+    problem = triton_support.problem(device_type)
+    if problem is not None:
+        triton_support.warn_once(problem)
+    return problem is None
 
 
 def dynamic_convolution(

@@ -1,0 +1,360 @@
+"""The Triton kernels of :mod:`fdconv_zoo.ops.kernels_triton`, in its notation.
+
+A program works on a block of a plane, on one image or on all of a chunk. Nothing is summed with atomics, so results do
+not depend on the order in which programs run.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _load_complex(pointer, offsets, mask):
+    """Real and imaginary parts of interleaved complex numbers."""
+    parts = tl.arange(0, 2)
+    pairs = tl.load(pointer + 2 * offsets[:, None] + parts[None, :], mask=mask[:, None], other=0.0)
+    return tl.split(pairs)
+
+
+@triton.jit
+def weigh(spectrum, group_index, attention, out, rows, half, num_groups, images, scale, IMAGES: tl.constexpr,
+          BLOCK: tl.constexpr):  # fmt: skip
+    """Coefficients of planes whose even and odd columns are the real and imaginary parts of R x C/2 complex numbers.
+
+    With X the half spectrum ``D * attention[group]``, (R, half + 1), half = C/2, and E, O the spectra of the even and
+    odd columns, ``X[u, k] = E[u, k] + t O[u, k]`` and ``conj(X[-u, half - k]) = E[u, k] - t O[u, k]``, with
+    t = exp(-2 pi i k / C). Here those are solved for E + i O. The columns k = 0 and k = half are first made Hermitian:
+    a real plane has no other part of them.
+
+    Grid: blocks of the R * half results, blocks of images.
+    """
+    element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = element < rows * half
+    u = element // half
+    k = element % half
+    is_first = mask & (k == 0)
+    opposite = tl.where(u == 0, 0, rows - u)
+    here = u * (half + 1) + k
+    there = opposite * (half + 1) + half - k
+    here_last = u * (half + 1) + half
+    there_first = opposite * (half + 1)
+
+    here_re, here_im = _load_complex(spectrum, here, mask)
+    there_re, there_im = _load_complex(spectrum, there, mask)
+    last_re, last_im = _load_complex(spectrum, here_last, is_first)
+    first_re, first_im = _load_complex(spectrum, there_first, is_first)
+    here_group = tl.load(group_index + here, mask=mask, other=0).to(tl.int32)
+    there_group = tl.load(group_index + there, mask=mask, other=0).to(tl.int32)
+    last_group = tl.load(group_index + here_last, mask=is_first, other=0).to(tl.int32)
+    first_group = tl.load(group_index + there_first, mask=is_first, other=0).to(tl.int32)
+
+    angle = k.to(tl.float32) * (3.141592653589793 / half)
+    cos = tl.cos(angle)
+    sin = tl.sin(angle)
+    share = tl.where(k == 0, 0.5 * scale, scale)
+    start = tl.program_id(1) * IMAGES
+    for image in range(start, tl.minimum(start + IMAGES, images)):
+        weights = attention + image * num_groups
+        here_weight = tl.load(weights + here_group) * share
+        there_weight = tl.load(weights + there_group) * share
+        last_weight = tl.load(weights + last_group, mask=is_first, other=0.0) * share
+        first_weight = tl.load(weights + first_group, mask=is_first, other=0.0) * share
+        a_re = here_weight * here_re + first_weight * first_re
+        a_im = here_weight * here_im - first_weight * first_im
+        b_re = there_weight * there_re + last_weight * last_re
+        b_im = last_weight * last_im - there_weight * there_im
+        odd_re = a_re - b_re
+        odd_im = a_im - b_im
+        out_re = a_re + b_re - (cos * odd_im + sin * odd_re)
+        out_im = a_im + b_im + (cos * odd_re - sin * odd_im)
+        pairs = tl.join(out_re, out_im)
+        pointers = out + image * (2 * rows * half) + 2 * element[:, None] + tl.arange(0, 2)[None, :]
+        tl.store(pointers, pairs, mask=mask[:, None])
+
+
+@triton.jit
+def _block(group, rows_of_group, in_channels, col_blocks, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """The block of program 0: its rows, counted from the group's first, and its input channels."""
+    block = tl.program_id(0) % (tl.cdiv(rows_of_group, ROWS) * col_blocks)
+    row = (block // col_blocks) * ROWS + tl.arange(0, ROWS)
+    channel = (block % col_blocks) * COLS + tl.arange(0, COLS)
+    return row, channel
+
+
+@triton.jit
+def _logits(taps, windows, tap_row, tap_mask, window, window_mask, tap_stride, TAPS: tl.constexpr, ROWS: tl.constexpr,
+            COLS: tl.constexpr):  # fmt: skip
+    """The local branch's, (ROWS, COLS)."""
+    logits = tl.zeros([ROWS, COLS], tl.float32)
+    for tap in tl.static_range(TAPS):
+        left = tl.load(taps + tap_row * TAPS + tap, mask=tap_mask, other=0.0)
+        right = tl.load(windows + window + tap * tap_stride, mask=window_mask, other=0.0)
+        logits += left[:, None] * right[None, :]
+    return logits
+
+
+@triton.jit
+def modulate(plane, taps, windows, channel_factors, filter_factors, spatial_factors, out,
+             groups, rows_of_group, in_channels, col_blocks, plane_stride,
+             window_image, window_group, window_channel, window_tap,
+             out_image, out_filter, out_channel, out_row, out_col,
+             HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, CHANNEL: tl.constexpr,
+             FILTER: tl.constexpr, SPATIAL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
+    """Planes times all modulators, as kernels of any strides and dtype.
+
+    Grid: blocks of each group's rows and input channels, images.
+    """
+    image = tl.program_id(1)
+    group = tl.program_id(0) // (tl.cdiv(rows_of_group, ROWS) * col_blocks)
+    row, channel = _block(group, rows_of_group, in_channels, col_blocks, ROWS, COLS)
+    row_mask = row < rows_of_group
+    channel_mask = channel < in_channels
+    mask = row_mask[:, None] & channel_mask[None, :]
+    row += group * rows_of_group
+    plane += image.to(tl.int64) * plane_stride
+    out += image.to(tl.int64) * out_image
+    window = image * window_image + group * window_group + channel * window_channel
+    left = tl.full([ROWS], 1.0, tl.float32)
+    right = tl.full([COLS], 1.0, tl.float32)
+    if FILTER:
+        left *= tl.load(filter_factors + image * (groups * rows_of_group // HEIGHT) + row // HEIGHT, mask=row_mask)
+    if CHANNEL:
+        right *= tl.load(channel_factors + (image * groups + group) * in_channels + channel, mask=channel_mask)
+    for col in range(WIDTH):
+        values = tl.load(plane + row[:, None] * (in_channels * WIDTH) + (channel * WIDTH + col)[None, :], mask=mask)
+        if TAPS:
+            logits = _logits(taps, windows, row * WIDTH + col, row_mask, window, channel_mask, window_tap,
+                             TAPS, ROWS, COLS)  # fmt: skip
+            values *= 2 * tl.sigmoid(logits)
+        factors = left
+        if SPATIAL:
+            factors *= tl.load(spatial_factors + (image * HEIGHT + row % HEIGHT) * WIDTH + col)
+        values *= factors[:, None] * right[None, :]
+        row_offset = (row // HEIGHT) * out_filter + (row % HEIGHT) * out_row + col * out_col
+        pointers = out + row_offset[:, None] + (channel * out_channel)[None, :]
+        tl.store(pointers, values.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def modulate_backward(plane, grad, taps, windows, channel_factors, filter_factors, spatial_factors,
+                      grad_plane, row_sums, col_sums,
+                      groups, rows_of_group, in_channels, col_blocks, plane_stride,
+                      window_image, window_group, window_channel, window_tap,
+                      grad_image, grad_filter, grad_channel, grad_row, grad_col,
+                      HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, CHANNEL: tl.constexpr,
+                      FILTER: tl.constexpr, SPATIAL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
+    """The gradient of the planes, and each block's share of what :func:`finish` sums up.
+
+    With P = K * dL/dK: ``row_sums`` (B, col_blocks, T + 1, R*b) is of dL/dlogit times each tap's window, and of P;
+    ``col_sums`` (B, G, row_blocks * b, T + 1, I) is of dL/dlogit times each tap, and of P. The last of T + 1 is there
+    where a factor needs it. ``grad_plane`` may be the plane itself.
+
+    Grid: as of :func:`modulate`.
+    """
+    image = tl.program_id(1)
+    row_blocks = tl.cdiv(rows_of_group, ROWS)
+    group = tl.program_id(0) // (row_blocks * col_blocks)
+    row, channel = _block(group, rows_of_group, in_channels, col_blocks, ROWS, COLS)
+    row_mask = row < rows_of_group
+    channel_mask = channel < in_channels
+    mask = row_mask[:, None] & channel_mask[None, :]
+    row += group * rows_of_group
+    rows = groups * rows_of_group
+    plane += image.to(tl.int64) * plane_stride
+    grad += image.to(tl.int64) * grad_image
+    grad_plane += image.to(tl.int64) * (rows * in_channels * WIDTH)
+    window = image * window_image + group * window_group + channel * window_channel
+    row_block = (tl.program_id(0) // col_blocks) % row_blocks
+    col_block = tl.program_id(0) % col_blocks
+    num_row_sums = TAPS + (1 if FILTER or SPATIAL else 0)
+    num_col_sums = TAPS + CHANNEL
+    row_sums += (image * col_blocks + col_block) * (num_row_sums * rows * WIDTH)
+    col_sums += ((image * groups + group) * row_blocks + row_block) * (WIDTH * num_col_sums * in_channels)
+    left = tl.full([ROWS], 1.0, tl.float32)
+    right = tl.full([COLS], 1.0, tl.float32)
+    if FILTER:
+        left *= tl.load(filter_factors + image * (rows // HEIGHT) + row // HEIGHT, mask=row_mask, other=0.0)
+    if CHANNEL:
+        right *= tl.load(
+            channel_factors + (image * groups + group) * in_channels + channel, mask=channel_mask, other=0.0
+        )
+    for col in range(WIDTH):
+        offsets = row[:, None] * (in_channels * WIDTH) + (channel * WIDTH + col)[None, :]
+        values = tl.load(plane + offsets, mask=mask, other=0.0)
+        row_offset = (row // HEIGHT) * grad_filter + (row % HEIGHT) * grad_row + col * grad_col
+        pointers = grad + row_offset[:, None] + (channel * grad_channel)[None, :]
+        grads = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+        factors = left
+        if SPATIAL:
+            factors *= tl.load(spatial_factors + (image * HEIGHT + row % HEIGHT) * WIDTH + col)
+        grads *= factors[:, None] * right[None, :]
+        tap_row = row * WIDTH + col
+        if TAPS:
+            logits = _logits(taps, windows, tap_row, row_mask, window, channel_mask, window_tap, TAPS, ROWS, COLS)
+            gate = tl.sigmoid(logits)
+            grads *= 2 * gate
+            product = values * grads
+            grad_logits = product * (1 - gate)
+            for tap in tl.static_range(TAPS):
+                tap_values = tl.load(taps + tap_row * TAPS + tap, mask=row_mask, other=0.0)
+                window_values = tl.load(windows + window + tap * window_tap, mask=channel_mask, other=0.0)
+                sums = tl.sum(grad_logits * window_values[None, :], 1)
+                tl.store(row_sums + tap * (rows * WIDTH) + tap_row, sums, mask=row_mask)
+                sums = tl.sum(grad_logits * tap_values[:, None], 0)
+                tl.store(col_sums + (col * num_col_sums + tap) * in_channels + channel, sums, mask=channel_mask)
+        else:
+            product = values * grads
+        tl.store(grad_plane + offsets, grads, mask=mask)
+        if FILTER or SPATIAL:
+            tl.store(row_sums + TAPS * (rows * WIDTH) + tap_row, tl.sum(product, 1), mask=row_mask)
+        if CHANNEL:
+            sums = col_sums + (col * num_col_sums + TAPS) * in_channels + channel
+            tl.store(sums, tl.sum(product, 0), mask=channel_mask)
+
+
+@triton.jit
+def _sum_terms(pointer, offsets, mask, count, inner, outer_stride, inner_stride, TERMS: tl.constexpr,
+               BLOCK: tl.constexpr):  # fmt: skip
+    """For each offset, the sum of ``count`` terms: ``inner`` at a stride, those again and again at another."""
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, count, TERMS):
+        term = start + tl.arange(0, TERMS)
+        pointers = pointer + (term // inner * outer_stride + term % inner * inner_stride)[:, None] + offsets[None, :]
+        total += tl.sum(tl.load(pointers, mask=(term < count)[:, None] & mask[None, :], other=0.0), 0)
+    return total
+
+
+@triton.jit
+def _divide(sums, factors):
+    """sums / factors, and 0 where a factor has underflowed to 0 (there its own derivative is 0 as well)."""
+    return tl.where(factors == 0, 0.0, sums / tl.where(factors == 0, 1.0, factors))
+
+
+@triton.jit
+def _finish_cols(block, col_sums, channel_factors, grad_windows, grad_channel, in_channels, count,
+                 TAPS: tl.constexpr, CHANNEL: tl.constexpr, TERMS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    size = (TAPS + CHANNEL) * in_channels  # of one image, group, row block and column of taps
+    per_image = tl.cdiv(size, BLOCK)
+    image_group = block // per_image
+    output = block % per_image * BLOCK + tl.arange(0, BLOCK)
+    mask = output < size
+    sums = _sum_terms(col_sums + image_group * (count * size), output, mask, count, 1, size, 0, TERMS, BLOCK)
+    tap = output // in_channels
+    position = image_group * in_channels + output % in_channels
+    if TAPS:
+        tl.store(grad_windows + position * TAPS + tap, sums, mask=mask & (tap < TAPS))
+    if CHANNEL:
+        mask &= tap == TAPS
+        factors = tl.load(channel_factors + position, mask=mask, other=1.0)
+        tl.store(grad_channel + position, _divide(sums, factors), mask=mask)
+
+
+@triton.jit
+def _finish_taps(block, row_sums, grad_taps, elements, row_size, count, TAPS: tl.constexpr, TERMS: tl.constexpr,
+                 BLOCK: tl.constexpr):  # fmt: skip
+    output = block * BLOCK + tl.arange(0, BLOCK)
+    mask = output < TAPS * elements
+    sums = _sum_terms(row_sums, output, mask, count, 1, row_size, 0, TERMS, BLOCK)
+    tl.store(grad_taps + output % elements * TAPS + output // elements, sums, mask=mask)
+
+
+@triton.jit
+def _finish_filter(block, row_sums, filter_factors, grad_filter, out_channels, row_size, col_blocks,
+                   SIZE: tl.constexpr, TERMS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    per_image = tl.cdiv(out_channels, BLOCK)
+    image = block // per_image
+    output = block % per_image * BLOCK + tl.arange(0, BLOCK)
+    mask = output < out_channels
+    pointer = row_sums + image * (col_blocks * row_size)
+    sums = _sum_terms(pointer, output * SIZE, mask, col_blocks * SIZE, SIZE, row_size, 1, TERMS, BLOCK)
+    position = image * out_channels + output
+    factors = tl.load(filter_factors + position, mask=mask, other=1.0)
+    tl.store(grad_filter + position, _divide(sums, factors), mask=mask)
+
+
+@triton.jit
+def _finish_spatial(block, row_sums, spatial_factors, grad_spatial, out_channels, row_size, col_blocks,
+                    SIZE: tl.constexpr, TERMS: tl.constexpr):  # fmt: skip
+    one = tl.arange(0, 1)
+    pointer = row_sums + block // SIZE * (col_blocks * row_size)
+    count = col_blocks * out_channels
+    sums = _sum_terms(pointer, block % SIZE + one, one == 0, count, out_channels, row_size, SIZE, TERMS, 1)
+    factors = tl.load(spatial_factors + block + one)
+    tl.store(grad_spatial + block + one, _divide(sums, factors))
+
+
+@triton.jit
+def finish(row_sums, col_sums, channel_factors, filter_factors, spatial_factors,
+           grad_taps, grad_windows, grad_channel, grad_filter, grad_spatial,
+           images, groups, rows, in_channels, row_blocks, col_blocks,
+           HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, CHANNEL: tl.constexpr,
+           FILTER: tl.constexpr, SPATIAL: tl.constexpr, TERMS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Sum up, for all images, the shares that :func:`modulate_backward` leaves.
+
+    Grid: programs for windows and channel, then for taps, for filter, and for spatial.
+    """
+    block = tl.program_id(0)
+    elements = rows * WIDTH
+    out_channels = rows // HEIGHT
+    row_size = (TAPS + (1 if FILTER or SPATIAL else 0)) * elements  # of one image and column block
+    products = row_sums + TAPS * elements
+    tap_block = block - images * groups * tl.cdiv((TAPS + CHANNEL) * in_channels, BLOCK)
+    filter_block = tap_block - tl.cdiv(TAPS * elements, BLOCK)
+    spatial_block = filter_block - FILTER * images * tl.cdiv(out_channels, BLOCK)
+    if tap_block < 0:
+        _finish_cols(block, col_sums, channel_factors, grad_windows, grad_channel, in_channels, row_blocks * WIDTH,
+                     TAPS, CHANNEL, TERMS, BLOCK)  # fmt: skip
+    elif filter_block < 0:
+        if TAPS:
+            _finish_taps(tap_block, row_sums, grad_taps, elements, row_size, images * col_blocks, TAPS, TERMS, BLOCK)
+    elif spatial_block < 0:
+        if FILTER:
+            _finish_filter(filter_block, products, filter_factors, grad_filter, out_channels, row_size, col_blocks,
+                           HEIGHT * WIDTH, TERMS, BLOCK)  # fmt: skip
+    else:
+        if SPATIAL:
+            _finish_spatial(spatial_block, products, spatial_factors, grad_spatial, out_channels, row_size,
+                            col_blocks, HEIGHT * WIDTH, TERMS * BLOCK // 2)  # fmt: skip
+
+
+@triton.jit
+def spectrum_backward(grad, spectrum, group_index, attention, grad_spectrum, shares,
+                      coefficients, half, cols, num_groups, images, steps, scale,
+                      ACCUMULATE: tl.constexpr, IMAGES: tl.constexpr, BLOCK: tl.constexpr,
+                      GROUPS: tl.constexpr):  # fmt: skip
+    """From the spectra (B, R, half, 2) of the planes' gradients to those of D and, in ``shares``, of attention.
+
+    ``shares`` (blocks, B, n) has each block's sum over its coefficients of every group: a product with a matrix of
+    zeros and ones. Float32 factors are split into two of tf32 each, and zeros and ones are exact, so the product has
+    float32's accuracy.
+
+    Grid: blocks of ``steps * BLOCK`` coefficients, blocks of groups.
+    """
+    image = tl.arange(0, IMAGES)
+    image_mask = image < images
+    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    parts = tl.arange(0, 2)
+    total = tl.zeros([IMAGES, GROUPS], tl.float32)
+    for step in range(steps):
+        coefficient = (tl.program_id(0) * steps + step) * BLOCK + tl.arange(0, BLOCK)
+        mask = coefficient < coefficients
+        pair = 2 * coefficient[:, None] + parts[None, :]
+        index = tl.load(group_index + coefficient, mask=mask, other=0).to(tl.int32)
+        col = coefficient % half
+        counts = tl.where((col == 0) | (2 * col == cols), scale, 2 * scale)  # each stands for its conjugate, too
+        pointers = grad + image.to(tl.int64)[:, None, None] * (2 * coefficients) + pair[None, :, :]
+        grads = tl.load(pointers, mask=image_mask[:, None, None] & mask[None, :, None], other=0.0)
+        grads *= counts[None, :, None]
+        values = tl.load(spectrum + pair, mask=mask[:, None], other=0.0)
+        per_coefficient = tl.sum(grads * values[None, :, :], 2)
+        is_member = (index[:, None] == group[None, :]).to(tl.float32)
+        total = tl.dot(per_coefficient, is_member, total, input_precision="tf32x3")
+        if tl.program_id(1) == 0:
+            weights = attention + image[:, None] * num_groups + index[None, :]
+            weights = tl.load(weights, mask=image_mask[:, None] & mask[None, :], other=0.0)
+            sums = tl.sum(grads * weights[:, :, None], 0)
+            if ACCUMULATE:
+                sums += tl.load(grad_spectrum + pair, mask=mask[:, None], other=0.0)
+            tl.store(grad_spectrum + pair, sums, mask=mask[:, None])
+    pointers = shares + (tl.program_id(0) * images + image[:, None]) * num_groups + group[None, :]
+    tl.store(pointers, total, mask=image_mask[:, None] & (group < num_groups)[None, :])
