@@ -193,9 +193,7 @@ def _backward(grad: Tensor, x: Tensor, attention: Tensor, band_edges: Sequence[f
     with on_device_of(x):
         bands = _Bands(dense, band_edges)
         for images in _chunks(x):
-            bands.weigh_backward(
-                grad[images], dense[images], attention[images], grad_x[images], grad_attention[images]
-            )
+            bands.weigh_backward(grad[images], dense[images], attention[images], grad_x[images], grad_attention[images])
     return grad_x, grad_attention
 
 

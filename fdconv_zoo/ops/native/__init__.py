@@ -1,5 +1,5 @@
-"""C functions for the hot operations on a CPU, and how they are built and loaded."""
+"""FDConv's hot operations in C, compiled for this machine at first use."""
 
-from fdconv_zoo.ops.native.library import NativeCode, library, native_code, num_threads
+from fdconv_zoo.ops.native.load import current_build, library, num_threads, problem
 
-__all__ = ["NativeCode", "library", "native_code", "num_threads"]
+__all__ = ["current_build", "library", "num_threads", "problem"]
