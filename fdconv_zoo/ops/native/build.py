@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from fdconv_zoo.ops.native.unavailable import UnavailableError
 SOURCES = Path(__file__).parent
 
 # There is no -ffast-math, since NaN and infinity must come through: only errno and floating-point traps are dropped.
-FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 # What selects the instructions of this very processor; some compilers know but the second. The last always works.
 TARGETS = (("-march=native",), ("-mcpu=native",), ())
 
@@ -66,11 +67,30 @@ def build() -> Build:
 
 def _compile(compiler: Compiler, flags: tuple[str, ...], folder: Path, key: str) -> Build:
     start = time.perf_counter()
+    sources = _files("*.c")
     with build_folder(folder) as temporary:
+        objects = [temporary / f"{source.stem}.o" for source in sources]
+
+        def compile_file(source: Path, target: Path) -> None:
+            run([*compiler.command, *flags, "-c", str(source), "-o", str(target)])
+
+        with ThreadPoolExecutor(len(sources)) as threads:
+            list(threads.map(compile_file, sources, objects))
         library = temporary / "library.so"
-        run([*compiler.command, *flags, *map(str, _files("*.c")), "-o", str(library), "-lm"])
+        run([*compiler.command, *flags, "-shared", *map(str, objects), "-o", str(library), "-lm"])
+        _check(library)
         path = keep_library(library, folder, key)
     return Build(path, compiler, flags, time.perf_counter() - start)
+
+
+def _check(library: Path) -> None:
+    """Run ``check.py``: compilers have faults, and a virtual machine may name instructions that it does not have."""
+    if not sys.executable:  # Python is embedded in another program
+        return
+    try:
+        run([sys.executable, "-I", "-S", str(SOURCES / "check.py"), str(library)])
+    except UnavailableError as error:
+        raise UnavailableError(f"the compiled library failed its check: {error}") from None
 
 
 def _key(compiler: Compiler, flags: tuple[str, ...]) -> str:
