@@ -67,9 +67,7 @@ class _Gradients:
         self.blocks = blocks = _cut(kernel_shape, geometry.groups, len(x), 64)
         elements = len(tensors.spectrum) * width
         self.row_sums = self._empty(len(x), blocks.col_blocks, self.num_row_sums, elements)
-        self.col_sums = self._empty(
-            len(x), geometry.groups, blocks.row_blocks * width, self.num_col_sums, in_channels
-        )
+        self.col_sums = self._empty(len(x), geometry.groups, blocks.row_blocks * width, self.num_col_sums, in_channels)
         self.grad_spectrum = torch.empty_like(tensors.spectrum)
         self.grad_attention = torch.empty_like(tensors.attention)
 
@@ -99,9 +97,7 @@ class _Gradients:
             return None, gradients
         return grad_x[0] if len(grad_x) == 1 else torch.cat(grad_x), gradients
 
-    def _modulate_backward(
-        self, images: slice, part: KernelTensors, planes: Tensor, grad_kernels: Tensor
-    ) -> Tensor:
+    def _modulate_backward(self, images: slice, part: KernelTensors, planes: Tensor, grad_kernels: Tensor) -> Tensor:
         """The gradients of planes, (b, R, C), written over the planes where each image has its own."""
         blocks, groups = self.blocks, self.geometry.groups
         batch, _, height, width = len(grad_kernels), *self.kernel_shape[1:]

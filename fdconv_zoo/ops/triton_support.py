@@ -26,7 +26,11 @@ def problem(device_type: str = "cuda") -> str | None:
     if triton is None:
         return "it is not installed"
     if is_interpreted():
-        return None if device_type == "cpu" else f"its interpreter (TRITON_INTERPRET=1) runs on a CPU, not on {device_type}"
+        return (
+            None
+            if device_type == "cpu"
+            else f"its interpreter (TRITON_INTERPRET=1) runs on a CPU, not on {device_type}"
+        )
     if device_type != "cuda":
         return f"it compiles for CUDA devices, not for {device_type}"
     return _failures[0] if _failures else _driver_problem()
@@ -44,7 +48,9 @@ def _driver_problem() -> str | None:
 @lru_cache(maxsize=16)
 def warn_once(reason: str) -> None:
     """Say why the Triton path is not taken, the first time."""
-    warnings.warn(f"FDConv layers do not use Triton: {reason}. They compute the same with torch's operations.", stacklevel=2)
+    warnings.warn(
+        f"FDConv layers do not use Triton: {reason}. They compute the same with torch's operations.", stacklevel=2
+    )
 
 
 def with_fallback(run: Callable[P, T], fallback: Callable[P, T]) -> Callable[P, T]:

@@ -1,7 +1,12 @@
 """temporary"""
 
-import ctypes, functools, os, subprocess, torch
+import ctypes
+import functools
+import os
+import subprocess
 from pathlib import Path
+
+import torch
 
 
 @functools.cache
