@@ -1,4 +1,5 @@
 #include "parallel.h"
+#include "lanes.h"
 
 #include <stddef.h>
 
@@ -8,6 +9,8 @@ typedef void (*parallel_function)(void (*)(void *), void *, unsigned, unsigned);
 static parallel_function parallel;
 
 void fdconv_set_parallel(void *gomp_parallel) { parallel = (parallel_function)gomp_parallel; }
+
+int64_t fdconv_lanes(void) { return LANES; }
 
 typedef struct {
     part_function function;

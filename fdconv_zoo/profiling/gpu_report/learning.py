@@ -16,8 +16,10 @@ from fdconv_zoo.profiling.gpu_report.section import Item, Recorder, Settings
 from fdconv_zoo.profiling.timing import autocast
 from fdconv_zoo.profiling.twin import create_with_twin
 
-BATCH, RATE, DECAY, MAX_EPOCHS = 256, 1e-3, 0.05, 15
-TRIAL_STEPS = 10
+BATCH, SMALL_BATCH = 256, 32
+RATE, DECAY = 1e-3, 0.05
+MAX_EPOCHS, SMALL_EPOCHS = 15, 2
+TRIAL_STEPS = 5
 
 
 def items(settings: Settings) -> list[Item]:
@@ -66,25 +68,32 @@ class _Run:
     Args:
         model: on the device.
         data: as :func:`load` returns it.
-        dtype: of autocast.
+        batch_size: number of images of a step.
     """
 
-    def __init__(self, model: nn.Module, data: tuple[Tensor, ...], dtype: torch.dtype) -> None:
-        self.model, self.dtype = model, dtype
+    dtype = torch.bfloat16  # of autocast
+
+    def __init__(self, model: nn.Module, data: tuple[Tensor, ...], batch_size: int) -> None:
+        self.model, self.batch_size = model, batch_size
         self.images, self.labels, self.test_images, self.test_labels = data
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
         self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches only."""
+        return len(self.images) // self.batch_size
+
     def plan(self, epochs: int) -> None:
         """Set the schedule."""
-        steps = epochs * (len(self.images) // BATCH)
+        steps = epochs * self.steps_per_epoch
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, RATE, total_steps=steps)
 
     def train(self, steps: int | None = None) -> float:
         """Train for an epoch, or for a number of steps; the mean loss."""
         self.model.train()
         order = torch.randperm(len(self.images), device=self.images.device)
-        batches = list(order.split(BATCH))[: len(self.images) // BATCH][:steps]
+        batches = order.split(self.batch_size)[: self.steps_per_epoch][:steps]
         losses = torch.zeros((), device=order.device)
         for indices in batches:
             x = self.images[indices]
@@ -118,17 +127,18 @@ def _train(settings: Settings, folder: Path, recorder: Recorder) -> None:
     models = create_with_twin(name, num_classes=10, in_chans=1)
     plain, model = models.values()
     model.load_state_dict(plain.state_dict())
-    runs = {name: _Run(model.to(device), data, torch.bfloat16) for name, model in models.items()}
+    batch, most = (SMALL_BATCH, SMALL_EPOCHS) if settings.small else (BATCH, MAX_EPOCHS)
+    runs = {name: _Run(model.to(device), data, batch) for name, model in models.items()}
     seconds = 0.0
     for run in runs.values():  # once for the first calls, once for the time
         for _ in range(2):
             start = time.perf_counter()
             run.train(TRIAL_STEPS)
             synchronize(device)
-        seconds += (time.perf_counter() - start) * max(len(run.images) // BATCH, 1) / TRIAL_STEPS
-    epochs = min(max(int(0.85 * recorder.seconds_left / seconds), 1), 2 if settings.small else MAX_EPOCHS)
+        seconds += (time.perf_counter() - start) * run.steps_per_epoch / TRIAL_STEPS
+    epochs = min(max(int(0.85 * recorder.seconds_left / seconds), 1), most)
     recorder.note(
-        f"AdamW, rate {RATE}, weight decay {DECAY}, one cycle of {epochs} epochs, batch {BATCH}, bfloat16, flips; "
+        f"AdamW, rate {RATE}, weight decay {DECAY}, one cycle of {epochs} epochs, batch {batch}, bfloat16, flips; "
         "both start from the same weights."
     )
     for run in runs.values():

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +52,11 @@ LOG_TAIL = 6000  # characters
 
 
 def write_report(
-    settings: Settings, folder: Path, seconds: float, names: Sequence[str] = tuple(SECTIONS), show: Callable = print
+    settings: Settings,
+    folder: Path,
+    seconds: float,
+    sections: Mapping[str, Section] = SECTIONS,
+    show: Callable[[str], None] = print,
 ) -> Document:
     """Run sections and write ``report.md`` and ``report.json`` after each.
 
@@ -60,19 +64,20 @@ def write_report(
         settings: what the report covers.
         folder: made if it does not exist.
         seconds: for all sections together; each has a share of what those before it have left.
-        names: of the sections.
+        sections: by name, in order.
         show: prints a line.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # imports torch and timm once, and no process inherits a CUDA context
     document, end = Document(), time.monotonic() + seconds
-    for position, name in enumerate(names):
-        shares = [SECTIONS[other].share for other in names[position:]]
+    shares = sum(section.share for section in sections.values())
+    for name, section in sections.items():
         start = time.monotonic()
-        deadline = start + max(end - start, 0) * shares[0] / sum(shares)
-        document.start(name, SECTIONS[name].title)
-        show(f"== {SECTIONS[name].title}: {deadline - start:.0f} s")
-        _run_section(context, name, settings, deadline, document, show)
+        deadline = start + max(end - start, 0) * section.share / shares
+        shares -= section.share
+        document.start(name, section.title)
+        show(f"== {section.title}: {deadline - start:.0f} s")
+        _run_section(context, section, settings, deadline, document, show)
         document.finish(time.monotonic() - start)
         document.write(folder)
     for line in summary_lines(document):
@@ -82,11 +87,11 @@ def write_report(
 
 def _run_section(
     context: multiprocessing.context.BaseContext,
-    name: str,
+    section: Section,
     settings: Settings,
     deadline: float,
     document: Document,
-    show: Callable,
+    show: Callable[[str], None],
 ) -> None:
     """Run a section, in a new process after every item that ends one."""
     first = 0
@@ -94,7 +99,7 @@ def _run_section(
         while first is not None:
             log = Path(folder) / f"{first}.txt"
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(sender, name, first, settings, deadline, log))
+            process = context.Process(target=_work, args=(sender, section, first, settings, deadline, log))
             process.start()
             sender.close()
             try:
@@ -105,7 +110,7 @@ def _run_section(
 
 
 def _follow(
-    events: Connection, deadline: float, document: Document, show: Callable, log: Path, first: int
+    events: Connection, deadline: float, document: Document, show: Callable[[str], None], log: Path, first: int
 ) -> int | None:
     """Record the events of a process to its end; the index of the item to go on with, None if there is no more."""
     index, item, item_end = first - 1, "start of the process", deadline
@@ -144,15 +149,16 @@ def _tail(log: Path) -> str:
     return text[-LOG_TAIL:]
 
 
-def _work(events: Connection, name: str, first: int, settings: Settings, deadline: float, log: Path) -> None:
+def _work(events: Connection, section: Section, first: int, settings: Settings, deadline: float, log: Path) -> None:
     """Run the items of a section from the ``first`` on, in a process of their own."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    faulthandler.enable(file=output)
     recorder = Recorder(events.send, deadline)
     recorder.item = "preparation"
     try:
-        items = SECTIONS[name].items(settings)
+        items = section.items(settings)
     except Exception:
         recorder.failure("failed", traceback.format_exc())
         items = []
