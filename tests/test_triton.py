@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fdconv_zoo import FDConv2d, FDLinear, FrequencyBandModulation, set_path
 from fdconv_zoo.layers.fdw import frequency_groups
-from fdconv_zoo.ops import bands_triton, choose_path, image_convolution, kernels_triton, triton_support
+from fdconv_zoo.ops import bands_triton, choose_path, image_convolution, kernels_triton, modulation, triton_support
 from fdconv_zoo.ops.bands_plain import modulate_bands_plain
 from fdconv_zoo.ops.convolution import Geometry, convolve
 from fdconv_zoo.ops.kernels_plain import DisjointWeights, KernelModulators, LocalFactors, convolve_plain
@@ -34,7 +34,7 @@ runs_kernels = pytest.mark.skipif(not HAS_GPU and INTERPRETER not in os.environ,
 
 
 @pytest.mark.skipif(HAS_GPU or INTERPRETER in os.environ, reason="the tests run in this process")
-@pytest.mark.parametrize("part", ["kernels", "bands", "images", "layers"])
+@pytest.mark.parametrize("part", ["kernels", "bands", "images", "layers", "small_operations"])
 def test_in_the_interpreter(part):
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
@@ -343,3 +343,50 @@ def test_other_errors_are_not_hidden(monkeypatch):
 
     with pytest.raises(ValueError, match="bad"):
         triton_support.with_fallback(broken, lambda x: x)("bad")
+
+
+@runs_kernels
+def test_small_operations_match_plain_ones():
+    shapes, temperatures, counts = [(2, 5), (2, 700), (2, 1)], [1.0, 0.7, 2.0], [1, 4, 1]
+    scale, bias = torch.rand(1) + 0.5, torch.randn(1)
+    operations = {
+        "modulators": (
+            [torch.randn(shape) for shape in shapes],
+            lambda *logits: modulation.modulate_triton(logits, temperatures, counts),
+            lambda *logits: modulation.modulate_plain(logits, temperatures, counts, torch.float64),
+        ),
+        "StarReLU": (
+            [torch.randn(3, 500), scale, bias],
+            lambda *tensors: [modulation.star_relu_triton(*tensors)],
+            lambda *tensors: [modulation.star_relu_plain(*tensors)],
+        ),
+        "neighbors": (
+            [torch.randn(3, 7)],
+            lambda x: [modulation.neighbors_triton(x, 5)],
+            lambda x: [modulation.neighbors_plain(x, 5)],
+        ),
+        "pool": (
+            [torch.randn(2, 3, 5, 4)],
+            lambda x: [modulation.pool_triton(x)],
+            lambda x: [modulation.pool_plain(x, torch.float64)],
+        ),
+    }
+    for name, (inputs, run, oracle) in operations.items():
+        expected_leaves = [tensor.double().requires_grad_() for tensor in inputs]
+        expected = oracle(*expected_leaves)
+        grads = [torch.randn_like(tensor) for tensor in expected]
+        leaves = [tensor.to(DEVICE).requires_grad_() for tensor in inputs]
+        found = run(*leaves)
+        gradients = torch.autograd.grad(found, leaves, [move(grad) for grad in grads], retain_graph=True)
+        wanted = torch.autograd.grad(expected, expected_leaves, grads, create_graph=True)
+        errors = relative_errors([*found, *gradients], [tensor.detach() for tensor in (*expected, *wanted)])
+        assert max(errors) < LIMITS[torch.float32], name
+        if name in ("neighbors", "pool"):  # they are linear
+            continue
+        gradients = torch.autograd.grad(found, leaves, [move(grad) for grad in grads], create_graph=True)
+        twice = torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), leaves, allow_unused=True)
+        wanted_twice = torch.autograd.grad(
+            sum(gradient.square().sum() for gradient in wanted), expected_leaves, allow_unused=True
+        )
+        for one, other in zip(twice, wanted_twice, strict=True):
+            assert one is other is None or relative_errors([one], [other])[0] < 1e-5, name
