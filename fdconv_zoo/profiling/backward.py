@@ -10,17 +10,22 @@ from torch.autograd.graph import Node
 
 
 @torch.no_grad()
-def run_backward(output: Tensor) -> dict[Tensor, Tensor]:
-    """Differentiate a scalar, operation by operation, in this thread and under its modes.
+def run_backward(output: Tensor, gradient: Tensor) -> dict[Tensor, Tensor]:
+    """Differentiate an output, operation by operation, in this thread and under its modes.
 
     Hooks on gradients are not called.
+
+    Args:
+        output: of a computation that autograd has recorded; what it has kept is still there afterwards.
+        gradient: of the output.
 
     Returns:
         The gradient of each leaf.
     """
     root = output.grad_fn
     missing = _count_dependencies(root)
-    gradients: dict[Node, list[Tensor | None]] = {root: [torch.ones_like(output)]}
+    gradients: dict[Node, list[Tensor | None]] = {}
+    _add(gradients, root, output.output_nr, gradient)
     found: dict[Tensor, Tensor] = {}
     ready = [root]
     while ready:

@@ -5,6 +5,7 @@ Every operation of torch that computes is a launch, or several, see ``_SEVERAL``
 what they call counts, and every launch of a Triton kernel. Views, allocations and metadata are free.
 """
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -79,13 +80,13 @@ class Launches:
 
 
 def count_launches(
-    build: Callable[[], nn.Module], shape: tuple[int, int, int, int], *, dtype: torch.dtype, training: bool
+    model: nn.Module, x: Tensor, *, dtype: torch.dtype = torch.float32, training: bool = True
 ) -> tuple[Launches, Launches]:
     """Count the launches of a forward pass and of a backward pass, without the optimizer's.
 
     Args:
-        build: makes the model; called on the meta device, where large ones take no memory.
-        shape: of the input, (B, C, H, W).
+        model: not changed; on the meta device large ones take no memory.
+        x: its input, on the meta device; only its shape, strides and type matter.
         dtype: of autocast; float32 disables it.
         training: False counts a forward pass in inference, and nothing for backward.
 
@@ -93,17 +94,15 @@ def count_launches(
         Of the forward pass and of the backward pass.
     """
     forward, backward = LaunchCounter(), LaunchCounter()
-    with torch.device("meta"):
-        model = build().train(training)
+    model = copy.deepcopy(model).train(training)
     with FakeTensorMode():
         place_on_fake_device(model)
-        x = torch.empty(shape, device=DEVICE)
-        with torch.set_grad_enabled(training):
-            with forward.counting(), _autocast(dtype):
-                loss = model(x).float().sum()
-            if training:
-                with backward.counting():
-                    run_backward(loss)
+        x = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=DEVICE)
+        with torch.set_grad_enabled(training), forward.counting(), _autocast(dtype):
+            y = model(x)
+        if training:
+            with backward.counting():
+                run_backward(y, torch.empty_like(y))
     return forward.launches, backward.launches
 
 
