@@ -135,10 +135,12 @@ def test_the_backward_pass_is_that_of_the_engine(name, autocast):
     found = run_backward(y, gradient)
     parameters = list(model.parameters())
     expected = torch.autograd.grad(y, parameters, gradient)
-    tolerance = 2e-2 if autocast else 1e-5  # the order of sums may differ
+    # In half precision gradients depend on the order in which they are summed.
+    tolerance = 5e-2 if autocast else 1e-5
+    rounding = 1e-2 * max(one.abs().max() for one in expected)
     for parameter, one in zip(parameters, expected, strict=True):
         assert found[parameter].dtype == one.dtype
-        assert torch.allclose(found[parameter], one, rtol=1e-4, atol=tolerance * one.abs().max())
+        assert (found[parameter] - one).abs().max() <= tolerance * (one.abs().max() + rounding)
 
 
 def test_the_backward_pass_of_one_of_two_outputs():
