@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +17,11 @@ from fdconv_zoo.ops.native.unavailable import UnavailableError
 SOURCES = Path(__file__).parent
 
 # There is no -ffast-math, since NaN and infinity must come through: only errno and floating-point traps are dropped.
-FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 # What selects the instructions of this very processor; some compilers know but the second. The last always works.
 TARGETS = (("-march=native",), ("-mcpu=native",), ())
+
+TIMEOUT = 120.0  # seconds, for what takes three on an idle machine
 
 # Lines of /proc/cpuinfo that say which instructions there are, on x86, ARM, RISC-V and POWER.
 _CPU_LINES = {"model name", "model", "flags", "Features", "CPU implementer", "CPU part", "CPU variant", "isa", "cpu"}
@@ -49,7 +52,8 @@ def build() -> Build:
     if sys.platform not in ("linux", "darwin") or sys.maxsize < 2**32:
         raise UnavailableError("only 64-bit Linux and macOS are supported")
     folder = open_cache()
-    compiler = find_compiler()
+    deadline = time.monotonic() + TIMEOUT
+    compiler = find_compiler(deadline)
     problem = None
     for target in TARGETS:
         flags = (*FLAGS, *target)
@@ -58,19 +62,38 @@ def build() -> Build:
         if path is not None:
             return Build(path, compiler, flags, seconds=None)
         try:
-            return _compile(compiler, flags, folder, key)
+            return _compile(compiler, flags, folder, key, deadline)
         except UnavailableError as error:
             problem = problem or error
     raise problem
 
 
-def _compile(compiler: Compiler, flags: tuple[str, ...], folder: Path, key: str) -> Build:
+def _compile(compiler: Compiler, flags: tuple[str, ...], folder: Path, key: str, deadline: float) -> Build:
     start = time.perf_counter()
+    sources = _files("*.c")
     with build_folder(folder) as temporary:
+        objects = [temporary / f"{source.stem}.o" for source in sources]
+
+        def compile_file(source: Path, target: Path) -> None:
+            run([*compiler.command, *flags, "-c", str(source), "-o", str(target)], deadline)
+
+        with ThreadPoolExecutor(len(sources)) as threads:
+            list(threads.map(compile_file, sources, objects))
         library = temporary / "library.so"
-        run([*compiler.command, *flags, *map(str, _files("*.c")), "-o", str(library), "-lm"])
+        run([*compiler.command, *flags, "-shared", *map(str, objects), "-o", str(library), "-lm"], deadline)
+        _check(library, deadline)
         path = keep_library(library, folder, key)
     return Build(path, compiler, flags, time.perf_counter() - start)
+
+
+def _check(library: Path, deadline: float) -> None:
+    """Run ``check.py``: compilers have faults, and a virtual machine may name instructions that it does not have."""
+    if not sys.executable:  # Python is embedded in another program
+        return
+    try:
+        run([sys.executable, "-I", "-S", str(SOURCES / "check.py"), str(library)], deadline)
+    except UnavailableError as error:
+        raise UnavailableError(f"the compiled library failed its check: {error}") from None
 
 
 def _key(compiler: Compiler, flags: tuple[str, ...]) -> str:

@@ -6,13 +6,12 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 from fdconv_zoo.ops.native.unavailable import UnavailableError
-
-TIMEOUT = 120.0  # seconds, for what takes two or three on an idle machine
 
 
 class Compiler(NamedTuple):
@@ -32,8 +31,11 @@ class Compiler(NamedTuple):
         return f"{shlex.join(self.command)} ({self.version.partition(chr(10))[0]})"
 
 
-def find_compiler() -> Compiler:
+def find_compiler(deadline: float) -> Compiler:
     """Find the compiler that ``CC`` names; without it, the first of cc, gcc and clang.
+
+    Args:
+        deadline: see :func:`run`.
 
     Raises:
         UnavailableError: there is none, or it does not run.
@@ -45,19 +47,23 @@ def find_compiler() -> Compiler:
         path = shutil.which(program)
         if path:
             command = (path, *flags)
-            return Compiler(command, run([*command, "--version"]).strip())
+            return Compiler(command, run([*command, "--version"], deadline).strip())
     if named:
         raise UnavailableError(f"CC={named} is not a program on PATH; correct or unset CC")
     raise UnavailableError("no C compiler (cc, gcc or clang) is on PATH; install one, or name it in CC")
 
 
-def run(command: Sequence[str], timeout: float | None = None) -> str:
+def run(command: Sequence[str], deadline: float) -> str:
     """Run a program that may hang, and return what it prints.
+
+    Args:
+        command: the program and its arguments.
+        deadline: when to end it, of ``time.monotonic()``.
 
     Raises:
         UnavailableError: it failed, with the first line of its errors, or did not end in time.
     """
-    timeout = timeout or TIMEOUT
+    # If the program turns out to be this very one (Python may be embedded), it must not build in its turn.
     environment = os.environ | {"LC_ALL": "C", "FDCONV_NATIVE": "0"}
     name = os.path.basename(command[0])
     try:
@@ -67,7 +73,7 @@ def run(command: Sequence[str], timeout: float | None = None) -> str:
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
             )
             try:
-                code = process.wait(timeout)
+                code = process.wait(max(deadline - time.monotonic(), 0))
             except BaseException:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
@@ -76,7 +82,7 @@ def run(command: Sequence[str], timeout: float | None = None) -> str:
             output.seek(0)
             text = output.read().decode(errors="replace")
     except subprocess.TimeoutExpired:
-        raise UnavailableError(f"{name} did not end within {timeout:.0f} seconds") from None
+        raise UnavailableError(f"{name} did not end in time") from None
     except OSError as error:
         raise UnavailableError(f"{name} cannot be run: {error}") from None
     if code:

@@ -67,8 +67,8 @@ def _try() -> None:
         try:
             if os.environ.get("FDCONV_NATIVE") == "0":
                 raise UnavailableError("FDCONV_NATIVE=0 is set")
-            _build = build()
-            _library = _load(_build.path)
+            built = build()
+            _library, _build = _load(built.path), built
         except UnavailableError as error:
             _problem = str(error)
         except Exception as error:  # a fault of ours is no reason to stop, either: other paths compute the same
