@@ -52,7 +52,7 @@ def _backward(grad: Tensor, x: Tensor, attention: Tensor, band_edges: Sequence[f
     shape = (len(x), num_blocks, *attention.shape[1:])
     grad_attention = scratch("attention of blocks", shape, torch.float32, x.device)
     _run(x_dense, attention, band_edges, y=grad_x, grad=grad, grad_attention=grad_attention)
-    return _like(grad_x, x), grad_attention.sum(1)
+    return _like(grad_x, x), _like(grad_attention.sum(1), attention)
 
 
 def _run(x: Tensor, attention: Tensor, band_edges: Sequence[float], **tensors: Tensor) -> None:
