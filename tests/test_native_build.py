@@ -97,7 +97,7 @@ def test_the_real_compiler_builds_what_works(folder, monkeypatch, fresh):
     monkeypatch.delenv("CC", raising=False)
     assert native.problem() is None
     assert native.current_build().path.parent == folder
-    assert native.library().fdconv_lanes() in (4, 8, 16)
+    assert native.library().fdconv_bands_lanes() in (4, 8, 16)
 
 
 @needs_native

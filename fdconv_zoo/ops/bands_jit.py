@@ -231,7 +231,7 @@ def finish(sums, grad_attention, size, plane, shares, sums_size, BANDS: tl.const
     # One image has M results and M + 1 sums.
     sums += element + element // (BANDS * plane) * plane
     total = tl.zeros([BLOCK], tl.float32)
-    for share in range(shares):
+    for _ in range(shares):
         total += tl.load(sums, mask=mask, other=0.0) - tl.load(sums + plane, mask=mask, other=0.0)
         sums += sums_size
     tl.store(grad_attention + element, total, mask=mask)

@@ -19,7 +19,8 @@ from fdconv_zoo.ops.triton_support import cdiv, is_interpreted, on_device_of, po
 if triton is not None:
     from fdconv_zoo.ops import bands_jit
 
-_PADDING = 64  # a multiple of all sizes of blocks
+_BLOCK = 64  # the largest side of a block
+_PADDING = 64  # a multiple of all sides of blocks
 _IMAGES_AT_ONCE = 2**15  # an axis of a grid has a limit
 _ELEMENTS_AT_ONCE = 2**24  # of maps; several tensors of float32 that large are held
 
@@ -35,9 +36,9 @@ class _Bands:
         # Float32 products split into three of fewer bits, on the matrix units: as exact as float32 for float32 maps,
         # and finer than the maps themselves for those of half precision.
         self.precision = "tf32x3" if x.dtype == torch.float32 or is_interpreted() else "bf16x3"
-        self.cols_block = power_of_two(self.width, 16, 64)
-        self.waves_block = power_of_two(self.num_waves, 16, 64)
-        self.channels_block = power_of_two(self.channels, 16, 64)
+        self.cols_block = power_of_two(self.width, 16, _BLOCK)
+        self.waves_block = power_of_two(self.num_waves, 16, _BLOCK)
+        self.channels_block = power_of_two(self.channels, 16, _BLOCK)
         padded = [cdiv(size, _PADDING) * _PADDING for size in (self.height, self.width, self.num_waves)]
         self.padded_height, padded_width, self.padded_waves = padded
         self.basis = self._empty(x, padded_width, self.padded_waves)
@@ -87,7 +88,7 @@ class _Bands:
         )
         num_results = num_bands if num_sources == 1 else num_bands + 1
         results = self._empty(x, num_results, batch, self.height, self.num_waves, self.channels)
-        rows, columns = power_of_two(self.height, 16, 64), power_of_two(self.num_waves * self.channels, 16, 64)
+        rows, columns = power_of_two(self.height, 16, _BLOCK), power_of_two(self.num_waves * self.channels, 16, _BLOCK)
         grid = (cdiv(self.height, rows) * cdiv(self.num_waves * self.channels, columns), batch, num_results)
         bands_jit.project[grid](
             coefficients,

@@ -68,11 +68,10 @@ def convolve_images(x: Tensor, kernels: Tensor, geometry: Geometry, form: Form |
     """
     form = form or choose_form(x, kernels.shape[1:], geometry)
     if form == "product":
-        x = x[:, :, :: geometry.stride[0], :: geometry.stride[1]]
-        matrix = kernels.flatten(2)
+        seen, matrix = x[:, :, :: geometry.stride[0], :: geometry.stride[1]], kernels.flatten(2)
         if is_channels_last(x):
-            return _from_rows(torch.bmm(_to_rows(x), matrix.transpose(1, 2)), x.shape[2:])
-        return torch.bmm(matrix, x.flatten(2)).unflatten(2, x.shape[2:])
+            return _from_rows(torch.bmm(_to_rows(seen), matrix.transpose(1, 2)), seen.shape[2:])
+        return torch.bmm(matrix, seen.flatten(2)).unflatten(2, seen.shape[2:])
     if form == "implicit":
         y = _empty_map(x, kernels.shape[1], geometry.output_size(x.shape[2:]))
         _launch(x, kernels, y, geometry, is_transposed=False)

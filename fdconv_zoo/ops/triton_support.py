@@ -54,7 +54,7 @@ def warn_once(reason: str) -> None:
 
 
 def with_fallback(run: Callable[P, T], fallback: Callable[P, T]) -> Callable[P, T]:
-    """A function that launches kernels, or another of the same results from the first time that one does not compile."""
+    """A function that launches kernels; another of the same results once one of them has not compiled."""
 
     @wraps(run)
     def run_or_fall_back(*args: P.args, **kwargs: P.kwargs) -> T:

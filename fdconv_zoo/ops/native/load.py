@@ -14,9 +14,11 @@ from fdconv_zoo.ops.native.unavailable import UnavailableError
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 _FUNCTIONS = {  # what each returns and takes
     "fdconv_set_parallel": (None, [_POINTER]),
-    "fdconv_lanes": (_INTEGER, []),
     "fdconv_kernels_scratch": (_INTEGER, [_POINTER]),
     "fdconv_assemble_kernels": (_INTEGER, [_POINTER] * 4),
+    "fdconv_bands_lanes": (_INTEGER, []),
+    "fdconv_bands_scratch": (_INTEGER, [_POINTER]),
+    "fdconv_modulate_bands": (None, [_POINTER]),
     "fdconv_differentiate_kernels": (_INTEGER, [*[_POINTER] * 5, _INTEGER, _POINTER]),
 }
 

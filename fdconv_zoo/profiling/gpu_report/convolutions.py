@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fdconv_zoo.ops import Geometry, convolve
-from fdconv_zoo.ops.convolution import convolve_backward, extract_patches, fold_patches
+from fdconv_zoo.ops.convolution import extract_patches, fold_patches
 from fdconv_zoo.profiling.gpu_report.clock import interleave
 from fdconv_zoo.profiling.gpu_report.section import Item, Recorder, Settings
 
@@ -36,7 +36,12 @@ def _grouped(x: Tensor, kernels: Tensor) -> Tensor:
 
 
 def _grouped_backward(grad: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
-    return convolve_backward(grad, x, kernels, GEOMETRY, True)
+    batch = len(x)
+    grad_x, grad_kernels, _ = torch.ops.aten.convolution_backward(
+        grad.reshape(1, -1, *grad.shape[2:]), x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1), None,
+        *GEOMETRY.arguments[:3], False, (0, 0), batch, (True, True, False),
+    )  # fmt: skip
+    return grad_x.view(x.shape), grad_kernels.view(kernels.shape)
 
 
 def _loop(x: Tensor, kernels: Tensor) -> Tensor:
@@ -45,26 +50,26 @@ def _loop(x: Tensor, kernels: Tensor) -> Tensor:
 
 def _loop_backward(grad: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
     chunks = [
-        convolve_backward(grad[i : i + 1], x[i : i + 1], kernels[i : i + 1], GEOMETRY, True) for i in range(len(x))
+        _grouped_backward(grad[i : i + 1], x[i : i + 1], kernels[i : i + 1]) for i in range(len(x))
     ]
     grads_x, grads_kernels = zip(*chunks, strict=True)
     return torch.cat(grads_x), torch.cat(grads_kernels)
 
 
 def _planes(kernels: Tensor) -> Tensor:
-    """(B, O, a*I*b), in the order of the patches."""
-    return kernels.transpose(2, 3).flatten(2)
+    """(B, O, a*b*I), in the order of the patches."""
+    return kernels.permute(0, 1, 3, 4, 2).flatten(2)
 
 
 def _patches(x: Tensor, kernels: Tensor) -> Tensor:
-    return (_planes(kernels) @ extract_patches(x, GEOMETRY).squeeze(2)).unflatten(2, x.shape[2:])
+    return (_planes(kernels) @ extract_patches(x, GEOMETRY)).unflatten(2, x.shape[2:])
 
 
 def _patches_backward(grad: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
-    grad, patches = grad.flatten(2), extract_patches(x, GEOMETRY).squeeze(2)
+    grad, patches = grad.flatten(2), extract_patches(x, GEOMETRY)
     grad_patches = _planes(kernels).transpose(1, 2) @ grad
     grad_planes = grad @ patches.transpose(1, 2)
-    grad_kernels = grad_planes.view(*kernels.shape[:2], 3, -1, 3).transpose(2, 3)
+    grad_kernels = grad_planes.view(*kernels.shape[:2], 3, 3, -1).permute(0, 1, 4, 2, 3)
     return fold_patches(grad_patches, x.shape[2:], GEOMETRY), grad_kernels
 
 

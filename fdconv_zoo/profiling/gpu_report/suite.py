@@ -8,14 +8,19 @@ from pathlib import Path
 
 from fdconv_zoo.profiling.gpu_report.section import Item, Recorder, Settings
 
-# A test file belongs here if it has tests that only a GPU runs.
-_NEEDS_GPU = re.compile(r"cuda\.is_available\(\)|mark\.gpu")
+_MARK = "mark.gpu"
+# A file of tests belongs here if a GPU runs more of them, or others.
+_NEEDS_GPU = re.compile(rf"cuda\.is_available\(\)|{re.escape(_MARK)}")
 TAIL = 12000  # characters of the output
 
 
 def find_tests(root: Path) -> tuple[str, ...]:
-    """The files of tests with variants for a GPU, those of the Triton path first."""
-    files = [path for path in sorted((root / "tests").glob("test_*.py")) if _NEEDS_GPU.search(path.read_text())]
+    """The files of tests that are for a GPU too, those of the Triton path first."""
+    files = [
+        path
+        for path in sorted((root / "tests").glob("test_*.py"))
+        if path.name != "test_gpu_report.py" and _NEEDS_GPU.search(path.read_text())
+    ]
     files.sort(key=lambda path: "triton" not in path.name)
     return tuple(str(path.relative_to(root)) for path in files)
 
@@ -28,6 +33,8 @@ def items(settings: Settings) -> list[Item]:
 def _run_tests(name: str, root: Path, recorder: Recorder) -> None:
     limit = min(95, recorder.seconds_left)
     command = [sys.executable, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", "-rs", name]
+    if _MARK in (root / name).read_text(encoding="utf-8"):
+        command += ["-m", "gpu"]  # the others need none
     try:
         done = subprocess.run(
             command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=limit, check=False
