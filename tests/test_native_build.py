@@ -64,8 +64,7 @@ def quick(tmp_path, monkeypatch, folder):
 def fresh(monkeypatch):
     """A process that has not asked for the library yet."""
     monkeypatch.delenv("FDCONV_NATIVE", raising=False)
-    for name, value in {"_library": None, "_build": None, "_problem": None, "_is_tried": False}.items():
-        monkeypatch.setattr(load, name, value)
+    monkeypatch.setattr(load, "_state", None)
 
 
 def links(log: Path) -> int:
