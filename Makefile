@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python
 
-.PHONY: demo demo-dense test lint clean
+.PHONY: demo demo-dense test sanitize lint clean
 
 demo: $(VENV)/installed
 	$(RUN) scripts/train.py --config models/resnet10s_fdconv.fashion_mnist.demo.yaml --output runs/demo --overwrite
@@ -19,6 +19,15 @@ demo-dense: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(RUN) -m pytest -n auto
+
+# The tests of native code under GCC's sanitizers, whose runtime must be in the process before Python.
+SANITIZED = CC="sh -c 'exec gcc \"\$$@\" -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all' gcc" \
+	ASAN_OPTIONS=detect_leaks=0:handle_segv=0 OMP_NUM_THREADS=2 \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" $(RUN)
+
+sanitize: $(VENV)/installed
+	$(SANITIZED) -c 'from fdconv_zoo.ops import native; exit(native.problem())'
+	$(SANITIZED) -m pytest tests/test_native_*.py
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

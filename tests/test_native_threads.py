@@ -119,7 +119,8 @@ def test_a_runtime_that_was_loaded_before_torchs(tmp_path):
     other = tmp_path / own.name.replace("gomp", "mine")
     other.write_bytes(own.read_bytes().replace(own.name.encode() + b"\0", other.name.encode() + b"\0"))
     assert own.stat().st_size == other.stat().st_size
-    run('assert "libmine" in open("/proc/self/maps").read()' + SAME_THREADS, LD_PRELOAD=str(other))
+    preloaded = f"{os.environ.get('LD_PRELOAD', '')} {other}"
+    run('assert "libmine" in open("/proc/self/maps").read()' + SAME_THREADS, LD_PRELOAD=preloaded)
 
 
 def test_one_thread():
