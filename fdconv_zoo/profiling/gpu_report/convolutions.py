@@ -49,9 +49,7 @@ def _loop(x: Tensor, kernels: Tensor) -> Tensor:
 
 
 def _loop_backward(grad: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
-    chunks = [
-        _grouped_backward(grad[i : i + 1], x[i : i + 1], kernels[i : i + 1]) for i in range(len(x))
-    ]
+    chunks = [_grouped_backward(grad[i : i + 1], x[i : i + 1], kernels[i : i + 1]) for i in range(len(x))]
     grads_x, grads_kernels = zip(*chunks, strict=True)
     return torch.cat(grads_x), torch.cat(grads_kernels)
 
