@@ -318,43 +318,57 @@ def finish(row_sums, col_sums, channel_factors, filter_factors, spatial_factors,
 
 
 @triton.jit
+def _load_gradient(grad, coefficient, half, cols, scale, mask):
+    """Gradients with respect to coefficients, each of which stands for its conjugate, too."""
+    real, imaginary = _load_complex(grad, coefficient, mask)
+    col = coefficient % half
+    counts = tl.where((col == 0) | (2 * col == cols), scale, 2 * scale)
+    return real * counts, imaginary * counts
+
+
+@triton.jit
 def spectrum_backward(grad, spectrum, group_index, attention, grad_spectrum, shares,
                       coefficients, half, cols, num_groups, images, steps, scale,
-                      ACCUMULATE: tl.constexpr, IMAGES: tl.constexpr, BLOCK: tl.constexpr,
-                      GROUPS: tl.constexpr):  # fmt: skip
+                      ACCUMULATE: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr):  # fmt: skip
     """From the spectra (B, R, half, 2) of the planes' gradients to those of D and, in ``shares``, of attention.
 
-    ``shares`` (blocks, B, n) has each block's sum over its coefficients of every group: a product with a matrix of
-    zeros and ones. Float32 factors are split into two of tf32 each, and zeros and ones are exact, so the product has
-    float32's accuracy.
+    ``shares`` (blocks, B, n) has each block's sum over its coefficients of every group. It is taken by comparison, with
+    an accumulator for every group and coefficient of a step: no atomics, and nothing is exchanged before the end.
 
-    Grid: blocks of ``steps * BLOCK`` coefficients, blocks of groups.
+    Grid: blocks of ``steps * BLOCK`` coefficients; images, and one more for the gradients of D; blocks of groups.
     """
-    image = tl.arange(0, IMAGES)
-    image_mask = image < images
-    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
-    parts = tl.arange(0, 2)
-    total = tl.zeros([IMAGES, GROUPS], tl.float32)
-    for step in range(steps):
-        coefficient = (tl.program_id(0) * steps + step) * BLOCK + tl.arange(0, BLOCK)
-        mask = coefficient < coefficients
-        pair = 2 * coefficient[:, None] + parts[None, :]
-        index = tl.load(group_index + coefficient, mask=mask, other=0).to(tl.int32)
-        col = coefficient % half
-        counts = tl.where((col == 0) | (2 * col == cols), scale, 2 * scale)  # each stands for its conjugate, too
-        pointers = grad + image.to(tl.int64)[:, None, None] * (2 * coefficients) + pair[None, :, :]
-        grads = tl.load(pointers, mask=image_mask[:, None, None] & mask[None, :, None], other=0.0)
-        grads *= counts[None, :, None]
-        values = tl.load(spectrum + pair, mask=mask[:, None], other=0.0)
-        per_coefficient = tl.sum(grads * values[None, :, :], 2)
-        is_member = (index[:, None] == group[None, :]).to(tl.float32)
-        total = tl.dot(per_coefficient, is_member, total, input_precision="tf32x3")
-        if tl.program_id(1) == 0:
-            weights = attention + image[:, None] * num_groups + index[None, :]
-            weights = tl.load(weights, mask=image_mask[:, None] & mask[None, :], other=0.0)
-            sums = tl.sum(grads * weights[:, :, None], 0)
+    image = tl.program_id(1)
+    first = tl.program_id(0) * steps * BLOCK
+    if image < images:
+        group = tl.program_id(2) * GROUPS + tl.arange(0, GROUPS)
+        own_grad = grad + image.to(tl.int64) * (2 * coefficients)
+        total = tl.zeros([BLOCK, GROUPS], tl.float32)
+        for step in range(steps):
+            coefficient = first + step * BLOCK + tl.arange(0, BLOCK)
+            mask = coefficient < coefficients
+            grad_re, grad_im = _load_gradient(own_grad, coefficient, half, cols, scale, mask)
+            re, im = _load_complex(spectrum, coefficient, mask)
+            index = tl.load(group_index + coefficient, mask=mask, other=0).to(tl.int32)
+            product = grad_re * re + grad_im * im
+            total += tl.where(index[:, None] == group[None, :], product[:, None], 0.0)
+        pointers = shares + (tl.program_id(0) * images + image) * num_groups + group
+        tl.store(pointers, tl.sum(total, 0), mask=group < num_groups)
+    elif tl.program_id(2) == 0:
+        for step in range(steps):
+            place = first + step * BLOCK + tl.arange(0, BLOCK)
+            inside = place < coefficients
+            own_group = tl.load(group_index + place, mask=inside, other=0).to(tl.int32)
+            sum_re = tl.zeros([BLOCK], tl.float32)
+            sum_im = tl.zeros([BLOCK], tl.float32)
+            for one in range(images):
+                one_grad = grad + one * (2 * coefficients)
+                one_re, one_im = _load_gradient(one_grad, place, half, cols, scale, inside)
+                weight = tl.load(attention + one * num_groups + own_group)
+                sum_re += one_re * weight
+                sum_im += one_im * weight
+            pointers_re = grad_spectrum + 2 * place
             if ACCUMULATE:
-                sums += tl.load(grad_spectrum + pair, mask=mask[:, None], other=0.0)
-            tl.store(grad_spectrum + pair, sums, mask=mask[:, None])
-    pointers = shares + (tl.program_id(0) * images + image[:, None]) * num_groups + group[None, :]
-    tl.store(pointers, total, mask=image_mask[:, None] & (group < num_groups)[None, :])
+                sum_re += tl.load(pointers_re, mask=inside, other=0.0)
+                sum_im += tl.load(pointers_re + 1, mask=inside, other=0.0)
+            tl.store(pointers_re, sum_re, mask=inside)
+            tl.store(pointers_re + 1, sum_im, mask=inside)

@@ -134,11 +134,9 @@ class _Gradients:
         grads = torch.fft.rfft2(grad_planes)
         half = grads.shape[2]
         coefficients, num_groups = rows * half, attention.shape[1]
-        images_block = power_of_two(batch, 16)
-        block = 1024 // images_block
-        steps = min(max(coefficients // (block * _ENOUGH_PROGRAMS), 1), 1024 // block)
-        groups_block = power_of_two(num_groups, 16, 128)
-        grid = (cdiv(coefficients, block * steps), cdiv(num_groups, groups_block))
+        block, groups_block = 128, power_of_two(num_groups, 16, 64)
+        steps = min(max(coefficients * batch // (block * 8 * _ENOUGH_PROGRAMS), 1), 16)
+        grid = (cdiv(coefficients, block * steps), batch + 1, cdiv(num_groups, groups_block))
         shares = self._empty(grid[0], batch, num_groups)
         kernels_jit.spectrum_backward[grid](
             torch.view_as_real(grads),
@@ -155,7 +153,6 @@ class _Gradients:
             steps,
             1 / (rows * cols),
             ACCUMULATE=images.start > 0,
-            IMAGES=images_block,
             BLOCK=block,
             GROUPS=groups_block,
         )
