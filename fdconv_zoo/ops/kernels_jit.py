@@ -142,12 +142,14 @@ def modulate_backward(plane, grad, taps, windows, channel_factors, filter_factor
                       window_image, window_group, window_channel, window_tap,
                       grad_image, grad_filter, grad_channel, grad_row, grad_col,
                       HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, CHANNEL: tl.constexpr,
-                      FILTER: tl.constexpr, SPATIAL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
+                      FILTER: tl.constexpr, SPATIAL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+                      TERMS: tl.constexpr):  # fmt: skip
     """The gradient of the planes, and each block's share of what :func:`finish` sums up.
 
     With P = K * dL/dK: ``row_sums`` (B, col_blocks, T + 1, R*b) is of dL/dlogit times each tap's window, and of P;
     ``col_sums`` (B, G, row_blocks * b, T + 1, I) is of dL/dlogit times each tap, and of P. The last of T + 1 is there
-    where a factor needs it. ``grad_plane`` may be the plane itself.
+    where a factor needs it. ``grad_plane`` may be the plane itself. The sums for all taps are two products, with the
+    taps and windows filled up to TERMS; float32 factors are split into two of tf32 each, which has float32's accuracy.
 
     Grid: as of :func:`modulate`.
     """
@@ -178,38 +180,43 @@ def modulate_backward(plane, grad, taps, windows, channel_factors, filter_factor
         right *= tl.load(
             channel_factors + (image * groups + group) * in_channels + channel, mask=channel_mask, other=0.0
         )
+    tap = tl.arange(0, TERMS)
+    tap_mask = (tap < TAPS)[None, :]
+    if TAPS:
+        window_values = tl.load(windows + window[:, None] + tap[None, :] * window_tap,
+                                mask=channel_mask[:, None] & tap_mask, other=0.0)  # fmt: skip
     for col in range(WIDTH):
         offsets = row[:, None] * (in_channels * WIDTH) + (channel * WIDTH + col)[None, :]
         values = tl.load(plane + offsets, mask=mask, other=0.0)
         row_offset = (row // HEIGHT) * grad_filter + (row % HEIGHT) * grad_row + col * grad_col
-        pointers = grad + row_offset[:, None] + (channel * grad_channel)[None, :]
-        grads = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+        grad_pointers = grad + row_offset[:, None] + (channel * grad_channel)[None, :]
+        grads = tl.load(grad_pointers, mask=mask, other=0.0).to(tl.float32)
         factors = left
         if SPATIAL:
             factors *= tl.load(spatial_factors + (image * HEIGHT + row % HEIGHT) * WIDTH + col)
         grads *= factors[:, None] * right[None, :]
         tap_row = row * WIDTH + col
         if TAPS:
-            logits = _logits(taps, windows, tap_row, row_mask, window, channel_mask, window_tap, TAPS, ROWS, COLS)
-            gate = tl.sigmoid(logits)
+            tap_values = tl.load(taps + tap_row[:, None] * TAPS + tap[None, :],
+                                 mask=row_mask[:, None] & tap_mask, other=0.0)  # fmt: skip
+            gate = tl.sigmoid(tl.dot(tap_values, tl.trans(window_values), input_precision="tf32x3"))
             grads *= 2 * gate
             product = values * grads
             grad_logits = product * (1 - gate)
-            for tap in tl.static_range(TAPS):
-                tap_values = tl.load(taps + tap_row * TAPS + tap, mask=row_mask, other=0.0)
-                window_values = tl.load(windows + window + tap * window_tap, mask=channel_mask, other=0.0)
-                sums = tl.sum(grad_logits * window_values[None, :], 1)
-                tl.store(row_sums + tap * (rows * WIDTH) + tap_row, sums, mask=row_mask)
-                sums = tl.sum(grad_logits * tap_values[:, None], 0)
-                tl.store(col_sums + (col * num_col_sums + tap) * in_channels + channel, sums, mask=channel_mask)
+            sums = tl.dot(grad_logits, window_values, input_precision="tf32x3")
+            pointers = row_sums + tap[None, :] * (rows * WIDTH) + tap_row[:, None]
+            tl.store(pointers, sums, mask=row_mask[:, None] & tap_mask)
+            sums_of_rows = tl.dot(tl.trans(grad_logits), tap_values, input_precision="tf32x3")
+            pointers_of_rows = col_sums + (col * num_col_sums + tap[None, :]) * in_channels + channel[:, None]
+            tl.store(pointers_of_rows, sums_of_rows, mask=channel_mask[:, None] & tap_mask)
         else:
             product = values * grads
         tl.store(grad_plane + offsets, grads, mask=mask)
         if FILTER or SPATIAL:
             tl.store(row_sums + TAPS * (rows * WIDTH) + tap_row, tl.sum(product, 1), mask=row_mask)
         if CHANNEL:
-            sums = col_sums + (col * num_col_sums + TAPS) * in_channels + channel
-            tl.store(sums, tl.sum(product, 0), mask=channel_mask)
+            products = col_sums + (col * num_col_sums + TAPS) * in_channels + channel
+            tl.store(products, tl.sum(product, 0), mask=channel_mask)
 
 
 @triton.jit

@@ -123,6 +123,8 @@ class _Gradients:
             **_flags(part),
             ROWS=blocks.rows,
             COLS=blocks.cols,
+            TERMS=power_of_two(self.num_taps, 16),
+            num_stages=1,
             num_warps=_num_warps(blocks.rows * blocks.cols),
         )
         return grad_planes
@@ -280,7 +282,7 @@ def _cut(kernel_shape: KernelShape, groups: int, batch: int, most_rows: int) -> 
     out_channels, in_channels, height, _ = kernel_shape
     rows_of_group = out_channels // groups * height
     for most in ((most_rows, 64), (min(most_rows, 32), 32)):
-        rows, cols = power_of_two(rows_of_group, most=most[0]), power_of_two(in_channels, most=most[1])
+        rows, cols = power_of_two(rows_of_group, 16, most[0]), power_of_two(in_channels, 16, most[1])
         blocks = _Blocks(rows, cols, cdiv(rows_of_group, rows), cdiv(in_channels, cols))
         if groups * blocks.row_blocks * blocks.col_blocks * batch >= _ENOUGH_PROGRAMS:
             break
