@@ -42,7 +42,7 @@ class Section(NamedTuple):
 
 
 SECTIONS = {
-    "environment": Section("Environment", environment.items, 5),
+    "environment": Section("Environment", environment.items, 8),
     "speed": Section("Speed and memory beside plain timm", speed.items, 58),
     "correctness": Section("Correctness", correctness.items, 18),
     "profiles": Section("Kernels of a step", profiles.items, 10),
