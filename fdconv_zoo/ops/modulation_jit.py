@@ -86,3 +86,24 @@ def neighbors_backward(grad, out, size, channels, WIDTH: tl.constexpr, BLOCK: tl
         is_inside = mask & (center >= 0) & (center < channels)
         total += tl.load(grad + (position + WIDTH // 2 - tap) * WIDTH + tap, mask=is_inside, other=0.0)
     tl.store(out + position, total, mask=mask)
+
+
+@triton.jit
+def pool(x, out, channels, positions, count, x_image, x_position, scale, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Shares (blocks of ``count`` positions, B, C) of the means of maps whose channels are innermost.
+
+    Grid: blocks of channels, blocks of positions, images.
+    """
+    channel = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    channel_mask = channel < channels
+    image = tl.program_id(2)
+    first = tl.program_id(1) * count
+    last = tl.minimum(first + count, positions)
+    x += image.to(tl.int64) * x_image
+    total = tl.zeros([ROWS, COLS], tl.float32)
+    for start in range(first, last, ROWS):
+        position = start + tl.arange(0, ROWS)
+        pointers = x + position[:, None] * x_position + channel[None, :]
+        total += tl.load(pointers, mask=(position < last)[:, None] & channel_mask[None, :], other=0.0).to(tl.float32)
+    pointers = out + (tl.program_id(1) * tl.num_programs(2) + image) * channels + channel
+    tl.store(pointers, tl.sum(total, 0) * scale, mask=channel_mask)
