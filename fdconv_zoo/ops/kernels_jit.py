@@ -291,14 +291,22 @@ def _finish_spatial(block, row_sums, spatial_factors, grad_spatial, out_channels
 
 
 @triton.jit
-def finish(row_sums, col_sums, channel_factors, filter_factors, spatial_factors,
-           grad_taps, grad_windows, grad_channel, grad_filter, grad_spatial,
-           images, groups, rows, in_channels, row_blocks, col_blocks,
+def _finish_attention(block, shares, grad_attention, size, count, TERMS: tl.constexpr, BLOCK: tl.constexpr):
+    output = block * BLOCK + tl.arange(0, BLOCK)
+    mask = output < size
+    sums = _sum_terms(shares, output, mask, count, 1, size, 0, TERMS, BLOCK)
+    tl.store(grad_attention + output, sums, mask=mask)
+
+
+@triton.jit
+def finish(row_sums, col_sums, shares, channel_factors, filter_factors, spatial_factors,
+           grad_taps, grad_windows, grad_channel, grad_filter, grad_spatial, grad_attention,
+           images, groups, rows, in_channels, row_blocks, col_blocks, share_size, share_blocks,
            HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, CHANNEL: tl.constexpr,
            FILTER: tl.constexpr, SPATIAL: tl.constexpr, TERMS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Sum up, for all images, the shares that :func:`modulate_backward` leaves.
+    """Sum up, for all images, the shares that :func:`modulate_backward` and :func:`spectrum_backward` leave.
 
-    Grid: programs for windows and channel, then for taps, for filter, and for spatial.
+    Grid: programs for windows and channel, then for taps, for filter, for spatial, and for attention, 16 each.
     """
     block = tl.program_id(0)
     elements = rows * WIDTH
@@ -308,6 +316,7 @@ def finish(row_sums, col_sums, channel_factors, filter_factors, spatial_factors,
     tap_block = block - images * groups * tl.cdiv((TAPS + CHANNEL) * in_channels, BLOCK)
     filter_block = tap_block - tl.cdiv(TAPS * elements, BLOCK)
     spatial_block = filter_block - FILTER * images * tl.cdiv(out_channels, BLOCK)
+    attention_block = spatial_block - SPATIAL * images * HEIGHT * WIDTH
     if tap_block < 0:
         _finish_cols(block, col_sums, channel_factors, grad_windows, grad_channel, in_channels, row_blocks * WIDTH,
                      TAPS, CHANNEL, TERMS, BLOCK)  # fmt: skip
@@ -318,10 +327,12 @@ def finish(row_sums, col_sums, channel_factors, filter_factors, spatial_factors,
         if FILTER:
             _finish_filter(filter_block, products, filter_factors, grad_filter, out_channels, row_size, col_blocks,
                            HEIGHT * WIDTH, TERMS, BLOCK)  # fmt: skip
-    else:
+    elif attention_block < 0:
         if SPATIAL:
             _finish_spatial(spatial_block, products, spatial_factors, grad_spatial, out_channels, row_size,
                             col_blocks, HEIGHT * WIDTH, TERMS * BLOCK // 2)  # fmt: skip
+    else:
+        _finish_attention(attention_block, shares, grad_attention, share_size, share_blocks, TERMS * BLOCK // 16, 16)
 
 
 @triton.jit
@@ -335,12 +346,13 @@ def _load_gradient(grad, coefficient, half, cols, scale, mask):
 
 @triton.jit
 def spectrum_backward(grad, spectrum, group_index, attention, grad_spectrum, shares,
-                      coefficients, half, cols, num_groups, images, steps, scale,
+                      coefficients, half, cols, num_groups, share_size, images, steps, scale,
                       ACCUMULATE: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr):  # fmt: skip
     """From the spectra (B, R, half, 2) of the planes' gradients to those of D and, in ``shares``, of attention.
 
-    ``shares`` (blocks, B, n) has each block's sum over its coefficients of every group. It is taken by comparison, with
-    an accumulator for every group and coefficient of a step: no atomics, and nothing is exchanged before the end.
+    ``shares`` (blocks, B, n) has each block's sum over its coefficients of every group; blocks are ``share_size``
+    elements apart. It is taken by comparison, with an accumulator for every group and coefficient of a step: no
+    atomics, and nothing is exchanged before the end.
 
     Grid: blocks of ``steps * BLOCK`` coefficients; images, and one more for the gradients of D; blocks of groups.
     """
@@ -358,7 +370,7 @@ def spectrum_backward(grad, spectrum, group_index, attention, grad_spectrum, sha
             index = tl.load(group_index + coefficient, mask=mask, other=0).to(tl.int32)
             product = grad_re * re + grad_im * im
             total += tl.where(index[:, None] == group[None, :], product[:, None], 0.0)
-        pointers = shares + (tl.program_id(0) * images + image) * num_groups + group
+        pointers = shares + tl.program_id(0) * share_size + image * num_groups + group
         tl.store(pointers, tl.sum(total, 0), mask=group < num_groups)
     elif tl.program_id(2) == 0:
         for step in range(steps):
