@@ -1,7 +1,7 @@
 """The Triton kernels of :mod:`fdconv_zoo.ops.kernels_triton`, in its notation.
 
 A program works on a block of a plane, on one image or on all of a chunk. Nothing is summed with atomics, so results do
-not depend on the order in which programs run.
+not depend on the order in which programs run. Counts that change with the batch are no reason to compile again.
 """
 
 import triton
@@ -16,7 +16,7 @@ def _load_complex(pointer, offsets, mask):
     return tl.split(pairs)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def weigh(spectrum, group_index, attention, out, rows, half, num_groups, images, scale, IMAGES: tl.constexpr,
           BLOCK: tl.constexpr):  # fmt: skip
     """Coefficients of planes whose even and odd columns are the real and imaginary parts of R x C/2 complex numbers.
@@ -93,7 +93,7 @@ def _logits(taps, windows, tap_row, tap_mask, window, window_mask, tap_stride, T
     return logits
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["col_blocks"])
 def modulate(plane, taps, windows, channel_factors, filter_factors, spatial_factors, out,
              groups, rows_of_group, in_channels, col_blocks, plane_stride,
              window_image, window_group, window_channel, window_tap,
@@ -135,7 +135,7 @@ def modulate(plane, taps, windows, channel_factors, filter_factors, spatial_fact
         tl.store(pointers, values.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["col_blocks"])
 def modulate_backward(plane, grad, taps, windows, channel_factors, filter_factors, spatial_factors,
                       grad_plane, row_sums, col_sums,
                       groups, rows_of_group, in_channels, col_blocks, plane_stride,
@@ -298,7 +298,7 @@ def _finish_attention(block, shares, grad_attention, size, count, TERMS: tl.cons
     tl.store(grad_attention + output, sums, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "row_blocks", "col_blocks", "share_size", "share_blocks"])
 def finish(row_sums, col_sums, shares, channel_factors, filter_factors, spatial_factors,
            grad_taps, grad_windows, grad_channel, grad_filter, grad_spatial, grad_attention,
            images, groups, rows, in_channels, row_blocks, col_blocks, share_size, share_blocks,
@@ -344,7 +344,7 @@ def _load_gradient(grad, coefficient, half, cols, scale, mask):
     return real * counts, imaginary * counts
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "steps"])
 def spectrum_backward(grad, spectrum, group_index, attention, grad_spectrum, shares,
                       coefficients, half, cols, num_groups, share_size, images, steps, scale,
                       ACCUMULATE: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr):  # fmt: skip

@@ -34,7 +34,7 @@ def modulate_backward(grads, logits, outs, sizes, divisors, scales, COUNT: tl.co
         block -= tl.cdiv(sizes[index], BLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def star_relu(x, scale, bias, out, size, BLOCK: tl.constexpr):
     """``scale * relu(x)^2 + bias``; grid: blocks."""
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -44,7 +44,7 @@ def star_relu(x, scale, bias, out, size, BLOCK: tl.constexpr):
     tl.store(out + element, tl.load(scale) * values * values + tl.load(bias), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def star_relu_backward(grad, x, scale, grad_x, grad_scale, grad_bias, size, BLOCK: tl.constexpr):
     """The gradients of :func:`star_relu`; one program, since there are few elements and two sums of them."""
     factor = 2 * tl.load(scale)
@@ -63,7 +63,7 @@ def star_relu_backward(grad, x, scale, grad_x, grad_scale, grad_bias, size, BLOC
     tl.store(grad_bias, tl.sum(bias_sums, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size", "channels"])
 def neighbors(x, out, size, channels, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """The WIDTH channels around each channel of x (B, C), (B, C, WIDTH), 0 beyond the first and last; grid: blocks."""
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -75,7 +75,7 @@ def neighbors(x, out, size, channels, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + element, values, mask=element < size)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size", "channels"])
 def neighbors_backward(grad, out, size, channels, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """The gradient of x of :func:`neighbors`; grid: blocks of it."""
     position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -88,7 +88,7 @@ def neighbors_backward(grad, out, size, channels, WIDTH: tl.constexpr, BLOCK: tl
     tl.store(out + position, total, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions", "count"])
 def pool(x, out, channels, positions, count, x_image, x_position, scale, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Shares (blocks of ``count`` positions, B, C) of the means of maps whose channels are innermost.
 
