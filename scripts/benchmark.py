@@ -118,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--channels-last", action="store_true", help="weights and images in channels_last layout")
     parser.add_argument("--compile", action="store_true", help="measure time and memory under torch.compile")
+    parser.add_argument("--cuda-graphs", action="store_true", help="time steps that are replayed from CUDA graphs")
     parser.add_argument(
         "--path", choices=get_args(ops.Path), help="path of FDConv layers (default: each layer chooses)"
     )
@@ -192,6 +193,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError("--table sets the sizes: remove --batch-size and --image-size")
     if args.picture and args.count_only:
         raise ConfigError("--picture shows times and memory: remove --count-only")
+    if args.cuda_graphs and choose_device(args.device).type != "cuda":
+        raise ConfigError("--cuda-graphs needs a CUDA device, and the measurement would run on the CPU")
     if args.count_launches and (args.compile or args.count_only or args.picture):
         raise ConfigError("--count-launches measures nothing else: remove --compile, --count-only and --picture")
     if args.picture and importlib.util.find_spec("matplotlib") is None:
@@ -276,6 +279,7 @@ def measure(name: str, setting: Setting, args: argparse.Namespace, device: torch
         x,
         dtype=getattr(torch, args.dtype),
         compiled=args.compile,
+        cuda_graphs=args.cuda_graphs,
         timed=not args.count_only,
         training=setting.training,
         repeats=args.repeats,
@@ -329,7 +333,7 @@ def describe_conditions(args: argparse.Namespace, device: torch.device) -> dict[
         "torch": torch.__version__,
         "timm": timm.__version__,
         "dtype": precision,
-        "mode": "compiled" if args.compile else "eager",
+        "mode": ("compiled" if args.compile else "eager") + (", CUDA graphs" if args.cuda_graphs else ""),
         "layout": "channels_last" if args.channels_last else "contiguous",
         "path": args.path or "each layer chooses",
         "repeats": args.repeats,

@@ -34,7 +34,7 @@ runs_kernels = pytest.mark.skipif(not HAS_GPU and INTERPRETER not in os.environ,
 
 
 @pytest.mark.skipif(HAS_GPU or INTERPRETER in os.environ, reason="the tests run in this process")
-@pytest.mark.parametrize("part", ["kernels", "bands", "images", "layers", "small_operations"])
+@pytest.mark.parametrize("part", ["kernels", "not kernels"])
 def test_in_the_interpreter(part):
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fdconv_zoo.ops import native, triton_support
+from fdconv_zoo.ops.bands_native import modulate_bands_native
 from fdconv_zoo.ops.bands_plain import modulate_bands_plain
 from fdconv_zoo.ops.bands_rebuild import modulate_bands_rebuild
 from fdconv_zoo.ops.bands_triton import modulate_bands_triton
@@ -39,7 +40,7 @@ _CONVOLUTIONS = {
 _BANDS = {
     "plain": modulate_bands_plain,
     "rebuild": modulate_bands_rebuild,
-    "native": modulate_bands_rebuild,
+    "native": modulate_bands_native,
     "triton": modulate_bands_triton,
 }
 

@@ -65,7 +65,7 @@ class _Gradients:
         self.num_taps = 0 if tensors.taps is None else tensors.taps.shape[-1]
         self.num_row_sums = self.num_taps + (tensors.filter is not None or tensors.spatial is not None)
         self.num_col_sums = self.num_taps + (tensors.channel is not None)
-        self.blocks = blocks = _cut(kernel_shape, geometry.groups, len(x), 64)
+        self.blocks = blocks = _cut(kernel_shape, geometry.groups, len(x), 64, 32)
         elements = len(tensors.spectrum) * width
         self.row_sums = self._empty(len(x), blocks.col_blocks, self.num_row_sums, elements)
         self.col_sums = self._empty(len(x), geometry.groups, blocks.row_blocks * width, self.num_col_sums, in_channels)
@@ -130,7 +130,7 @@ class _Gradients:
             COLS=blocks.cols,
             TERMS=power_of_two(self.num_taps, 16),
             num_stages=1,
-            num_warps=_num_warps(blocks.rows * blocks.cols),
+            num_warps=_num_warps(blocks, 8),  # more elements take more registers than there are
         )
         return grad_planes
 
@@ -236,7 +236,7 @@ def _mix(part: KernelTensors, kernel_shape: KernelShape) -> Tensor:
 def _assemble(x: Tensor, part: KernelTensors, planes: Tensor, kernel_shape: KernelShape, geometry: Geometry) -> Tensor:
     """The kernels (b, O, I, a, b), in the dtype and layout in which x (b, G*I, H, W) is convolved."""
     kernels = empty_kernels(x, len(x), kernel_shape)
-    blocks = _cut(kernel_shape, geometry.groups, len(x), 32)
+    blocks = _cut(kernel_shape, geometry.groups, len(x), 32, 64)
     grid = (geometry.groups * blocks.row_blocks * blocks.col_blocks, len(x))
     kernels_jit.modulate[grid](
         planes,
@@ -254,7 +254,7 @@ def _assemble(x: Tensor, part: KernelTensors, planes: Tensor, kernel_shape: Kern
         **_flags(part),
         ROWS=blocks.rows,
         COLS=blocks.cols,
-        num_warps=_num_warps(blocks.rows * blocks.cols),
+        num_warps=_num_warps(blocks, 16),
     )
     return kernels
 
@@ -287,10 +287,11 @@ def _contiguous(tensors: KernelTensors) -> KernelTensors:
     )
 
 
-def _cut(kernel_shape: KernelShape, groups: int, batch: int, most_rows: int) -> _Blocks:
+def _cut(kernel_shape: KernelShape, groups: int, batch: int, most_rows: int, most_cols: int) -> _Blocks:
+    """Cut planes into blocks of a size, or of a smaller one where the device would not be filled."""
     out_channels, in_channels, height, _ = kernel_shape
     rows_of_group = out_channels // groups * height
-    for most in ((most_rows, 64), (min(most_rows, 32), 32)):
+    for most in ((most_rows, most_cols), (32, 32)):
         rows, cols = power_of_two(rows_of_group, 16, most[0]), power_of_two(in_channels, 16, most[1])
         blocks = _Blocks(rows, cols, cdiv(rows_of_group, rows), cdiv(in_channels, cols))
         if groups * blocks.row_blocks * blocks.col_blocks * batch >= _ENOUGH_PROGRAMS:
@@ -298,8 +299,8 @@ def _cut(kernel_shape: KernelShape, groups: int, batch: int, most_rows: int) -> 
     return blocks
 
 
-def _num_warps(elements: int) -> int:
-    return power_of_two(elements // 512, 1, 8)
+def _num_warps(blocks: _Blocks, elements_of_thread: int) -> int:
+    return power_of_two(blocks.rows * blocks.cols // (32 * elements_of_thread), 1, 8)
 
 
 def _factors(part: KernelTensors, unused: Tensor) -> list[Tensor]:

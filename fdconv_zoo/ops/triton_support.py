@@ -36,6 +36,11 @@ def problem(device_type: str = "cuda") -> str | None:
     return _failures[0] if _failures else _driver_problem()
 
 
+def version() -> str | None:
+    """Version of Triton; None if it is not installed."""
+    return None if triton is None else triton.__version__
+
+
 @lru_cache(maxsize=1)
 def _driver_problem() -> str | None:
     if not torch.cuda.is_available():

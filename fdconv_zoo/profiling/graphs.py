@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
 Result = TypeVar("Result")
 WARM_UP = 3  # calls before the capture, in which libraries choose algorithms and the allocator grows
@@ -34,3 +35,28 @@ def capture(step: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
         result = step()
     current.wait_stream(stream)
     return graph.replay, result
+
+
+def graphable_step(model: nn.Module, x: Tensor, dtype: torch.dtype, *, training: bool) -> Callable[[], object]:
+    """Make a step that :func:`capture` takes, since all its tensors stay in place.
+
+    Args:
+        model: put into the mode of the step.
+        x: its input.
+        dtype: of autocast, without the cache of weights that are cast; float32 disables it.
+        training: a forward pass, a backward pass and an SGD update; else a forward pass in inference.
+    """
+    model.train(training)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def forward() -> Tensor:
+        with torch.autocast(x.device.type, dtype, dtype != torch.float32, cache_enabled=False):
+            return model(x)
+
+    def train() -> None:
+        gradients = torch.autograd.grad(forward().float().sum(), parameters)
+        with torch.no_grad():
+            # Of a tiny rate, so that the weights stay finite over all repeats.
+            torch._foreach_add_(parameters, gradients, alpha=-1e-9)
+
+    return train if training else torch.no_grad()(forward)

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -14,16 +15,23 @@ from fdconv_zoo.ops.native.unavailable import UnavailableError
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 _FUNCTIONS = {  # what each returns and takes
     "fdconv_set_parallel": (None, [_POINTER]),
-    "fdconv_lanes": (_INTEGER, []),
     "fdconv_kernels_scratch": (_INTEGER, [_POINTER]),
     "fdconv_assemble_kernels": (_INTEGER, [_POINTER] * 4),
+    "fdconv_bands_lanes": (_INTEGER, []),
+    "fdconv_bands_scratch": (_INTEGER, [_POINTER]),
+    "fdconv_modulate_bands": (None, [_POINTER]),
     "fdconv_differentiate_kernels": (_INTEGER, [*[_POINTER] * 5, _INTEGER, _POINTER]),
 }
 
-_library: ctypes.CDLL | None = None
-_build: Build | None = None
-_problem: str | None = None
-_is_tried = False
+
+class _State(NamedTuple):
+    library: ctypes.CDLL | None = None
+    build: Build | None = None
+    is_parallel: bool = False
+    problem: str | None = None
+
+
+_state: _State | None = None
 _is_forked = False
 _lock = threading.Lock()
 
@@ -33,63 +41,59 @@ def library() -> ctypes.CDLL | None:
 
     The first call may take the seconds of a compilation. It makes no tensors, so that it may fall into tracing.
     """
-    if not _is_tried:
-        _try()
-    return _library
+    return (_state or _start()).library
 
 
 def problem() -> str | None:
     """Why there is no library, and what would help; None if there is one."""
-    library()
-    return _problem
+    return (_state or _start()).problem
 
 
 def current_build() -> Build | None:
     """Which library there is."""
-    library()
-    return _build
+    return (_state or _start()).build
 
 
 def num_threads() -> int:
     """On how many threads to run: as many as torch's operations.
 
     One in a child that was forked after the library was loaded: OpenMP's threads do not come along, and GCC's runtime
-    would wait for them forever.
+    would wait for them forever. One, too, where torch does not use OpenMP.
     """
-    return 1 if _is_forked else torch.get_num_threads()
+    return torch.get_num_threads() if (_state or _start()).is_parallel and not _is_forked else 1
 
 
-def _try() -> None:
-    global _library, _build, _problem, _is_tried
+def _start() -> _State:
+    global _state
     with _lock:
-        if _is_tried:
-            return
-        try:
-            if os.environ.get("FDCONV_NATIVE") == "0":
-                raise UnavailableError("FDCONV_NATIVE=0 is set")
-            built = build()
-            _library, _build = _load(built.path), built
-        except UnavailableError as error:
-            _problem = str(error)
-        except Exception as error:  # a fault of ours is no reason to stop, either: other paths compute the same
-            _problem = f"{type(error).__name__}: {error}"
-        _is_tried = True
+        if _state is None:
+            try:
+                _state = _load()
+            except UnavailableError as error:
+                _state = _State(problem=str(error))
+            except Exception as error:  # a fault of ours is no reason to stop, either: other paths compute the same
+                _state = _State(problem=f"{type(error).__name__}: {error}")
+        return _state
 
 
-def _load(path: Path) -> ctypes.CDLL:
+def _load() -> _State:
+    if os.environ.get("FDCONV_NATIVE") == "0":
+        raise UnavailableError("FDCONV_NATIVE=0 is set")
+    built = build()
     try:
-        loaded = ctypes.CDLL(str(path))
+        loaded = ctypes.CDLL(str(built.path))
     except OSError as error:
         raise UnavailableError(f"the library cannot be loaded: {error}") from None
     for name, (result, arguments) in _FUNCTIONS.items():
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments
-    loaded.fdconv_set_parallel(_find_parallel())
-    return loaded
+    parallel = _find_parallel()
+    loaded.fdconv_set_parallel(parallel)
+    return _State(loaded, built, parallel is not None)
 
 
-def _find_parallel() -> ctypes.c_void_p:
-    """The function with which torch starts its threads; NULL if it has none.
+def _find_parallel() -> int | None:
+    """Address of the function with which torch starts its threads; None if it has none.
 
     GCC's, Intel's and LLVM's OpenMP all have it. On Linux, torch calls the first in the order in which libraries were
     loaded for all to see, such as one in LD_PRELOAD; on macOS, the one it was linked with.
@@ -99,16 +103,16 @@ def _find_parallel() -> ctypes.c_void_p:
     if torch.backends.openmp.is_available():
         for place in (own,) if sys.platform == "darwin" else (None, own):
             try:
-                return ctypes.cast(ctypes.CDLL(place).GOMP_parallel, ctypes.c_void_p)
+                return ctypes.cast(ctypes.CDLL(place).GOMP_parallel, ctypes.c_void_p).value
             except (OSError, AttributeError):
                 continue
-    return ctypes.c_void_p()
+    return None
 
 
 def _after_fork() -> None:
     global _lock, _is_forked
     _lock = threading.Lock()  # perhaps another thread of the parent held it
-    _is_forked = _is_forked or _library is not None
+    _is_forked = _is_forked or (_state is not None and _state.library is not None)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

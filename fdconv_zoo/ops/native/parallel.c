@@ -1,5 +1,4 @@
 #include "parallel.h"
-#include "lanes.h"
 
 #include <stddef.h>
 
@@ -9,8 +8,6 @@ typedef void (*parallel_function)(void (*)(void *), void *, unsigned, unsigned);
 static parallel_function parallel;
 
 void fdconv_set_parallel(void *gomp_parallel) { parallel = (parallel_function)gomp_parallel; }
-
-int64_t fdconv_lanes(void) { return LANES; }
 
 typedef struct {
     part_function function;

@@ -1,8 +1,8 @@
 """The machine: card, versions, and the two ceilings, how fast it copies and how fast it multiplies."""
 
-import importlib
 import os
 import platform
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -25,8 +25,8 @@ def _describe(recorder: Recorder, device: torch.device) -> None:
     facts = {"python": platform.python_version(), "cores": os.cpu_count(), "platform": platform.platform()}
     for name in PACKAGES:
         try:
-            facts[name] = importlib.import_module(name).__version__
-        except ImportError:
+            facts[name] = version(name)
+        except PackageNotFoundError:
             facts[name] = "missing"
     facts["cuda"], facts["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
     if device.type == "cuda":

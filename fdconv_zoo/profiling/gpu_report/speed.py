@@ -12,7 +12,7 @@ from fdconv_zoo.layers import FDConv2d, set_path
 from fdconv_zoo.profiling.checks import randomize_constants, randomize_modulators
 from fdconv_zoo.profiling.gpu_report.clock import first_call, interleave
 from fdconv_zoo.profiling.gpu_report.section import DeviceLostError, Item, Recorder, Settings
-from fdconv_zoo.profiling.graphs import capture
+from fdconv_zoo.profiling.graphs import capture, graphable_step
 from fdconv_zoo.profiling.layout import set_memory_format
 from fdconv_zoo.profiling.memory import bytes_saved_for_backward, peak_bytes_of_step
 from fdconv_zoo.profiling.timing import autocast, forward_step, training_step
@@ -186,7 +186,7 @@ def _time_graphs(setting: Setting, models: Models, device: torch.device, recorde
     x, replays, firsts = setting.images(device), {}, {}
     lost = False
     for name, model in models(setting.channels_last).items():
-        step = _graphable_step(setting, model, x)
+        step = graphable_step(model, x, setting.dtype, training=setting.training)
         try:
             with recorder.attempt(name, leaves_device=False):
                 firsts[name] = first_call(lambda name=name, step=step: replays.update({name: capture(step)[0]}), device)
@@ -196,23 +196,6 @@ def _time_graphs(setting: Setting, models: Models, device: torch.device, recorde
     _record_times(f"CUDA graph, {setting.describe()}", replays, firsts, device, recorder)
     if lost:
         raise DeviceLostError
-
-
-def _graphable_step(setting: Setting, model: nn.Module, x: Tensor) -> Step:
-    """The setting's step with all tensors in place: no optimizer that makes its own, no cache of autocast's."""
-    model.train(setting.training)
-    parameters = list(model.parameters())
-
-    def forward() -> Tensor:
-        with torch.autocast(x.device.type, setting.dtype, setting.dtype != torch.float32, cache_enabled=False):
-            return model(x)
-
-    def train() -> None:
-        gradients = torch.autograd.grad(forward().float().sum(), parameters)
-        with torch.no_grad():
-            torch._foreach_add_(parameters, gradients, alpha=-1e-9)
-
-    return train if setting.training else torch.no_grad()(forward)
 
 
 def _time_compiled(setting: Setting, models: Models, device: torch.device, recorder: Recorder) -> None:
