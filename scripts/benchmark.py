@@ -13,6 +13,7 @@ not counted, and so neither is the assembly of FDConv's kernels.
     python scripts/benchmark.py --table --device cuda --dtype bfloat16 --compile
     python scripts/benchmark.py --batch-size 1 4 16 --image-size 224 448 --breakdown
     python scripts/benchmark.py --count-only --image-size 800x1344
+    python scripts/benchmark.py --count-launches --batch-size 2 16 --image-size 224
 """
 
 import argparse
@@ -43,6 +44,8 @@ from fdconv_zoo.profiling import (
     randomize_constants,
     randomize_modulators,
 )
+from fdconv_zoo.profiling.launch_table import count_rows, launch_header, launch_line
+from fdconv_zoo.profiling.layout import set_memory_format
 from fdconv_zoo.profiling.report import COLUMNS, Column, add_increments, as_csv, ratios_to, table_header, table_line
 from fdconv_zoo.store.files import write_text
 from fdconv_zoo.store.names import suggest_models
@@ -64,6 +67,12 @@ NOTES = (
     "saved: memory kept for backward in a training step, without parameters and buffers; peak: peak GPU memory of the "
     "step, including parameters; 1 MB = 1e6 bytes.",
     "x: ratio to the plain twin, the first line of the block.",
+)
+LAUNCH_NOTES = (
+    "forward, backward: operations that would be launches on a GPU, without the optimizer's; views, allocations and "
+    "metadata are free, and each launch of a Triton kernel counts.",
+    "GB: 1e9 bytes that they read and write, each tensor of an operation once.",
+    "x: ratio to the plain twin, the first line of the block. Most launched:",
 )
 # Variants of a model, each with one more part than the one before; the full model adds FBM.
 BREAKDOWN = {
@@ -109,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--channels-last", action="store_true", help="weights and images in channels_last layout")
     parser.add_argument("--compile", action="store_true", help="measure time and memory under torch.compile")
+    parser.add_argument("--cuda-graphs", action="store_true", help="time steps that are replayed from CUDA graphs")
     parser.add_argument(
         "--path", choices=get_args(ops.Path), help="path of FDConv layers (default: each layer chooses)"
     )
@@ -116,6 +126,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's setting)")
     parser.add_argument("--skip-train", action="store_true", help="measure no training steps and no memory")
     parser.add_argument("--count-only", action="store_true", help="count parameters and multiply-adds only")
+    parser.add_argument(
+        "--count-launches", action="store_true", help="count launches on a GPU, and the bytes they move, without one"
+    )
     parser.add_argument("--breakdown", action="store_true", help="also measure FDConv models part by part")
     parser.add_argument("--peers", action="store_true", help="also measure the twin with other dynamic convolutions")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures to this file")
@@ -127,6 +140,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the script; `argv` is the command line without the program."""
     args = build_parser().parse_args(argv)
     check_arguments(args)
+    if args.count_launches:
+        print_launches(args)
+        return
     device = choose_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -177,11 +193,46 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError("--table sets the sizes: remove --batch-size and --image-size")
     if args.picture and args.count_only:
         raise ConfigError("--picture shows times and memory: remove --count-only")
+    if args.cuda_graphs and choose_device(args.device).type != "cuda":
+        raise ConfigError("--cuda-graphs needs a CUDA device, and the measurement would run on the CPU")
+    if args.count_launches and (args.compile or args.count_only or args.picture):
+        raise ConfigError("--count-launches measures nothing else: remove --compile, --count-only and --picture")
     if args.picture and importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("--picture needs matplotlib: pip install matplotlib")
     for name in args.models:
         if not timm.is_model(name):
             raise ConfigError(f"--models {name}: no such model; {suggest_models(name.partition('.')[0])}")
+
+
+def print_launches(args: argparse.Namespace) -> None:
+    """Count the launches of models on a GPU, and print and write the table."""
+    name_width = widest_name(args)
+    print(launch_header(name_width), flush=True)
+    rows = []
+    for setting, name in product(choose_settings(args, torch.device("cuda")), args.models):
+        with torch.device("meta"):
+            chain, peers = create_models(name, args)
+            models = chain | peers
+            x = torch.empty(setting.batch_size, *input_size(models[name], setting, args))
+        layout = torch.channels_last if args.channels_last else torch.contiguous_format
+        for model in models.values():
+            set_memory_format(model, layout)
+            set_path(model, args.path)
+        x = x.contiguous(memory_format=layout)
+        for row in count_rows(models, x, dtype=getattr(torch, args.dtype), training=setting.training):
+            print(launch_line(row, name_width), flush=True)
+            rows.append(row)
+    print("\n" + "\n".join(LAUNCH_NOTES))
+    for row in rows:
+        print(f"{row['model']}, batch {row['batch_size']}: {row['most_launched']}")
+    if args.csv:
+        write_text(args.csv, as_csv([{"dtype": args.dtype, "path": args.path, **row} for row in rows]))
+
+
+def input_size(model: nn.Module, setting: Setting, args: argparse.Namespace) -> tuple[int, int, int]:
+    """Return (C, H, W) of the images that a model is measured on."""
+    channels, *image_size = model.pretrained_cfg["input_size"]
+    return args.model_kwargs.get("in_chans", channels), *(setting.image_size or image_size)
 
 
 def choose_settings(args: argparse.Namespace, device: torch.device) -> list[Setting]:
@@ -204,15 +255,13 @@ def measure(name: str, setting: Setting, args: argparse.Namespace, device: torch
     """
     chain, peers = create_models(name, args)
     models = chain | peers
-    channels, *image_size = models[name].pretrained_cfg["input_size"]
-    channels = args.model_kwargs.get("in_chans", channels)
-    height, width = setting.image_size or image_size
+    channels, height, width = input_size(models[name], setting, args)
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     # Give each image its own mean colour: the pooled features of pure noise, and so the kernels, would hardly differ.
     x = torch.randn(setting.batch_size, channels, height, width) + torch.randn(setting.batch_size, channels, 1, 1)
     x = x.to(device, memory_format=layout)
     for model in models.values():
-        model.to(device, memory_format=layout)
+        set_memory_format(model.to(device), layout)
         set_path(model, args.path)
 
     twin_name, *others = chain
@@ -230,6 +279,7 @@ def measure(name: str, setting: Setting, args: argparse.Namespace, device: torch
         x,
         dtype=getattr(torch, args.dtype),
         compiled=args.compile,
+        cuda_graphs=args.cuda_graphs,
         timed=not args.count_only,
         training=setting.training,
         repeats=args.repeats,
@@ -283,7 +333,7 @@ def describe_conditions(args: argparse.Namespace, device: torch.device) -> dict[
         "torch": torch.__version__,
         "timm": timm.__version__,
         "dtype": precision,
-        "mode": "compiled" if args.compile else "eager",
+        "mode": ("compiled" if args.compile else "eager") + (", CUDA graphs" if args.cuda_graphs else ""),
         "layout": "channels_last" if args.channels_last else "contiguous",
         "path": args.path or "each layer chooses",
         "repeats": args.repeats,

@@ -3,7 +3,9 @@
 import copy
 import csv
 import dataclasses
+import gc
 import sys
+import weakref
 from typing import get_args
 
 import pytest
@@ -18,6 +20,7 @@ import fdconv_zoo
 from fdconv_zoo import FDConv2d, ops, profiling
 from fdconv_zoo.errors import MismatchError
 from fdconv_zoo.profiling import timing
+from fdconv_zoo.profiling.graphs import capture, graphable_step
 from fdconv_zoo.profiling.picture import draw_ratios
 
 sys.path.append(str(ROOT / "scripts"))  # where a started script finds its neighbours
@@ -79,7 +82,16 @@ def test_saved_bytes_count_each_storage_once_and_no_weights():
     assert profiling.bytes_saved_for_backward(frozen, x) == 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_saved_bytes_leave_no_graph_behind():
+    model = nn.Sequential(nn.Linear(6, 3), nn.Sigmoid())  # which keeps its own result
+    kept = []
+    model.register_forward_hook(lambda module, inputs, output: kept.append(weakref.ref(output)))
+    profiling.bytes_saved_for_backward(model, torch.randn(4, 6))
+    gc.collect()
+    assert kept[0]() is None
+
+
+@pytest.mark.gpu
 def test_peak_bytes_exclude_other_models():
     model, x = nn.Linear(512, 512, device="cuda"), torch.randn(256, 512, device="cuda")
     step = timing.training_step(model, x, torch.float32)
@@ -89,6 +101,39 @@ def test_peak_bytes_exclude_other_models():
     assert alone == profiling.peak_bytes_of_step(model, x, step)
     own = sum(parameter.nbytes for parameter in model.parameters())
     assert 2 * own + x.nbytes <= alone < other.nbytes  # with gradients
+
+
+@pytest.mark.gpu
+def test_steps_replayed_from_cuda_graphs():
+    models = {"one": timm.create_model("test_resnet"), "two": timm.create_model(SMALL)}
+    for model in models.values():
+        model.cuda()
+    found = profiling.profile(models, torch.randn(2, 3, 32, 32, device="cuda"), cuda_graphs=True, repeats=2)
+    assert all(costs.forward_seconds > 0 and costs.train_seconds > 0 for costs in found.values())
+
+
+@pytest.mark.gpu
+def test_a_captured_step_is_the_step():
+    weight, x = (torch.randn(3, 3, device="cuda") for _ in range(2))
+    replay, y = capture(lambda: x @ weight)
+    x.normal_()
+    replay()
+    assert torch.equal(y, x @ weight)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_step_for_capture_is_a_step_of_sgd(training):
+    model, x = nn.Linear(4, 3), torch.randn(2, 4)
+    before = copy.deepcopy(model)
+    result = graphable_step(model, x, torch.float32, training=training)()
+    assert model.training is training
+    if not training:
+        assert torch.equal(result, model(x))
+        assert not result.requires_grad
+    with torch.no_grad():
+        moved = before.bias - model.bias
+    assert moved.abs().max() <= 2e-9
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_timed_steps_are_interleaved():
@@ -405,6 +450,8 @@ def test_missing_cuda_is_refused(monkeypatch):
     with pytest.raises(benchmark.ConfigError, match="no CUDA device"):
         benchmark.main(["--device", "cuda"])
     assert benchmark.choose_device(None).type == "cpu"
+    with pytest.raises(benchmark.ConfigError, match="--cuda-graphs needs a CUDA device"):
+        benchmark.main(["--cuda-graphs"])
 
 
 def test_unsupported_model_arguments_are_refused():

@@ -111,6 +111,7 @@ def test_a_recipe_runs_on_a_stand_in(name, tmp_path):
         (["--model", ""], "--model is required"),
         (["--norm", "frozen"], "--norm frozen keeps statistics, but random weights do not have any"),
         (["--min-size", "0"], "--min-size"),
+        (["--cuda-graphs"], "--cuda-graphs needs images of one size"),
         (["--head", "yolo"], "--head"),
         (["--model", "resnet10s_fdconf"], "did you mean resnet10s_fdconv"),
     ],

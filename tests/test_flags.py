@@ -44,6 +44,7 @@ def test_warm_up_counts_updates():
     [
         (["--epochs", "0"], "--epochs 0"),
         (["--opt", "sdg"], "--opt sdg"),
+        (["--cuda-graphs", "--grad-accum", "2"], "--cuda-graphs with --grad-accum 2"),
         (["--modulator-lr=-0.1"], "--modulator-lr -0.1: must be at least 0"),
     ],
 )

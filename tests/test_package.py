@@ -44,6 +44,9 @@ def test_wheel_works_on_its_own(built, tmp_path):
     assert {"fdconv_zoo/sample/train.parquet", "fdconv_zoo/sample/LICENSE"} <= set(names)
     assert {"fdconv_zoo/index/card_template.md", "fdconv_zoo/index/citations.bib"} <= set(names)
     assert "fdconv_zoo/pretrained/resnet10s_fdconv.fashion_mnist.safetensors" in names
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "fdconv_zoo").rglob("*.[ch]")}
+    assert sources
+    assert sources <= set(names)
     entries = {path.name for path in (ROOT / "models").glob("*.yaml")}
     assert {f"fdconv_zoo/models/{name}" for name in entries} <= set(names)
     assert any(name.endswith("entry_points.txt") for name in names)
@@ -74,7 +77,15 @@ def test_sdist_is_complete(built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    for name in ("LICENSE", "README.md", "Makefile", "scripts/train.py", "models/resnet50_fdconv.a1_in1k.yaml"):
+    for name in (
+        "LICENSE",
+        "README.md",
+        "Makefile",
+        "scripts/train.py",
+        "models/resnet50_fdconv.a1_in1k.yaml",
+        "fdconv_zoo/ops/native/kernels.c",
+        "fdconv_zoo/ops/native/lanes.h",
+    ):
         assert name in names
 
 

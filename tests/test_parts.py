@@ -68,7 +68,7 @@ def test_fdw_kernels_have_disjoint_spectra():
     assert energy.any((1, 2)).all()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(8, 6, 3, 3), (64, 64, 1, 1), (33, 20, 3, 3)])
 def test_fdw_is_the_same_on_a_gpu(shape):
     fdw = FourierDisjointWeight(shape[0], shape[1], shape[2:], 8)

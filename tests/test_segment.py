@@ -9,7 +9,9 @@ from PIL import Image
 from run_scripts import kill_and_resume, load_script, read_figures, run_on_the_cpu
 from safetensors.torch import load_file
 from sklearn.metrics import jaccard_score
+from torch import nn
 
+from fdconv_zoo.dense.backbone import Backbone
 from fdconv_zoo.dense.segmentation.model import Segmenter
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import MODELS, read_index
@@ -85,6 +87,23 @@ def test_evaluation_gives_the_runs_figures_and_those_of_other_code(finished, sma
     views = ["--overwrite", "--window", "32", "--scales", "0.75", "1", "--flip"]
     segment.main([*map(str, flags), *views])
     assert json.loads((tmp_path / "whole" / "results.json").read_text())["images"] == 5
+
+
+def test_a_compiled_run_compiles_the_backbone(finished, small_canvases, tmp_path, monkeypatch):
+    """With the compiler's front end only."""
+    compiled, compile_module = [], nn.Module.compile
+
+    def compile_in_front(module, mode):
+        compiled.append(type(module))
+        compile_module(module, backend="aot_eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compile_in_front)
+    flags = [*TINY, "--epochs", "1", "--updates-per-epoch", "1", "--compile"]
+    segment.main([*flags, "--dataset", str(small_canvases), "--output", str(tmp_path / "run")])
+    torch._dynamo.reset()
+    assert compiled == [Backbone]
+    keys = [load_file(folder / "last/model.safetensors").keys() for folder in (finished, tmp_path / "run")]
+    assert keys[0] == keys[1]
 
 
 @pytest.mark.parametrize("name", RECIPES)

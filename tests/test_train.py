@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 from run_scripts import TINY, kill_and_resume, load_script, read_figures, read_metrics, run_on_the_cpu, start_script
 from safetensors.torch import load_file
+from torch import nn
 
 from fdconv_zoo.errors import ConfigError, NonFiniteError, RunFolderError, WriteError
 from fdconv_zoo.store import files
@@ -244,3 +245,30 @@ def test_two_processes_train_and_measure_as_one(tmp_path):
     assert result["top1"] == pytest.approx(last["top1"])
     assert result["top5"] == pytest.approx(last["top5"])
     assert result["loss"] == pytest.approx(last["loss"], rel=1e-5)
+
+
+def test_a_compiled_run_trains_like_an_eager_one(finished, tmp_path, monkeypatch):
+    """With the compiler's front end only, which does not need a minute for a C++ compiler."""
+    modes, compile_module = [], nn.Module.compile
+
+    def compile_in_front(module, mode):
+        modes.append(mode)
+        compile_module(module, backend="aot_eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compile_in_front)
+    torch._dynamo.reset()
+    train.main([*TINY, "--compile", "--output", str(tmp_path / "run")])
+    assert modes == [None]
+    for compiled, eager in zip(read_metrics(tmp_path / "run"), read_metrics(finished), strict=True):
+        assert compiled["train_loss"] == pytest.approx(eager["train_loss"], rel=1e-3)
+        assert compiled["loss"] == pytest.approx(eager["loss"], rel=1e-2)
+    weights = [load_file(folder / "last/model.safetensors") for folder in (finished, tmp_path / "run")]
+    assert weights[0].keys() == weights[1].keys()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    torch._dynamo.reset()
+
+
+def test_cuda_graphs_without_a_gpu_are_refused_before_work_starts(tmp_path):
+    with pytest.raises(ConfigError, match="--cuda-graphs needs a CUDA device, and the run would train on the cpu"):
+        train.main([*TINY, "--grad-accum", "1", "--cuda-graphs", "--output", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()

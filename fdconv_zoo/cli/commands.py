@@ -1,4 +1,4 @@
-"""The sub-commands of `python -m fdconv_zoo`: the index, cards, weights and predictions."""
+"""The sub-commands of `python -m fdconv_zoo`: the index, cards, weights, predictions and the installation."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from fnmatch import fnmatch
 
+from fdconv_zoo.cli import doctor
 from fdconv_zoo.cli.predict import DESCRIPTION, add_arguments, predict
 from fdconv_zoo.cli.recipes import HelpFormatter
 from fdconv_zoo.errors import HubError
@@ -46,6 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     checking.add_argument("--repair", action="store_true", help="remove damaged files and download them again")
 
     add_arguments(add("predict", predict_images, DESCRIPTION))
+
+    diagnosing = add("doctor", diagnose, doctor.DESCRIPTION)
+    diagnosing.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -119,6 +123,17 @@ def predict_images(args: argparse.Namespace) -> None:
     if args.model.startswith(HUB):
         download(find_weights(args.model))  # its errors are clearer than those of loading
     predict(args)
+
+
+def diagnose(args: argparse.Namespace) -> None:
+    """Print what FDConv runs on here."""
+    found = doctor.diagnose()
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return
+    width = max(map(len, found))
+    for name, text in found.items():
+        print(f"{name:{width}}  {text}")
 
 
 def _cells(entry: Entry) -> Iterable[str]:

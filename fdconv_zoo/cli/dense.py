@@ -98,6 +98,10 @@ class DenseTask(CommandTask):
         """The sum of the model's losses for a batch."""
         return sum(model(images, targets).values())
 
+    def compiled_part(self, model: SavedModel) -> nn.Module:
+        """The backbone: heads and losses branch on what they find."""
+        return model.backbone
+
     def evaluate(self, model: SavedModel) -> dict[str, Any]:
         """The figures of the result; the main process also saves the pictures."""
         result = self.measure(model)

@@ -108,6 +108,8 @@ class DetectionTask(DenseTask):
             raise ConfigError(
                 "--norm frozen keeps statistics, but random weights do not have any: use --norm batch or sync"
             )
+        if args.cuda_graphs:
+            raise ConfigError("--cuda-graphs needs images of one size, and those of detection differ: use --compile")
         check_least(args, 1, "min_size", "max_size", "crop_size", "fpn_channels")
 
     def load_data(self, dataset: str, trained: Detector | None = None) -> None:

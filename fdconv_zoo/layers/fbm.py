@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fdconv_zoo.layers.plain import check_plain, conv_arguments, example_size
 from fdconv_zoo.layers.precision import no_autocast, transform_dtype
 from fdconv_zoo.layers.programs import TracedForScript, fx_leaf
-from fdconv_zoo.ops import Path, choose_path, modulate_bands, modulate_bands_stretched
+from fdconv_zoo.ops import Path, choose_path, modulate, modulate_bands, modulate_bands_stretched
 
 BandMask = Literal["exact", "reference"]
 
@@ -74,7 +74,7 @@ class FrequencyBandModulation(TracedForScript):
         # between bands, so it runs in float32 whatever autocast says.
         with no_autocast(x.device.type):
             dtype = transform_dtype(x)
-            weights = 2 * torch.sigmoid(logits.to(dtype))
+            (weights,) = modulate([logits], [1.0], [1], dtype, self.path)
             if self.band_mask == "exact":
                 return modulate_bands(x, weights, self.band_edges, self.path)
             return modulate_bands_stretched(x.to(dtype), weights, self.band_edges, _REFERENCE_MASK_SIZE).to(x.dtype)

@@ -18,7 +18,7 @@ from fdconv_zoo.layers.inputs import check_input
 from fdconv_zoo.layers.plain import check_plain, conv_arguments, example_size
 from fdconv_zoo.layers.precision import transform_dtype
 from fdconv_zoo.layers.programs import fx_leaf
-from fdconv_zoo.ops import POINTWISE, Geometry
+from fdconv_zoo.ops import POINTWISE, Geometry, pool
 
 
 class FDConv2d(DynamicKernel):
@@ -130,8 +130,7 @@ class FDConv2d(DynamicKernel):
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) to (B, O, H', W')."""
         check_input(x, self.in_channels, channel_dim=1, ndims=(4,), layout="(B, C, H, W)")
-        # The gradient of a sum is a view, that of a mean a tensor of x's size.
-        pooled = x.sum((2, 3), dtype=transform_dtype(x)) / (x.shape[2] * x.shape[3])
+        pooled = pool(x, transform_dtype(x), self.path)
         weights, modulators = self.predict(pooled)
         if self.fbm is not None:
             x = self.fbm(x)
@@ -226,9 +225,9 @@ class FDLinear(DynamicKernel):
         """(B, N, I) or (B, H, W, I) to the same with O features."""
         check_input(x, self.in_features, channel_dim=-1, ndims=(3, 4), layout="(B, N, C) or (B, H, W, C)")
         tokens = x.flatten(1, -2)
-        pooled = tokens.sum(1, dtype=transform_dtype(x)) / tokens.shape[1]
-        weights, modulators = self.predict(pooled)
         features = tokens.transpose(1, 2).unsqueeze(3)
+        pooled = pool(features, transform_dtype(x), self.path)
+        weights, modulators = self.predict(pooled)
         y = self.convolve(features, weights=weights, modulators=modulators, geometry=POINTWISE)
         return y.squeeze(3).transpose(1, 2).reshape(*x.shape[:-1], self.out_features)
 

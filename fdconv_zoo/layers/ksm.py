@@ -14,15 +14,13 @@ from torch import Tensor, nn
 
 from fdconv_zoo.layers.precision import no_autocast, parameter_dtype
 from fdconv_zoo.layers.sharding import hand_on, hand_through
-from fdconv_zoo.ops import KernelModulators, LocalFactors, local_factors
-
-
-def _modulator(logit: Tensor, temperature: float) -> Tensor:
-    return 2 * torch.sigmoid(logit if temperature == 1 else logit / temperature)
+from fdconv_zoo.ops import KernelModulators, LocalFactors, Path, local_factors, modulate, neighbors, star_relu
 
 
 class StarReLU(nn.Module):
     """``scale * relu(x)^2 + bias`` with two learned scalars (https://arxiv.org/abs/2210.13452)."""
+
+    path: Path | None = None
 
     def __init__(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
@@ -36,8 +34,7 @@ class StarReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape to the same shape."""
-        x = F.relu(x)
-        return torch.addcmul(self.bias, x * self.scale, x)
+        return star_relu(x, self.scale, self.bias, self.path)
 
 
 class GlobalBranch(nn.Module):
@@ -51,6 +48,8 @@ class GlobalBranch(nn.Module):
         temperature: divides the channel, filter and spatial logits.
         kernel_temperature: divides the kernel logits.
     """
+
+    path: Path | None = None
 
     def __init__(
         self,
@@ -90,18 +89,16 @@ class GlobalBranch(nn.Module):
 
     def forward(self, pooled: Tensor) -> KernelModulators:
         """(B, I) to the modulators kernel (B, n), channel (B, I), filter (B, O) and spatial (B, a, b)."""
-        hidden = self.act(self._normalize(self.reduce(pooled)[..., None, None])[..., 0, 0])
-        kernel = spatial = None
-        if self.kernel is not None:
-            kernel = _modulator(self.kernel(hidden), self.kernel_temperature) / self.num_kernels
-        if self.spatial is not None:
-            spatial = _modulator(self.spatial(hidden), self.temperature).unflatten(1, self.kernel_size)
-        return KernelModulators(
-            kernel=kernel,
-            channel=_modulator(self.channel(hidden), self.temperature),
-            filter=_modulator(self.filter(hidden), self.temperature),
-            spatial=spatial,
-        )
+        hidden = self.act(self._normalize(self.reduce(pooled)[..., None, None]).flatten(1))
+        heads = {"channel": self.channel, "filter": self.filter, "spatial": self.spatial, "kernel": self.kernel}
+        logits = {name: head(hidden) for name, head in heads.items() if head is not None}
+        temperatures = [self.kernel_temperature if name == "kernel" else self.temperature for name in logits]
+        counts = [self.num_kernels if name == "kernel" else 1 for name in logits]
+        found = modulate(list(logits.values()), temperatures, counts, hidden.dtype, self.path)
+        modulators = KernelModulators(**dict(zip(logits, found, strict=True)))
+        if modulators.spatial is not None:
+            modulators = modulators._replace(spatial=modulators.spatial.unflatten(1, self.kernel_size))
+        return modulators
 
     def _normalize(self, hidden: Tensor) -> Tensor:
         norm = self.norm
@@ -135,6 +132,8 @@ class ChannelConv1d(nn.Conv1d):
         groups: G, of the FDConv layer.
     """
 
+    path: Path | None = None
+
     def __init__(
         self,
         num_channels: int,
@@ -151,13 +150,7 @@ class ChannelConv1d(nn.Conv1d):
 
     def forward(self, features: Tensor) -> LocalFactors:
         """(B, G*I) to taps (num_features, 1, T) and windows (B, G, I, T)."""
-        (padding,), (width,) = self.padding, self.kernel_size
-        padded = F.pad(features, (padding, padding))
-        if torch.onnx.is_in_onnx_export():  # whose tracing exporter does not know unfold
-            windows = torch.stack([padded[:, tap : tap + self.num_channels] for tap in range(width)], dim=2)
-        else:
-            windows = padded.unfold(1, width, 1)
-        windows = windows.unflatten(1, (self.groups_of_layer, -1))
+        windows = neighbors(features, self.kernel_size[0], self.path).unflatten(1, (self.groups_of_layer, -1))
         return LocalFactors(taps=hand_on(self, self.weight), windows=windows)
 
 

@@ -6,7 +6,11 @@ from torch import nn
 
 from fdconv_zoo.layers.fbm import FrequencyBandModulation
 from fdconv_zoo.layers.fdconv import FDConv2d, FDLinear
+from fdconv_zoo.layers.ksm import ChannelConv1d, GlobalBranch, StarReLU
 from fdconv_zoo.ops import Path
+
+# The modules that compute on a path, and not only through others.
+_COMPUTED = FDConv2d | FDLinear | FrequencyBandModulation | GlobalBranch | StarReLU | ChannelConv1d
 
 
 def set_path(model: nn.Module, path: Path | None) -> None:
@@ -14,9 +18,7 @@ def set_path(model: nn.Module, path: Path | None) -> None:
 
     Args:
         model: changed in place, its function is not.
-        path: ``"rebuild"``: kernels and bands are made image by image and again in backward: the least memory, and
-            on a CPU the fastest. ``"plain"``: torch's own operations on the whole batch, all of them kept for
-            backward; the only path that can be differentiated twice. None: the choice is left to the layers.
+        path: one of those that ``fdconv_zoo.ops.choose_path`` describes. None: the choice is left to the layers.
 
     Raises:
         ValueError: an unknown path.
@@ -24,5 +26,5 @@ def set_path(model: nn.Module, path: Path | None) -> None:
     if path is not None and path not in get_args(Path):
         raise ValueError(f"path is {path!r}: it must be None or one of {get_args(Path)}.")
     for module in model.modules():
-        if isinstance(module, FDConv2d | FDLinear | FrequencyBandModulation):
+        if isinstance(module, _COMPUTED):
             module.path = path

@@ -2,7 +2,16 @@
 
 from fdconv_zoo.ops.bands_plain import low_pass_basis, modulate_bands_stretched
 from fdconv_zoo.ops.convolution import POINTWISE, Geometry, convolve
-from fdconv_zoo.ops.dispatch import Path, choose_path, dynamic_convolution, modulate_bands
+from fdconv_zoo.ops.dispatch import (
+    Path,
+    choose_path,
+    dynamic_convolution,
+    modulate,
+    modulate_bands,
+    neighbors,
+    pool,
+    star_relu,
+)
 from fdconv_zoo.ops.kernels_plain import (
     DisjointWeights,
     KernelModulators,
@@ -26,6 +35,10 @@ __all__ = [
     "local_factors",
     "low_pass_basis",
     "mix_spectrum",
+    "modulate",
     "modulate_bands",
     "modulate_bands_stretched",
+    "neighbors",
+    "pool",
+    "star_relu",
 ]

@@ -49,7 +49,7 @@ def _backward(grad: Tensor, x: Tensor, attention: Tensor, band_edges: Sequence[f
     grad_attention = scratch("gradients of attention", shape, torch.float32, x.device)
     grad = _dense(grad, memory_format(dense_x))
     _run(dense_x, attention, band_edges, y=grad_x, grad=grad, grad_attention=grad_attention)
-    return _like(grad_x, x), grad_attention.sum(1)
+    return _like(grad_x, x), _like(grad_attention.sum(1), attention)
 
 
 def _run(x: Tensor, attention: Tensor, band_edges: Sequence[float], **tensors: Tensor) -> None:

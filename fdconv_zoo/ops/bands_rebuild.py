@@ -25,12 +25,10 @@ _SMALL_MAP = 20 * 20  # positions up to which rows and columns are transformed a
 
 
 class _LowPasses(LowPasses):
-    """With the product that is fastest where the map is."""
+    """With the product that is fastest on a CPU."""
 
     def multiply(self, x: Tensor, matrix: Tensor) -> Tensor:
         """(N, H, W) times (W, V)."""
-        if x.device.type != "cpu":
-            return x @ matrix
         # The library behind torch's convolutions multiplies two to three times as fast as the one behind its matrix
         # products on processors of other makers than the latter's, and no slower on its own.
         image = x.unsqueeze(0).permute(0, 3, 1, 2)  # W are the channels, last in memory
@@ -82,13 +80,13 @@ def _plane_basis(size: tuple[int, int], band_edges: tuple[float, ...], dtype: to
 
 def _low_passes(x: Tensor, band_edges: Sequence[float], dtype: torch.dtype) -> LowPasses | _SmallLowPasses:
     size, band_edges = tuple(x.shape[2:]), tuple(band_edges)
+    if x.device.type != "cpu":
+        # Made where they are used: a copy from the host would make it wait, and has no place in a CUDA graph.
+        bases = (low_pass_basis(n, band_edges[0], device=x.device, dtype=dtype) for n in size)
+        return LowPasses(*bases, band_edges)
     if math.prod(size) <= _SMALL_MAP:
-        return _SmallLowPasses(_tensor(_plane_basis(size, band_edges, dtype), x.device), size, band_edges)
-    return _LowPasses(*(_tensor(_axis_basis(n, band_edges[0], dtype), x.device) for n in size), band_edges)
-
-
-def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device, non_blocking=True)
+        return _SmallLowPasses(torch.from_numpy(_plane_basis(size, band_edges, dtype)), size, band_edges)
+    return _LowPasses(*(torch.from_numpy(_axis_basis(n, band_edges[0], dtype)) for n in size), band_edges)
 
 
 def _forward(x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> Tensor:

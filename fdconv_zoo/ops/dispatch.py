@@ -7,24 +7,49 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fdconv_zoo.ops import native
+from fdconv_zoo.ops import native, triton_support
+from fdconv_zoo.ops.bands_native import modulate_bands_native
 from fdconv_zoo.ops.bands_plain import modulate_bands_plain
 from fdconv_zoo.ops.bands_rebuild import modulate_bands_rebuild
+from fdconv_zoo.ops.bands_triton import modulate_bands_triton
 from fdconv_zoo.ops.context import is_exported, is_transformed
 from fdconv_zoo.ops.convolution import Geometry
 from fdconv_zoo.ops.kernels_native import convolve_native
 from fdconv_zoo.ops.kernels_plain import DisjointWeights, KernelModulators, convolve_plain, mix_spectrum
 from fdconv_zoo.ops.kernels_rebuild import convolve_rebuild
+from fdconv_zoo.ops.kernels_triton import convolve_triton
+from fdconv_zoo.ops.modulation import (
+    modulate_plain,
+    modulate_triton,
+    neighbors_plain,
+    neighbors_triton,
+    pool_plain,
+    pool_triton,
+    star_relu_plain,
+    star_relu_triton,
+)
 
-Path = Literal["plain", "rebuild", "native"]
+Path = Literal["plain", "rebuild", "native", "triton"]
 
-_CONVOLUTIONS = {"plain": convolve_plain, "rebuild": convolve_rebuild, "native": convolve_native}
-_BANDS = {"plain": modulate_bands_plain, "rebuild": modulate_bands_rebuild, "native": modulate_bands_rebuild}
+_CONVOLUTIONS = {
+    "plain": convolve_plain,
+    "rebuild": convolve_rebuild,
+    "native": convolve_native,
+    "triton": convolve_triton,
+}
+_BANDS = {
+    "plain": modulate_bands_plain,
+    "rebuild": modulate_bands_rebuild,
+    "native": modulate_bands_native,
+    "triton": modulate_bands_triton,
+}
 
 
 def choose_path(device: torch.device, dtype: torch.dtype, forced: Path | None = None) -> Path:
     """Choose the path to take; all compute the same.
 
+    - ``"triton"``: few launches, for float32 on CUDA devices. Kernels and bands are made for many images at once, and
+      again in backward.
     - ``"native"``: C functions, for float32 on a CPU. Kernels are made image by image, and again in backward.
     - ``"rebuild"``: the same with torch's operations, on any device and in any type.
     - ``"plain"``: torch's operations on the whole batch, differentiated by autograd. Exported programs and what
@@ -37,10 +62,26 @@ def choose_path(device: torch.device, dtype: torch.dtype, forced: Path | None = 
     """
     if is_exported() or is_transformed():
         return "plain"
-    if forced in (None, "native"):
-        is_native = device.type == "cpu" and dtype == torch.float32 and native.library() is not None
+    is_triton = forced == "triton" or (forced is None and device.type == "cuda")
+    if is_triton and dtype == torch.float32 and _has_triton(device.type):
+        return "triton"
+    if forced in (None, "native", "triton"):
+        is_native = device.type == "cpu" and dtype == torch.float32 and _has_native_code()
         return "native" if is_native else "rebuild"
     return forced
+
+
+@torch.compiler.assume_constant_result
+def _has_native_code() -> bool:
+    return native.library() is not None
+
+
+@torch.compiler.assume_constant_result
+def _has_triton(device_type: str) -> bool:
+    problem = triton_support.problem(device_type)
+    if problem is not None:
+        triton_support.warn_once(problem)
+    return problem is None
 
 
 def dynamic_convolution(
@@ -84,3 +125,44 @@ def modulate_bands(x: Tensor, attention: Tensor, band_edges: Sequence[float], pa
     """
     path = choose_path(x.device, attention.dtype, path)
     return _BANDS[path](x, attention, band_edges)
+
+
+def modulate(
+    logits: Sequence[Tensor],
+    temperatures: Sequence[float],
+    counts: Sequence[int],
+    dtype: torch.dtype,
+    path: Path | None = None,
+) -> list[Tensor]:
+    """Turn logits into modulators, ``2 * sigmoid(logit / temperature) / count``, for each of some tensors.
+
+    Args:
+        logits: tensors of any shapes and floating types.
+        temperatures, counts: for each of them.
+        dtype: of the results.
+        path: see :func:`choose_path`.
+    """
+    if choose_path(logits[0].device, dtype, path) == "triton":
+        return modulate_triton(logits, temperatures, counts)
+    return modulate_plain(logits, temperatures, counts, dtype)
+
+
+def star_relu(x: Tensor, scale: Tensor, bias: Tensor, path: Path | None = None) -> Tensor:
+    """``scale * relu(x)^2 + bias``, with scale and bias of shape (1,); path: see :func:`choose_path`."""
+    if x.dtype == scale.dtype == bias.dtype and choose_path(x.device, x.dtype, path) == "triton":
+        return star_relu_triton(x, scale, bias)
+    return star_relu_plain(x, scale, bias)
+
+
+def neighbors(x: Tensor, width: int, path: Path | None = None) -> Tensor:
+    """The ``width`` (odd) channels around each channel of x (B, C), 0 beyond the first and the last.
+
+    Returns:
+        (B, C, width), which may overlap in memory; path: see :func:`choose_path`.
+    """
+    return neighbors_triton(x, width) if choose_path(x.device, x.dtype, path) == "triton" else neighbors_plain(x, width)
+
+
+def pool(x: Tensor, dtype: torch.dtype, path: Path | None = None) -> Tensor:
+    """The mean of each channel of x (B, C, H, W), (B, C), computed in ``dtype``; path: see :func:`choose_path`."""
+    return pool_triton(x) if choose_path(x.device, dtype, path) == "triton" else pool_plain(x, dtype)

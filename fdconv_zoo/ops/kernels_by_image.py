@@ -26,7 +26,7 @@ from fdconv_zoo.ops.operators import (
     memory_format,
     register_convolution,
 )
-from fdconv_zoo.ops.scratch import elements_at_once
+from fdconv_zoo.ops.scratch import elements_at_once, scratch
 
 
 class Assembler(Protocol):
@@ -53,7 +53,7 @@ def register(path: str, assembler: Callable[[KernelTensors, KernelShape, Geometr
     def forward(x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry) -> Tensor:
         assemble = assembler(tensors, kernel_shape, geometry)
         y = None
-        for images in _chunks(x, kernel_shape):
+        for images in _chunks(x, kernel_shape, geometry):
             y_chunk = _convolve(x[images], assemble.make(images).to(x.dtype), geometry)
             if len(y_chunk) == len(x):
                 return y_chunk.contiguous(memory_format=memory_format(x))
@@ -67,7 +67,7 @@ def register(path: str, assembler: Callable[[KernelTensors, KernelShape, Geometr
     ) -> tuple[Tensor | None, KernelTensors]:
         assemble = assembler(tensors, kernel_shape, geometry)
         grad_x = torch.empty_like(x) if needs_x else None
-        for images in _chunks(x, kernel_shape):
+        for images in _chunks(x, kernel_shape, geometry):
             kernels = assemble.make(images)
             grad_x_chunk, grad_kernels = _convolve_backward(
                 grad[images], x[images], kernels.to(x.dtype), geometry, needs_x
@@ -80,9 +80,12 @@ def register(path: str, assembler: Callable[[KernelTensors, KernelShape, Geometr
     return register_convolution(path, forward, backward)
 
 
-def _chunks(x: Tensor, kernel_shape: KernelShape) -> Iterator[slice]:
-    """The images that are worked on at once."""
-    step = max(elements_at_once(x.device.type) // math.prod(kernel_shape), 1)
+def _chunks(x: Tensor, kernel_shape: KernelShape, geometry: Geometry) -> Iterator[slice]:
+    """The images that are worked on at once: one, or as many as leave kernels and patches in the cache."""
+    num_elements = math.prod(kernel_shape)
+    if not geometry.is_pointwise:
+        num_elements += math.prod(kernel_shape[1:]) * math.prod(geometry.output_size(x.shape[2:]))
+    step = max(elements_at_once(x.device.type) // num_elements, 1)
     return (slice(start, min(start + step, len(x))) for start in range(0, len(x), step))
 
 
@@ -104,14 +107,15 @@ def _convolve_backward(
     """The gradients of x and of the kernels."""
     if _is_product(x, kernels, geometry):
         grad = grad.flatten(2)
-        grad_kernels = torch.bmm(grad, _patches(x, geometry).transpose(1, 2)).view(kernels.shape)
+        grad_kernels = _empty_gradient(kernels)
+        torch.bmm(grad, _patches(x, geometry).transpose(1, 2), out=grad_kernels.flatten(2))
         if not needs_x:
             return None, grad_kernels
         grad_patches = torch.bmm(kernels.flatten(2).transpose(1, 2), grad)
         if geometry.is_pointwise:
             return grad_patches.view(x.shape), grad_kernels
         return fold_patches(grad_patches, x.shape[2:], geometry), grad_kernels
-    grad_x, grad_kernels = torch.empty_like(x) if needs_x else None, torch.empty_like(kernels)
+    grad_x, grad_kernels = torch.empty_like(x) if needs_x else None, _empty_gradient(kernels)
     for image in range(len(x)):
         grad_image, grad_kernel, _ = torch.ops.aten.convolution_backward(
             grad[image : image + 1], x[image : image + 1], _as_weight(kernels[image]), None,
@@ -122,6 +126,10 @@ def _convolve_backward(
         if needs_x:
             grad_x[image] = grad_image[0]
     return grad_x, grad_kernels
+
+
+def _empty_gradient(kernels: Tensor) -> Tensor:
+    return scratch("gradient of kernels", kernels.shape, kernels.dtype, kernels.device)
 
 
 def _as_weight(kernel: Tensor) -> Tensor:
@@ -135,10 +143,10 @@ def _is_product(x: Tensor, kernels: Tensor, geometry: Geometry) -> bool:
     """Whether to convolve as a product of kernels and patches."""
     if geometry.groups > 1:
         return False
-    if geometry.is_pointwise:
-        return len(x) > 1
+    if len(x) > 1:  # small kernels, and small patches
+        return True
     # The patches are smaller than the kernel then, and copying them out costs less than what a convolution does to it.
-    return kernels.shape[1] > math.prod(geometry.output_size(x.shape[2:]))
+    return not geometry.is_pointwise and kernels.shape[1] > math.prod(geometry.output_size(x.shape[2:]))
 
 
 def _patches(x: Tensor, geometry: Geometry) -> Tensor:

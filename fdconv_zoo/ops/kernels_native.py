@@ -30,7 +30,7 @@ class _Assembler:
         kernels = _scratch("kernels", (images.stop - images.start, out_channels, height, width, in_channels))
         sizes = self._sizes(images)
         succeeded = self._library.fdconv_assemble_kernels(
-            sizes, _pointers(self._tensors), ctypes.c_void_p(kernels.data_ptr()), self._memory(sizes)
+            sizes, _pointers(self._tensors), kernels.data_ptr(), self._memory(sizes)
         )
         _check(succeeded)
         return kernels
@@ -45,10 +45,10 @@ class _Assembler:
         succeeded = self._library.fdconv_differentiate_kernels(
             sizes,
             _pointers(self._tensors),
-            ctypes.c_void_p(kernels.data_ptr()),
-            ctypes.c_void_p(grad.data_ptr()),
+            kernels.data_ptr(),
+            grad.data_ptr(),
             _pointers(self._gradients),
-            ctypes.c_int64(accumulates),
+            accumulates,
             self._memory(sizes),
         )
         _check(succeeded)
@@ -67,9 +67,9 @@ class _Assembler:
         )  # fmt: skip
         return (ctypes.c_int64 * len(sizes))(*sizes)
 
-    def _memory(self, sizes: ctypes.Array) -> ctypes.c_void_p:
+    def _memory(self, sizes: ctypes.Array) -> int:
         num_floats = self._library.fdconv_kernels_scratch(sizes)
-        return ctypes.c_void_p(_scratch("native", (num_floats,)).data_ptr())
+        return _scratch("native", (num_floats,)).data_ptr()
 
 
 def _scratch(name: str, shape: tuple[int, ...]) -> Tensor:

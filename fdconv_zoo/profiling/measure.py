@@ -1,6 +1,6 @@
 """Measures all costs of several models."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fdconv_zoo.conversion.costs import count_multiply_adds, count_parameters
 from fdconv_zoo.errors import MismatchError
 from fdconv_zoo.profiling.checks import check_computation, plain_copy
+from fdconv_zoo.profiling.graphs import capture, graphable_step
 from fdconv_zoo.profiling.memory import bytes_saved_for_backward, peak_bytes_of_step
 from fdconv_zoo.profiling.timing import autocast, forward_step, time_interleaved, training_step
 
@@ -45,6 +46,7 @@ def profile(
     *,
     dtype: torch.dtype = torch.float32,
     compiled: bool = False,
+    cuda_graphs: bool = False,
     timed: bool = True,
     training: bool = True,
     repeats: int = 10,
@@ -56,6 +58,7 @@ def profile(
         x: (B, C, H, W), float32.
         dtype: Autocast dtype; float32 disables autocast.
         compiled: Compile the models, in place, before measuring time and memory.
+        cuda_graphs: Time steps that are captured into CUDA graphs and replayed; needs a GPU.
         timed: Measure time, after checking each model with :func:`check_computation`.
         training: If ``timed``, also measure training steps and their memory.
         repeats: Number of timings of each step.
@@ -78,14 +81,21 @@ def profile(
             except MismatchError as error:
                 raise MismatchError(f"{name}: {error}") from error
 
+    def replayed(model: nn.Module, training: bool) -> Callable[[], object]:
+        return capture(graphable_step(model, x, dtype, training=training))[0]
+
     if timed:
-        forwards = [forward_step(model.eval(), x, dtype) for model in models.values()]
+        if cuda_graphs:
+            forwards = [replayed(model, False) for model in models.values()]
+        else:
+            forwards = [forward_step(model.eval(), x, dtype) for model in models.values()]
         for cost, (median, iqr) in zip(costs.values(), time_interleaved(forwards, repeats, x.device), strict=True):
             cost.update(forward_seconds=median, forward_iqr_seconds=iqr)
 
     if timed and training:
         steps = [training_step(model.train(), x, dtype) for model in models.values()]
-        for cost, (median, iqr) in zip(costs.values(), time_interleaved(steps, repeats, x.device), strict=True):
+        timed_steps = [replayed(model, True) for model in models.values()] if cuda_graphs else steps
+        for cost, (median, iqr) in zip(costs.values(), time_interleaved(timed_steps, repeats, x.device), strict=True):
             cost.update(train_seconds=median, train_iqr_seconds=iqr)
         for cost, model, step in zip(costs.values(), models.values(), steps, strict=True):
             with autocast(x.device, dtype):

@@ -35,6 +35,14 @@ def add_optimization_flags(parser: argparse.ArgumentParser) -> None:
         "--ema-decay", type=float, default=0.0, help="average the weights, and evaluate the average; 0: off"
     )
     optim.add_argument("--mixed-precision", choices=("no", "fp16", "bf16"), help="default: accelerate's configuration")
+    boolean = argparse.BooleanOptionalAction
+    optim.add_argument("--compile", action=boolean, default=False, help="compile the model for training")
+    optim.add_argument(
+        "--cuda-graphs",
+        action=boolean,
+        default=False,
+        help="also replay its launches from CUDA graphs, for images of one size; the first steps take long",
+    )
     optim.add_argument("--seed", type=int, default=0, help="of weights, order, augmentation and dropout")
     optim.add_argument("--checkpoint-every", type=int, default=0, help="updates between checkpoints; 0: once per epoch")
     optim.add_argument("--log-every", type=int, default=10, help="updates between log lines")
@@ -44,6 +52,9 @@ def check_optimization(args: argparse.Namespace) -> None:
     """Raise `ConfigError` for mistakes that these flags alone show."""
     check_least(args, 1, "epochs", "batch_size", "grad_accum", "log_every", "updates_per_epoch")
     check_least(args, 0, "spectrum_lr", "modulator_lr")
+    if args.cuda_graphs and args.grad_accum > 1:
+        # Gradients lie in the graph's memory, which the next batch writes to.
+        raise ConfigError(f"--cuda-graphs with --grad-accum {args.grad_accum}: use one of them")
     if args.opt not in list_optimizers():
         raise ConfigError(f"--opt {args.opt}: timm has {', '.join(list_optimizers())}")
 

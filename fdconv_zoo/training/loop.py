@@ -19,7 +19,7 @@ def start(args: argparse.Namespace) -> tuple[Accelerator, RunFolder]:
     """Set up devices and processes, seed them, and find the folder of the run, from the flags every task has.
 
     Raises:
-        ConfigError: the device does not support `--mixed-precision`.
+        ConfigError: the device does not support `--mixed-precision` or `--cuda-graphs`.
         RunFolderError: `--output` must not be written to.
     """
     try:
@@ -31,6 +31,8 @@ def start(args: argparse.Namespace) -> tuple[Accelerator, RunFolder]:
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error  # such as bf16 on a GPU that does not support it
+    if args.cuda_graphs and accelerator.device.type != "cuda":
+        raise ConfigError(f"--cuda-graphs needs a CUDA device, and the run would train on the {accelerator.device}")
     run = RunFolder(args.output, resume=args.resume, overwrite=args.overwrite)
     set_seed(args.seed)
     return accelerator, run

@@ -29,6 +29,10 @@ class Task(ABC):
             f"{name} {figures[key]:.2f} %" for key, name in self.metrics.items() if figures[key] is not None
         )
 
+    def compiled_part(self, model: nn.Module) -> nn.Module:
+        """The module of the model that ``--compile`` compiles: one that maps tensors to tensors."""
+        return model
+
     @abstractmethod
     def loss(self, model: nn.Module, *batch: Any) -> Tensor:
         """The scalar that training minimizes, for one batch."""

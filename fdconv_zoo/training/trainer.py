@@ -63,6 +63,10 @@ class Trainer:
         self.ema = ModelEmaV3(model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.unwrapped_model = accelerator.unwrap_model(self.model)
+        if args.compile or args.cuda_graphs:
+            # In place: the model keeps its type, its names and its files.
+            mode = "reduce-overhead" if args.cuda_graphs else None
+            task.compiled_part(self.unwrapped_model).compile(mode=mode)
         self.evaluated_model = self.ema.module if self.ema else self.unwrapped_model
         self.progress = Progress()
 
@@ -107,6 +111,8 @@ class Trainer:
         self.scheduler.step_update(progress.update)
         step = progress.epoch * self.batches.batches_per_epoch + progress.step
         seed_step(self.args.seed, step, self.accelerator.process_index)
+        if self.args.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         with self.accelerator.accumulate(self.model):
             loss = self.task.loss(self.model, *batch)
             self.accelerator.backward(loss)
@@ -147,13 +153,15 @@ class Trainer:
         self._share_buffers()
         train_loss, train_speed = self.meter.epoch()
         self._check_finite(train_loss, weights=True)
+        with torch.compiler.set_stance("force_eager"):  # batches of any size
+            figures = self.task.evaluate(self.evaluated_model)
         return {
             "epoch": self.progress.epoch + 1,
             "update": self.progress.update,
             "lr": learning_rate(self.optimizer),
             "train_loss": train_loss,
             "train_images_per_second": train_speed,
-            **self.task.evaluate(self.evaluated_model),
+            **figures,
         }
 
     def save_epoch(self, row: Mapping[str, Any]) -> None:

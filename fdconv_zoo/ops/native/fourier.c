@@ -13,6 +13,8 @@ static const fourier_plan *find_in(const fourier_plan *list, int64_t length) {
 
 static int factorize(int64_t number, int *factors) {
     int count = 0;
+    for (; number % 8 == 0 && number != 16; number /= 8) /* 16 is better off as 4 * 4 than as 8 * 2 */
+        factors[count++] = 8;
     for (; number % 4 == 0; number /= 4)
         factors[count++] = 4;
     for (int64_t prime = 2; number > 1; prime++) {

@@ -59,6 +59,25 @@ INLINE void butterfly_4(complex_lanes *x, int sign) {
     x[3] = subtract(rest, turned);
 }
 
+/* Two butterflies of 4, whose results turn by eighths on the way into those of 2. */
+INLINE void butterfly_8(complex_lanes *x, int sign) {
+    const float half_root = 0.70710678119f;
+    complex_lanes even[4] = {x[0], x[2], x[4], x[6]}, odd[4] = {x[1], x[3], x[5], x[7]};
+    butterfly_4(even, sign);
+    butterfly_4(odd, sign);
+    complex_lanes first = quarter_turn(odd[1], sign), third = quarter_turn(odd[3], sign);
+    complex_lanes turned[4] = {
+        odd[0],
+        {(odd[1].re + first.re) * half_root, (odd[1].im + first.im) * half_root},
+        quarter_turn(odd[2], sign),
+        {(third.re - odd[3].re) * half_root, (third.im - odd[3].im) * half_root},
+    };
+    for (int j = 0; j < 4; j++) {
+        x[j] = add(even[j], turned[j]);
+        x[j + 4] = subtract(even[j], turned[j]);
+    }
+}
+
 /* One stage of Stockham's transform: x[k + done * (q + left * j)] to y[k + done * (radix * q + j)]. */
 #define STAGE(radix, butterfly)                                                                 \
     for (int64_t q = 0; q < left; q++) {                                                        \
@@ -99,7 +118,9 @@ INLINE complex_lanes *transform(const fourier_plan *plan, complex_lanes *x, comp
     for (int stage = 0; stage < plan->num_factors; stage++) {
         int radix = plan->factors[stage];
         left /= radix;
-        if (radix == 4) {
+        if (radix == 8) {
+            STAGE(8, butterfly_8(v, sign))
+        } else if (radix == 4) {
             STAGE(4, butterfly_4(v, sign))
         } else if (radix == 2) {
             STAGE(2, butterfly_2(v))

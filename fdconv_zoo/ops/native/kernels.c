@@ -725,7 +725,7 @@ static int start(kernel_job *job, const kernel_sizes *s, const kernel_tensors *t
 }
 
 /* Write the kernels (images, O, a, b, I). Returns 0 where memory has run out. */
-int fdconv_assemble_kernels(const kernel_sizes *sizes, const kernel_tensors *tensors, float *kernels, float *scratch) {
+int64_t fdconv_assemble_kernels(const kernel_sizes *sizes, const kernel_tensors *tensors, float *kernels, float *scratch) {
     kernel_job job;
     if (!start(&job, sizes, tensors, kernels, scratch))
         return 0;
@@ -736,7 +736,7 @@ int fdconv_assemble_kernels(const kernel_sizes *sizes, const kernel_tensors *ten
 
 /* Write the gradients of all tensors, from the kernels and their gradient, both (images, O, a, b, I). Those of what the
    images share are added to what is there if `accumulates`. Returns 0 where memory has run out. */
-int fdconv_differentiate_kernels(
+int64_t fdconv_differentiate_kernels(
     const kernel_sizes *s, const kernel_tensors *tensors, float *kernels, const float *grad_kernels,
     const kernel_gradients *gradients, int64_t accumulates, float *scratch
 ) {

@@ -59,24 +59,43 @@ INLINE lanes invert(lanes x) {
 #endif
 }
 
+INLINE lanes at_most(lanes x, float limit) {
+#if defined(__AVX512F__)
+    return (lanes)_mm512_min_ps(_mm512_set1_ps(limit), (__m512)x); /* NaN, if x is */
+#else
+    return choose(x > limit, all(limit), x);
+#endif
+}
+
+/* 2^n * value for whole numbers n, of which `shifted` is n + 1.5 * 2^23. */
+INLINE lanes scale_by_power(lanes value, lanes n, lanes shifted) {
+#if defined(__AVX512F__)
+    (void)shifted;
+    return (lanes)_mm512_scalef_ps((__m512)value, (__m512)n);
+#else
+    (void)n;
+    return value * (lanes)(((mask)shifted << 23) + (127 << 23));
+#endif
+}
+
 /* 1 / (1 + exp(-x)), to 2e-7 relative (below -87: 1.6e-38); NaN stays NaN. */
 INLINE lanes sigmoid(lanes x) {
+    x = at_most(-x, 87.0f);
+#if !defined(__AVX512F__) /* whose instruction takes any power */
     x = choose(x < -87.0f, all(-87.0f), x);
-    x = choose(x > 87.0f, all(87.0f), x);
-    /* exp(-x) = 2^n exp(r) with the integer n next to -x / ln 2: adding 1.5 * 2^23 rounds it into the low bits. */
-    lanes shifted = x * -1.44269504f + 12582912.0f;
+#endif
+    /* exp(x) = 2^n exp(r) with the integer n next to x / ln 2: adding 1.5 * 2^23 rounds it into the low bits. */
+    lanes shifted = x * 1.44269504f + 12582912.0f;
     lanes n = shifted - 12582912.0f;
-    lanes r = -x - n * 0.693359375f;
+    lanes r = x - n * 0.693359375f;
     r = r + n * 2.12194440e-4f;
-    lanes power = (lanes)(((mask)shifted << 23) + (127 << 23));
-    lanes series = r * (1.0f / 5040) + 1.0f / 720;
-    series = series * r + 1.0f / 120;
+    lanes series = r * (1.0f / 720) + 1.0f / 120;
     series = series * r + 1.0f / 24;
     series = series * r + 1.0f / 6;
     series = series * r + 0.5f;
     series = series * r + 1.0f;
     series = series * r + 1.0f;
-    return invert(1.0f + series * power);
+    return invert(1.0f + scale_by_power(series, n, shifted));
 }
 
 /* table[index[lane]] for each lane, of a table with `size` entries. */

@@ -1,0 +1,215 @@
+"""Frequency Band Modulation for GPUs: all bands at once, in four launches forward and five backward.
+
+The columns go through a basis of sinusoids and the rows through the low-passes themselves, which is little more
+arithmetic than a basis and needs one pass less. The bases are made on the device at every call: a launch costs less
+than what a cache would have to get right (graphs, other modes of torch, the memory of sizes seen once).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fdconv_zoo.ops.bands_plain import count_passing
+from fdconv_zoo.ops.image_convolution import is_channels_last
+from fdconv_zoo.ops.operators import register_bands
+from fdconv_zoo.ops.triton_support import cdiv, is_interpreted, on_device_of, power_of_two, triton, with_fallback
+
+if triton is not None:
+    from fdconv_zoo.ops import bands_jit
+
+_BLOCK = 64  # the largest side of a block
+_PADDING = 64  # a multiple of all sides of blocks
+_IMAGES_AT_ONCE = 2**15  # an axis of a grid has a limit
+_ELEMENTS_AT_ONCE = 2**24  # of maps; several tensors of float32 that large are held
+
+
+class _Bands:
+    """The launches for one size of map."""
+
+    def __init__(self, x: Tensor, band_edges: Sequence[float]) -> None:
+        _, self.channels, self.height, self.width = x.shape
+        self.num_bands = len(band_edges)
+        rows, cols = zip(*count_passing((self.height, self.width), band_edges), strict=True)
+        self.passing, self.num_waves = cols, cols[0]
+        # Float32 products split into three of fewer bits, on the matrix units: as exact as float32 for float32 maps,
+        # and finer than the maps themselves for those of half precision.
+        self.precision = "tf32x3" if x.dtype == torch.float32 or is_interpreted() else "bf16x3"
+        self.cols_block = power_of_two(self.width, 16, _BLOCK)
+        self.waves_block = power_of_two(self.num_waves, 16, _BLOCK)
+        self.channels_block = power_of_two(self.channels, 16, _BLOCK)
+        padded = [cdiv(size, _PADDING) * _PADDING for size in (self.height, self.width, self.num_waves)]
+        self.padded_height, padded_width, self.padded_waves = padded
+        self.basis = self._empty(x, padded_width, self.padded_waves)
+        self.projectors = self._empty(x, self.num_bands, self.padded_height, self.padded_height)
+        block = 256
+        grid = (cdiv(padded_width * self.padded_waves, block) + cdiv(self.padded_height**2, block),)
+        bands_jit.make_bases[grid](
+            self.basis,
+            self.projectors,
+            self.height,
+            self.width,
+            self.num_waves,
+            *padded,
+            rows,
+            BANDS=self.num_bands,
+            BLOCK=block,
+        )
+
+    def low_pass(self, x: Tensor, grad: Tensor | None, attention: Tensor) -> Tensor:
+        """The coefficients (M, b, H, Q, C) of x's low-passes and, with grad, one more: of grad's, weighed and summed.
+
+        Those of sinusoids that do not pass their edge are not set.
+        """
+        batch, num_bands = len(x), self.num_bands
+        num_sources = 1 if grad is None else 1 + num_bands
+        grad = x if grad is None else grad
+        sizes = (self.channels, self.height, self.width, self.num_waves, self.padded_waves)
+        coefficients = self._empty(x, num_sources, batch, self.height, self.num_waves, self.channels)
+        channel_blocks = cdiv(self.channels, self.channels_block)
+        grid = (cdiv(self.num_waves, self.waves_block) * channel_blocks * batch * self.height, num_sources)
+        bands_jit.analyze[grid](
+            x,
+            grad,
+            attention,
+            self.basis,
+            coefficients,
+            *sizes,
+            self.passing,
+            *x.stride(),
+            *grad.stride(),
+            coefficients.stride(0),
+            BANDS=num_bands,
+            WAVES=self.waves_block,
+            CHANNELS=self.channels_block,
+            COLS=power_of_two(self.width, 16, 32),
+            PRECISION=self.precision,
+        )
+        num_results = num_bands if num_sources == 1 else num_bands + 1
+        results = self._empty(x, num_results, batch, self.height, self.num_waves, self.channels)
+        rows, columns = power_of_two(self.height, 16, _BLOCK), power_of_two(self.num_waves * self.channels, 16, _BLOCK)
+        grid = (cdiv(self.height, rows) * cdiv(self.num_waves * self.channels, columns), batch, num_results)
+        bands_jit.project[grid](
+            coefficients,
+            self.projectors,
+            results,
+            self.channels,
+            self.height,
+            self.padded_height,
+            self.num_waves,
+            self.passing,
+            coefficients.stride(0),
+            BANDS=num_bands,
+            ROWS=rows,
+            COEFFICIENTS=columns,
+            INNER=power_of_two(self.height, 16, 32),
+            PRECISION=self.precision,
+        )
+        return results
+
+    def weigh(self, x: Tensor, attention: Tensor, y: Tensor) -> None:
+        """Write the weighted sum of the bands into y, of x's strides."""
+        coefficients = self.low_pass(x, None, attention)
+        bands_jit.synthesize[self._synthesis_grid(x)](
+            x,
+            attention,
+            coefficients,
+            self.basis,
+            y,
+            self.channels,
+            self.height,
+            self.width,
+            self.num_waves,
+            self.padded_waves,
+            self.passing,
+            *x.stride(),
+            coefficients.stride(0),
+            **self._synthesis_blocks(),
+        )
+
+    def weigh_backward(
+        self, grad: Tensor, x: Tensor, attention: Tensor, grad_x: Tensor, grad_attention: Tensor
+    ) -> None:
+        """Write the gradients of x, of its strides, and of attention."""
+        batch, num_bands, plane = len(x), self.num_bands, self.height * self.width
+        coefficients = self.low_pass(x, grad, attention)
+        sums = self._empty(x, cdiv(self.channels, self.channels_block), batch, num_bands + 1, plane)
+        bands_jit.synthesize_backward[self._synthesis_grid(x)](
+            grad,
+            x,
+            attention,
+            coefficients,
+            self.basis,
+            grad_x,
+            sums,
+            self.channels,
+            self.height,
+            self.width,
+            self.num_waves,
+            self.padded_waves,
+            self.passing,
+            *x.stride(),
+            *grad.stride(),
+            coefficients.stride(0),
+            sums.stride(0),
+            **self._synthesis_blocks(),
+        )
+        size, block = batch * num_bands * plane, 256
+        bands_jit.finish[(cdiv(size, block),)](
+            sums, grad_attention, size, plane, len(sums), sums.stride(0), BANDS=num_bands, BLOCK=block
+        )
+
+    def _synthesis_grid(self, x: Tensor) -> tuple[int]:
+        blocks = cdiv(self.width, self.cols_block) * cdiv(self.channels, self.channels_block)
+        return (blocks * len(x) * self.height,)
+
+    def _synthesis_blocks(self) -> dict[str, int | str]:
+        return {
+            "BANDS": self.num_bands,
+            "COLS": self.cols_block,
+            "CHANNELS": self.channels_block,
+            "WAVES": power_of_two(self.num_waves, 16, 32),
+            "PRECISION": self.precision,
+        }
+
+    @staticmethod
+    def _empty(x: Tensor, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=x.device)
+
+
+def _forward(x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> Tensor:
+    dense, attention = _dense(x), attention.contiguous()
+    y = torch.empty_like(dense)
+    with on_device_of(x):
+        bands = _Bands(dense, band_edges)
+        for images in _chunks(x):
+            bands.weigh(dense[images], attention[images], y[images])
+    return y
+
+
+def _backward(grad: Tensor, x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> tuple[Tensor, Tensor]:
+    dense, attention = _dense(x), attention.contiguous()
+    grad_x, grad_attention = torch.empty_like(dense), torch.empty_like(attention)
+    with on_device_of(x):
+        bands = _Bands(dense, band_edges)
+        for images in _chunks(x):
+            bands.weigh_backward(grad[images], dense[images], attention[images], grad_x[images], grad_attention[images])
+    return grad_x, grad_attention
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if is_channels_last(x) else x.contiguous()
+
+
+def _chunks(x: Tensor) -> list[slice]:
+    """The images that are worked on at once."""
+    step = min(max(_ELEMENTS_AT_ONCE // math.prod(x.shape[1:]), 1), _IMAGES_AT_ONCE)
+    return [slice(start, start + step) for start in range(0, len(x), step)]
+
+
+modulate_bands_triton = register_bands(
+    "triton",
+    with_fallback(_forward, torch.ops.fdconv_zoo.modulate_bands_rebuild),
+    with_fallback(_backward, torch.ops.fdconv_zoo.modulate_bands_rebuild_backward),
+)

@@ -1,0 +1,344 @@
+"""Dynamic convolution for GPUs: kernels are assembled for many images at once in few launches, and again in backward.
+
+Forward, for a chunk of images: weigh the coefficients, transform (``torch.fft``), apply all modulators, convolve.
+Backward does the first three again and, with P = K * dL/dK, takes every modulator's gradient from sums of P in the
+pass that makes the gradient of the planes; see :mod:`fdconv_zoo.ops.kernels_rebuild` for the mathematics. All sums have
+a fixed order. The kernels are assembled in float32 whatever x is in.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fdconv_zoo.ops.convolution import Geometry
+from fdconv_zoo.ops.image_convolution import convolve_images, convolve_images_backward, empty_kernels, is_channels_last
+from fdconv_zoo.ops.kernels_plain import DisjointWeights, mix_spectrum
+from fdconv_zoo.ops.operators import KernelShape, KernelTensors, register_convolution
+from fdconv_zoo.ops.triton_support import cdiv, on_device_of, power_of_two, triton, with_fallback
+
+if triton is not None:
+    from fdconv_zoo.ops import kernels_jit
+
+_ELEMENTS_AT_ONCE = 2**25  # of kernels: 128 MiB in float32
+_IMAGES_AT_ONCE = 64  # one block of the sums over images
+_COEFFICIENTS = 128  # a block of the sums over coefficients
+_ENOUGH_PROGRAMS = 264  # two for each multiprocessor of a large GPU
+
+
+class _Blocks(NamedTuple):
+    """How planes are cut into blocks; rows are those of one group."""
+
+    rows: int
+    cols: int  # input channels
+    row_blocks: int
+    col_blocks: int
+
+
+def _forward(x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry) -> Tensor:
+    x, tensors = _dense(x), _contiguous(tensors)
+    outputs = []
+    with on_device_of(x):
+        for images in _chunks(len(x), kernel_shape):
+            part = _select(tensors, images)
+            kernels = _assemble(x[images], part, _mix(part, kernel_shape), kernel_shape, geometry)
+            outputs.append(convolve_images(x[images], kernels, geometry))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _backward(
+    grad: Tensor, needs_x: bool, x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry
+) -> tuple[Tensor | None, KernelTensors]:
+    x, tensors = _dense(x), _contiguous(tensors)
+    grad = grad.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
+    with on_device_of(x):
+        return _Gradients(x, tensors, kernel_shape, geometry).run(grad, needs_x)
+
+
+class _Gradients:
+    """The backward pass of a batch."""
+
+    def __init__(self, x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry) -> None:
+        self.x, self.tensors, self.kernel_shape, self.geometry = x, tensors, kernel_shape, geometry
+        _, in_channels, _, width = kernel_shape
+        self.num_taps = 0 if tensors.taps is None else tensors.taps.shape[-1]
+        self.num_row_sums = self.num_taps + (tensors.filter is not None or tensors.spatial is not None)
+        self.num_col_sums = self.num_taps + (tensors.channel is not None)
+        self.blocks = blocks = _cut(kernel_shape, geometry.groups, len(x), 64, 32)
+        elements = len(tensors.spectrum) * width
+        self.row_sums = self._empty(len(x), blocks.col_blocks, self.num_row_sums, elements)
+        self.col_sums = self._empty(len(x), geometry.groups, blocks.row_blocks * width, self.num_col_sums, in_channels)
+        self.grad_spectrum = torch.empty_like(tensors.spectrum)
+        self.grad_attention = torch.empty_like(tensors.attention)
+        self.coefficients = math.prod(tensors.spectrum.shape[:2])
+        images = min(len(tensors.attention), _images_at_once(kernel_shape))
+        self.steps = min(max(self.coefficients * images // (_COEFFICIENTS * 8 * _ENOUGH_PROGRAMS), 1), 16)
+        self.shares = self._empty(cdiv(self.coefficients, _COEFFICIENTS * self.steps), *tensors.attention.shape)
+
+    def run(self, grad: Tensor, needs_x: bool) -> tuple[Tensor | None, KernelTensors]:
+        """The gradients of x, if needed, and of all tensors that are there."""
+        grad_x = []
+        is_shared = len(self.tensors.attention) < len(self.x)
+        sum_of_planes = None
+        for images in _chunks(len(self.x), self.kernel_shape):
+            part, x = _select(self.tensors, images), self.x[images]
+            planes = _mix(part, self.kernel_shape)
+            kernels = _assemble(x, part, planes, self.kernel_shape, self.geometry)
+            grad_images, grad_kernels = convolve_images_backward(grad[images], x, kernels, self.geometry, needs_x)
+            grad_x.append(grad_images)
+            del kernels
+            grad_planes = self._modulate_backward(images, part, planes, grad_kernels)
+            del planes, grad_kernels
+            if is_shared:
+                grad_planes = grad_planes.sum(0, keepdim=True)
+                sum_of_planes = grad_planes if sum_of_planes is None else sum_of_planes + grad_planes
+            else:
+                self._spectrum_backward(images, grad_planes)
+        if is_shared:
+            self._spectrum_backward(slice(0, 1), sum_of_planes)
+        gradients = KernelTensors(self.grad_spectrum, None, self.grad_attention, *self._finish())
+        if not needs_x:
+            return None, gradients
+        return grad_x[0] if len(grad_x) == 1 else torch.cat(grad_x), gradients
+
+    def _modulate_backward(self, images: slice, part: KernelTensors, planes: Tensor, grad_kernels: Tensor) -> Tensor:
+        """The gradients of planes, (b, R, C), written over the planes where each image has its own."""
+        blocks, groups = self.blocks, self.geometry.groups
+        batch, _, height, width = len(grad_kernels), *self.kernel_shape[1:]
+        is_shared = len(planes) < batch
+        grad_planes = planes.new_empty(batch, *planes.shape[1:]) if is_shared else planes
+        grid = (groups * blocks.row_blocks * blocks.col_blocks, batch)
+        kernels_jit.modulate_backward[grid](
+            planes,
+            grad_kernels,
+            *_factors(part, planes),
+            grad_planes,
+            self.row_sums[images],
+            self.col_sums[images],
+            groups,
+            planes.shape[1] // groups,
+            self.kernel_shape[1],
+            blocks.col_blocks,
+            0 if is_shared else planes.stride(0),
+            *_window_strides(part),
+            *grad_kernels.stride(),
+            HEIGHT=height,
+            WIDTH=width,
+            **_flags(part),
+            ROWS=blocks.rows,
+            COLS=blocks.cols,
+            TERMS=power_of_two(self.num_taps, 16),
+            num_stages=1,
+            num_warps=_num_warps(blocks, 8),  # more elements take more registers than there are
+        )
+        return grad_planes
+
+    def _spectrum_backward(self, images: slice, grad_planes: Tensor) -> None:
+        """Take in the gradients of planes (b, R, C)."""
+        _, group_index, attention, *_ = _select(self.tensors, images)
+        batch, rows, cols = grad_planes.shape
+        grads = torch.fft.rfft2(grad_planes)
+        num_groups = attention.shape[1]
+        groups_block = power_of_two(num_groups, 16, 64)
+        grid = (len(self.shares), batch + 1, cdiv(num_groups, groups_block))
+        kernels_jit.spectrum_backward[grid](
+            torch.view_as_real(grads),
+            self.tensors.spectrum,
+            group_index,
+            attention,
+            self.grad_spectrum,
+            self.shares[:, images],
+            self.coefficients,
+            grads.shape[2],
+            cols,
+            num_groups,
+            self.shares.stride(0),
+            batch,
+            self.steps,
+            1 / (rows * cols),
+            ACCUMULATE=images.start > 0,
+            BLOCK=_COEFFICIENTS,
+            GROUPS=groups_block,
+        )
+
+    def _finish(self) -> list[Tensor | None]:
+        """The gradients of taps, windows, channel, filter and spatial, from the sums; attention's too."""
+        _, _, _, taps, windows, *factors = self.tensors
+        # Windows may overlap in memory, their gradients must not.
+        gradients = [None if t is None else self._empty(*t.shape) for t in (taps, windows, *factors)]
+        out_channels, in_channels, height, width = self.kernel_shape
+        batch, rows, groups = len(self.x), len(self.tensors.spectrum), self.geometry.groups
+        flags, block, share_size = _flags(self.tensors), 128, self.grad_attention.numel()
+        programs = (
+            batch * groups * cdiv(self.num_col_sums * in_channels, block)
+            + cdiv(self.num_taps * rows * width, block)
+            + flags["FILTER"] * batch * cdiv(out_channels, block)
+            + flags["SPATIAL"] * batch * height * width
+            + cdiv(share_size, 16)
+        )
+        kernels_jit.finish[(programs,)](
+            self.row_sums,
+            self.col_sums,
+            self.shares,
+            *_or_any(factors, self.row_sums),
+            *_or_any(gradients, self.row_sums),
+            self.grad_attention,
+            batch,
+            groups,
+            rows,
+            in_channels,
+            self.blocks.row_blocks,
+            self.blocks.col_blocks,
+            share_size,
+            len(self.shares),
+            HEIGHT=height,
+            WIDTH=width,
+            **flags,
+            TERMS=16,
+            BLOCK=block,
+        )
+        return gradients
+
+    def _empty(self, *shape: int) -> Tensor:
+        return self.tensors.spectrum.new_empty(shape)
+
+
+def _mix(part: KernelTensors, kernel_shape: KernelShape) -> Tensor:
+    """The planes (b, R, C) of some images, or (1, R, C) where all share their attention."""
+    spectrum, group_index, attention, *_ = part
+    rows, cols = len(spectrum), kernel_shape[1] * kernel_shape[3]
+    if cols % 2:
+        weights = DisjointWeights(spectrum, group_index, attention, kernel_shape)
+        return mix_spectrum(weights).transpose(2, 3).reshape(-1, rows, cols)
+    batch, half = len(attention), cols // 2
+    packed = spectrum.new_empty(batch, rows, half, 2)
+    block, images = 256, 4
+    grid = (cdiv(rows * half, block), cdiv(batch, images))
+    kernels_jit.weigh[grid](
+        spectrum,
+        group_index,
+        attention,
+        packed,
+        rows,
+        half,
+        attention.shape[1],
+        batch,
+        1 / (rows * cols),
+        IMAGES=images,
+        BLOCK=block,
+    )
+    # norm="forward" leaves the inverse transform unscaled: the scale is in the weights already.
+    planes = torch.fft.ifft2(torch.view_as_complex(packed), norm="forward")
+    return torch.view_as_real(planes).view(batch, rows, cols)
+
+
+def _assemble(x: Tensor, part: KernelTensors, planes: Tensor, kernel_shape: KernelShape, geometry: Geometry) -> Tensor:
+    """The kernels (b, O, I, a, b), in the dtype and layout in which x (b, G*I, H, W) is convolved."""
+    kernels = empty_kernels(x, len(x), kernel_shape)
+    blocks = _cut(kernel_shape, geometry.groups, len(x), 32, 64)
+    grid = (geometry.groups * blocks.row_blocks * blocks.col_blocks, len(x))
+    kernels_jit.modulate[grid](
+        planes,
+        *_factors(part, planes),
+        kernels,
+        geometry.groups,
+        planes.shape[1] // geometry.groups,
+        kernel_shape[1],
+        blocks.col_blocks,
+        planes.stride(0) if len(planes) > 1 else 0,
+        *_window_strides(part),
+        *kernels.stride(),
+        HEIGHT=kernel_shape[2],
+        WIDTH=kernel_shape[3],
+        **_flags(part),
+        ROWS=blocks.rows,
+        COLS=blocks.cols,
+        num_warps=_num_warps(blocks, 16),
+    )
+    return kernels
+
+
+def _chunks(batch: int, kernel_shape: KernelShape) -> list[slice]:
+    """The images that are worked on at once."""
+    step = _images_at_once(kernel_shape)
+    return [slice(start, min(start + step, batch)) for start in range(0, batch, step)]
+
+
+def _images_at_once(kernel_shape: KernelShape) -> int:
+    return min(max(_ELEMENTS_AT_ONCE // math.prod(kernel_shape), 1), _IMAGES_AT_ONCE)
+
+
+def _select(tensors: KernelTensors, images: slice) -> KernelTensors:
+    spectrum, group_index, attention, taps, *others = tensors
+    if len(attention) > 1:
+        attention = attention[images]
+    return KernelTensors(spectrum, group_index, attention, taps, *(None if t is None else t[images] for t in others))
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if is_channels_last(x) else x.contiguous()
+
+
+def _contiguous(tensors: KernelTensors) -> KernelTensors:
+    """All but the windows, which overlap in memory."""
+    return KernelTensors(
+        *(t if t is None or name == "windows" else t.contiguous() for name, t in tensors._asdict().items())
+    )
+
+
+def _cut(kernel_shape: KernelShape, groups: int, batch: int, most_rows: int, most_cols: int) -> _Blocks:
+    """Cut planes into blocks of a size, or of a smaller one where the device would not be filled."""
+    out_channels, in_channels, height, _ = kernel_shape
+    rows_of_group = out_channels // groups * height
+    for most in ((most_rows, most_cols), (32, 32)):
+        rows, cols = power_of_two(rows_of_group, 16, most[0]), power_of_two(in_channels, 16, most[1])
+        blocks = _Blocks(rows, cols, cdiv(rows_of_group, rows), cdiv(in_channels, cols))
+        if groups * blocks.row_blocks * blocks.col_blocks * batch >= _ENOUGH_PROGRAMS:
+            break
+    return blocks
+
+
+def _num_warps(blocks: _Blocks, elements_of_thread: int) -> int:
+    return power_of_two(blocks.rows * blocks.cols // (32 * elements_of_thread), 1, 8)
+
+
+def _factors(part: KernelTensors, unused: Tensor) -> list[Tensor]:
+    """Taps, windows, channel, filter and spatial, as arguments of a kernel."""
+    return _or_any(part[3:], unused)
+
+
+def _or_any(tensors: tuple[Tensor | None, ...] | list[Tensor | None], unused: Tensor) -> list[Tensor]:
+    return [unused if tensor is None else tensor for tensor in tensors]
+
+
+def _window_strides(part: KernelTensors) -> tuple[int, ...]:
+    return (0, 0, 0, 0) if part.windows is None else part.windows.stride()
+
+
+def _flags(part: KernelTensors) -> dict[str, int]:
+    return {
+        "TAPS": 0 if part.taps is None else part.taps.shape[-1],
+        "CHANNEL": int(part.channel is not None),
+        "FILTER": int(part.filter is not None),
+        "SPATIAL": int(part.spatial is not None),
+    }
+
+
+def _fall_back(x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry) -> Tensor:
+    return torch.ops.fdconv_zoo.convolve_rebuild(x, *tensors, kernel_shape, *geometry.arguments)
+
+
+def _fall_back_backward(
+    grad: Tensor, needs_x: bool, x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry
+) -> tuple[Tensor | None, KernelTensors]:
+    run = torch.ops.fdconv_zoo.convolve_rebuild_backward
+    found = iter(run(grad, needs_x, x, *tensors, kernel_shape, *geometry.arguments))
+    grad_x = next(found) if needs_x else None
+    has_gradient = tensors._replace(group_index=None)
+    return grad_x, KernelTensors(*(None if tensor is None else next(found) for tensor in has_gradient))
+
+
+convolve_triton = register_convolution(
+    "triton", with_fallback(_forward, _fall_back), with_fallback(_backward, _fall_back_backward)
+)

@@ -1,0 +1,109 @@
+"""The Triton kernels of :mod:`fdconv_zoo.ops.modulation`."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def modulate(logits, outs, sizes, divisors, scales, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """``scale * sigmoid(logit / divisor)`` for each of some tensors.
+
+    Grid: blocks of the first, of the second, ...
+    """
+    block = tl.program_id(0)
+    for index in tl.static_range(COUNT):
+        element = block * BLOCK + tl.arange(0, BLOCK)
+        mask = (element >= 0) & (element < sizes[index])
+        values = tl.load(logits[index] + element, mask=mask, other=0.0).to(tl.float32)
+        tl.store(outs[index] + element, scales[index] * tl.sigmoid(values / divisors[index]), mask=mask)
+        block -= tl.cdiv(sizes[index], BLOCK)
+
+
+@triton.jit
+def modulate_backward(grads, logits, outs, sizes, divisors, scales, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """The gradients of the logits of :func:`modulate`; grid: the same."""
+    block = tl.program_id(0)
+    for index in tl.static_range(COUNT):
+        element = block * BLOCK + tl.arange(0, BLOCK)
+        mask = (element >= 0) & (element < sizes[index])
+        values = tl.load(logits[index] + element, mask=mask, other=0.0).to(tl.float32)
+        share = tl.sigmoid(values / divisors[index])
+        grad = tl.load(grads[index] + element, mask=mask, other=0.0)
+        grad *= scales[index] / divisors[index] * share * (1 - share)
+        tl.store(outs[index] + element, grad.to(outs[index].dtype.element_ty), mask=mask)
+        block -= tl.cdiv(sizes[index], BLOCK)
+
+
+@triton.jit(do_not_specialize=["size"])
+def star_relu(x, scale, bias, out, size, BLOCK: tl.constexpr):
+    """``scale * relu(x)^2 + bias``; grid: blocks."""
+    element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = element < size
+    values = tl.load(x + element, mask=mask, other=0.0)
+    values = tl.where(values < 0, 0.0, values)  # and NaN stays
+    tl.store(out + element, tl.load(scale) * values * values + tl.load(bias), mask=mask)
+
+
+@triton.jit(do_not_specialize=["size"])
+def star_relu_backward(grad, x, scale, grad_x, grad_scale, grad_bias, size, BLOCK: tl.constexpr):
+    """The gradients of :func:`star_relu`; one program, since there are few elements and two sums of them."""
+    factor = 2 * tl.load(scale)
+    scale_sums = tl.zeros([BLOCK], tl.float32)
+    bias_sums = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, size, BLOCK):
+        element = start + tl.arange(0, BLOCK)
+        mask = element < size
+        values = tl.load(x + element, mask=mask, other=0.0)
+        values = tl.where(values < 0, 0.0, values)
+        grads = tl.load(grad + element, mask=mask, other=0.0)
+        tl.store(grad_x + element, factor * values * grads, mask=mask)
+        scale_sums += grads * values * values
+        bias_sums += grads
+    tl.store(grad_scale, tl.sum(scale_sums, 0))
+    tl.store(grad_bias, tl.sum(bias_sums, 0))
+
+
+@triton.jit(do_not_specialize=["size", "channels"])
+def neighbors(x, out, size, channels, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """The WIDTH channels around each channel of x (B, C), (B, C, WIDTH), 0 beyond the first and last; grid: blocks."""
+    element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    shift = element % WIDTH - WIDTH // 2
+    position = element // WIDTH
+    seen = position % channels + shift
+    is_inside = (seen >= 0) & (seen < channels)
+    values = tl.load(x + position + shift, mask=(element < size) & is_inside, other=0.0)
+    tl.store(out + element, values, mask=element < size)
+
+
+@triton.jit(do_not_specialize=["size", "channels"])
+def neighbors_backward(grad, out, size, channels, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """The gradient of x of :func:`neighbors`; grid: blocks of it."""
+    position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = position < size
+    total = tl.zeros([BLOCK], tl.float32)
+    for tap in tl.static_range(WIDTH):
+        center = position % channels + WIDTH // 2 - tap
+        is_inside = mask & (center >= 0) & (center < channels)
+        total += tl.load(grad + (position + WIDTH // 2 - tap) * WIDTH + tap, mask=is_inside, other=0.0)
+    tl.store(out + position, total, mask=mask)
+
+
+@triton.jit(do_not_specialize=["positions", "count"])
+def pool(x, out, channels, positions, count, x_image, x_position, scale, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Shares (blocks of ``count`` positions, B, C) of the means of maps whose channels are innermost.
+
+    Grid: blocks of channels, blocks of positions, images.
+    """
+    channel = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    channel_mask = channel < channels
+    image = tl.program_id(2)
+    first = tl.program_id(1) * count
+    last = tl.minimum(first + count, positions)
+    x += image.to(tl.int64) * x_image
+    total = tl.zeros([ROWS, COLS], tl.float32)
+    for start in range(first, last, ROWS):
+        position = start + tl.arange(0, ROWS)
+        pointers = x + position[:, None] * x_position + channel[None, :]
+        total += tl.load(pointers, mask=(position < last)[:, None] & channel_mask[None, :], other=0.0).to(tl.float32)
+    pointers = out + (tl.program_id(1) * tl.num_programs(2) + image) * channels + channel
+    tl.store(pointers, tl.sum(total, 0) * scale, mask=channel_mask)
