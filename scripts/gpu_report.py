@@ -37,10 +37,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report")
     parser.add_argument("--minutes", type=float, default=8, metavar="N", help="for all sections (default: 8)")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="default: all")
-    parser.add_argument("--paths", nargs="+", choices=paths, default=paths, help="of FDConv layers (default: all)")
+    parser.add_argument("--paths", nargs="+", choices=paths, help="of FDConv layers (default: those that differ there)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda, with --small cuda if available")
     parser.add_argument("--small", action="store_true", help="tiny models and sizes")
-    parser.add_argument("--tests", nargs="*", metavar="FILE", help="files of tests (default: those that need a GPU)")
+    parser.add_argument("--tests", nargs="*", metavar="TEST", help="tests to run (default: those that need a GPU)")
     parser.add_argument("--fashion-mnist", type=Path, metavar="DIR", help="folder with the four idx files")
     return parser
 
@@ -53,10 +53,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError("torch finds no CUDA device; use --small --device cpu to see that the report runs")
     if args.fashion_mnist is not None and not args.fashion_mnist.is_dir():
         raise ConfigError(f"--fashion-mnist {args.fashion_mnist}: no such folder")
+    device = args.device or ("cuda" if has_gpu else "cpu")
+    # On a GPU the native path is the one that rebuilds.
+    paths = args.paths or [path for path in get_args(ops.Path) if device == "cpu" or path != "native"]
     settings = Settings(
-        device=args.device or ("cuda" if has_gpu else "cpu"),
+        device=device,
         small=args.small,
-        paths=tuple(args.paths),
+        paths=tuple(paths),
         peers=PEERS,
         replace_layers=replace_layers,
         root=ROOT,

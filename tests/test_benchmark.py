@@ -3,7 +3,9 @@
 import copy
 import csv
 import dataclasses
+import gc
 import sys
+import weakref
 from typing import get_args
 
 import pytest
@@ -78,6 +80,15 @@ def test_saved_bytes_count_each_storage_once_and_no_weights():
     assert profiling.bytes_saved_for_backward(nn.Linear(6, 3), x) == x.nbytes
     frozen = nn.Linear(6, 3).requires_grad_(False)
     assert profiling.bytes_saved_for_backward(frozen, x) == 0
+
+
+def test_saved_bytes_leave_no_graph_behind():
+    model = nn.Sequential(nn.Linear(6, 3), nn.Sigmoid())  # which keeps its own result
+    kept = []
+    model.register_forward_hook(lambda module, inputs, output: kept.append(weakref.ref(output)))
+    profiling.bytes_saved_for_backward(model, torch.randn(4, 6))
+    gc.collect()
+    assert kept[0]() is None
 
 
 @pytest.mark.gpu

@@ -209,11 +209,16 @@ def test_fashion_mnist_is_read(fashion_mnist, tmp_path):
 
 def test_tests_that_need_a_gpu_are_found(tmp_path):
     (tmp_path / "tests").mkdir()
-    names = {"test_a": "torch.cuda.is_available()", "test_triton": "@pytest.mark.gpu", "test_cpu": "cuda"}
-    for name, text in names.items():
+    texts = {
+        "test_a": "@skipif(not torch.cuda.is_available())\ndef test_one(): ...\ndef test_two(): 'cuda.is_available()'",
+        "test_triton": "import os\nHAS_GPU = True\ndef test_all(): ...\ndef helper(): ...",
+        "test_gpu_report": "def test_it():\n    names = 'mark.gpu'",
+    }
+    for name, text in texts.items():
         (tmp_path / "tests" / f"{name}.py").write_text(text)
-    assert find_tests(tmp_path) == ("tests/test_triton.py", "tests/test_a.py")
-    assert "tests/test_parts.py" in find_tests(ROOT)
+    assert find_tests(tmp_path) == ("tests/test_triton.py::test_all", "tests/test_a.py::test_one")
+    assert any(name.startswith("tests/test_parts.py::") for name in find_tests(ROOT))
+    assert "tests/test_triton.py::test_kernels_match_plain_operations" in find_tests(ROOT)
 
 
 def test_a_device_that_is_lost_ends_the_process():

@@ -44,6 +44,22 @@ def _(x):
 two.register_autograd(lambda ctx, grad: 4 * grad)
 
 
+@torch.library.triton_op("fdconv_zoo::traced_for_test_launches", mutates_args=())
+def traced(x: Tensor) -> Tensor:
+    """An operator whose kernel torch.compile sees."""
+    y = torch.empty_like(x)
+    torch.library.wrap_triton(double_kernel)[(1,)](x, y, x.numel(), BLOCK=64)
+    return y
+
+
+traced.register_autograd(lambda ctx, grad: traced(grad))
+
+
+class Traced(nn.Module):
+    def forward(self, x):
+        return traced(x)
+
+
 class Two(nn.Module):
     def forward(self, x):
         return two(x)
@@ -99,6 +115,12 @@ def test_operators_and_kernels_are_looked_into():
     forward, _, moved, _ = counted(nn.Sequential(nn.ReLU(), Two()), 2, 4, training=False)
     assert forward == {"relu": 1, "double_kernel": 2, "add": 1, "mul_": 1}
     assert moved == 5 * 2 * (4 * 2 * 4)
+
+
+def test_kernels_that_the_compiler_sees_count_too():
+    forward, backward, *_ = counted(nn.Sequential(nn.Linear(4, 4), Traced()), 2, 4)
+    assert forward == {"addmm": 1, "double_kernel": 1}
+    assert backward == {"double_kernel": 1, "mm": 1, "sum": 1}
 
 
 def test_kernels_are_watched_where_they_run():

@@ -346,6 +346,20 @@ def test_other_errors_are_not_hidden(monkeypatch):
 
 
 @runs_kernels
+def test_small_operations_pool_large_maps(monkeypatch):
+    monkeypatch.setattr(modulation, "_LARGE", 1)
+    for shape, dtype in (
+        ((2, 70, 31, 43), torch.float32),
+        ((1, 3, 5, 4), torch.bfloat16),
+        ((3, 40, 50, 1), torch.float16),
+    ):
+        x = torch.randn(shape).to(DEVICE, dtype).contiguous(memory_format=torch.channels_last)
+        for seen in (x, x[:, :, ::2, :1], x.contiguous()):
+            found = modulation.pool_triton(seen)
+            expected = modulation.pool_plain(seen.cpu(), torch.float64)
+            assert relative_errors([found], [expected])[0] < LIMITS[torch.float32], (shape, seen.stride())
+
+
 def test_small_operations_match_plain_ones():
     shapes, temperatures, counts = [(2, 5), (2, 700), (2, 1)], [1.0, 0.7, 2.0], [1, 4, 1]
     scale, bias = torch.rand(1) + 0.5, torch.randn(1)

@@ -11,7 +11,7 @@ import triton.language as tl
 _PI = tl.constexpr(3.141592653589793)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width", "num_waves", "padded_height", "padded_width", "padded_waves"])
 def make_bases(basis, projectors, height, width, num_waves, padded_height, padded_width, padded_waves, row_passing,
                BANDS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """The sinusoids of the columns (W, Q), see ``low_pass_basis``, and the low-passes of the rows (M, H, H).
@@ -223,7 +223,7 @@ def synthesize_backward(grad, x, attention, coefficients, basis, grad_x, sums,
     tl.store(grad_x + offset + offsets, total.to(grad_x.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size", "plane", "shares", "sums_size"])
 def finish(sums, grad_attention, size, plane, shares, sums_size, BANDS: tl.constexpr, BLOCK: tl.constexpr):
     """The gradient of A (B, M, H, W): differences of neighbours among the sums, added up over blocks of channels."""
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -26,7 +26,7 @@ if triton is not None:
 
 Form = Literal["product", "implicit", "grouped", "loop"]
 
-_LARGE_MAP = 64 * 64  # positions from which an image is convolved alone
+_LARGE_MAP = 2**13  # positions from which an image is convolved alone
 
 
 def choose_form(x: Tensor, kernel_shape: KernelShape, geometry: Geometry) -> Form:

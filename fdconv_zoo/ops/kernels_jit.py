@@ -1,7 +1,7 @@
 """The Triton kernels of :mod:`fdconv_zoo.ops.kernels_triton`, in its notation.
 
 A program works on a block of a plane, on one image or on all of a chunk. Nothing is summed with atomics, so results do
-not depend on the order in which programs run.
+not depend on the order in which programs run. Counts that change with the batch are no reason to compile again.
 """
 
 import triton
@@ -16,7 +16,7 @@ def _load_complex(pointer, offsets, mask):
     return tl.split(pairs)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def weigh(spectrum, group_index, attention, out, rows, half, num_groups, images, scale, IMAGES: tl.constexpr,
           BLOCK: tl.constexpr):  # fmt: skip
     """Coefficients of planes whose even and odd columns are the real and imaginary parts of R x C/2 complex numbers.
@@ -93,7 +93,7 @@ def _logits(taps, windows, tap_row, tap_mask, window, window_mask, tap_stride, T
     return logits
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["col_blocks"])
 def modulate(plane, taps, windows, channel_factors, filter_factors, spatial_factors, out,
              groups, rows_of_group, in_channels, col_blocks, plane_stride,
              window_image, window_group, window_channel, window_tap,
@@ -135,19 +135,21 @@ def modulate(plane, taps, windows, channel_factors, filter_factors, spatial_fact
         tl.store(pointers, values.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["col_blocks"])
 def modulate_backward(plane, grad, taps, windows, channel_factors, filter_factors, spatial_factors,
                       grad_plane, row_sums, col_sums,
                       groups, rows_of_group, in_channels, col_blocks, plane_stride,
                       window_image, window_group, window_channel, window_tap,
                       grad_image, grad_filter, grad_channel, grad_row, grad_col,
                       HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, CHANNEL: tl.constexpr,
-                      FILTER: tl.constexpr, SPATIAL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
+                      FILTER: tl.constexpr, SPATIAL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+                      TERMS: tl.constexpr):  # fmt: skip
     """The gradient of the planes, and each block's share of what :func:`finish` sums up.
 
     With P = K * dL/dK: ``row_sums`` (B, col_blocks, T + 1, R*b) is of dL/dlogit times each tap's window, and of P;
     ``col_sums`` (B, G, row_blocks * b, T + 1, I) is of dL/dlogit times each tap, and of P. The last of T + 1 is there
-    where a factor needs it. ``grad_plane`` may be the plane itself.
+    where a factor needs it. ``grad_plane`` may be the plane itself. The sums for all taps are two products, with the
+    taps and windows filled up to TERMS; float32 factors are split into two of tf32 each, which has float32's accuracy.
 
     Grid: as of :func:`modulate`.
     """
@@ -178,38 +180,43 @@ def modulate_backward(plane, grad, taps, windows, channel_factors, filter_factor
         right *= tl.load(
             channel_factors + (image * groups + group) * in_channels + channel, mask=channel_mask, other=0.0
         )
+    tap = tl.arange(0, TERMS)
+    tap_mask = (tap < TAPS)[None, :]
+    if TAPS:
+        window_values = tl.load(windows + window[:, None] + tap[None, :] * window_tap,
+                                mask=channel_mask[:, None] & tap_mask, other=0.0)  # fmt: skip
     for col in range(WIDTH):
         offsets = row[:, None] * (in_channels * WIDTH) + (channel * WIDTH + col)[None, :]
         values = tl.load(plane + offsets, mask=mask, other=0.0)
         row_offset = (row // HEIGHT) * grad_filter + (row % HEIGHT) * grad_row + col * grad_col
-        pointers = grad + row_offset[:, None] + (channel * grad_channel)[None, :]
-        grads = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+        grad_pointers = grad + row_offset[:, None] + (channel * grad_channel)[None, :]
+        grads = tl.load(grad_pointers, mask=mask, other=0.0).to(tl.float32)
         factors = left
         if SPATIAL:
             factors *= tl.load(spatial_factors + (image * HEIGHT + row % HEIGHT) * WIDTH + col)
         grads *= factors[:, None] * right[None, :]
         tap_row = row * WIDTH + col
         if TAPS:
-            logits = _logits(taps, windows, tap_row, row_mask, window, channel_mask, window_tap, TAPS, ROWS, COLS)
-            gate = tl.sigmoid(logits)
+            tap_values = tl.load(taps + tap_row[:, None] * TAPS + tap[None, :],
+                                 mask=row_mask[:, None] & tap_mask, other=0.0)  # fmt: skip
+            gate = tl.sigmoid(tl.dot(tap_values, tl.trans(window_values), input_precision="tf32x3"))
             grads *= 2 * gate
             product = values * grads
             grad_logits = product * (1 - gate)
-            for tap in tl.static_range(TAPS):
-                tap_values = tl.load(taps + tap_row * TAPS + tap, mask=row_mask, other=0.0)
-                window_values = tl.load(windows + window + tap * window_tap, mask=channel_mask, other=0.0)
-                sums = tl.sum(grad_logits * window_values[None, :], 1)
-                tl.store(row_sums + tap * (rows * WIDTH) + tap_row, sums, mask=row_mask)
-                sums = tl.sum(grad_logits * tap_values[:, None], 0)
-                tl.store(col_sums + (col * num_col_sums + tap) * in_channels + channel, sums, mask=channel_mask)
+            sums = tl.dot(grad_logits, window_values, input_precision="tf32x3")
+            pointers = row_sums + tap[None, :] * (rows * WIDTH) + tap_row[:, None]
+            tl.store(pointers, sums, mask=row_mask[:, None] & tap_mask)
+            sums_of_rows = tl.dot(tl.trans(grad_logits), tap_values, input_precision="tf32x3")
+            pointers_of_rows = col_sums + (col * num_col_sums + tap[None, :]) * in_channels + channel[:, None]
+            tl.store(pointers_of_rows, sums_of_rows, mask=channel_mask[:, None] & tap_mask)
         else:
             product = values * grads
         tl.store(grad_plane + offsets, grads, mask=mask)
         if FILTER or SPATIAL:
             tl.store(row_sums + TAPS * (rows * WIDTH) + tap_row, tl.sum(product, 1), mask=row_mask)
         if CHANNEL:
-            sums = col_sums + (col * num_col_sums + TAPS) * in_channels + channel
-            tl.store(sums, tl.sum(product, 0), mask=channel_mask)
+            products = col_sums + (col * num_col_sums + TAPS) * in_channels + channel
+            tl.store(products, tl.sum(product, 0), mask=channel_mask)
 
 
 @triton.jit
@@ -284,14 +291,22 @@ def _finish_spatial(block, row_sums, spatial_factors, grad_spatial, out_channels
 
 
 @triton.jit
-def finish(row_sums, col_sums, channel_factors, filter_factors, spatial_factors,
-           grad_taps, grad_windows, grad_channel, grad_filter, grad_spatial,
-           images, groups, rows, in_channels, row_blocks, col_blocks,
+def _finish_attention(block, shares, grad_attention, size, count, TERMS: tl.constexpr, BLOCK: tl.constexpr):
+    output = block * BLOCK + tl.arange(0, BLOCK)
+    mask = output < size
+    sums = _sum_terms(shares, output, mask, count, 1, size, 0, TERMS, BLOCK)
+    tl.store(grad_attention + output, sums, mask=mask)
+
+
+@triton.jit(do_not_specialize=["images", "row_blocks", "col_blocks", "share_size", "share_blocks"])
+def finish(row_sums, col_sums, shares, channel_factors, filter_factors, spatial_factors,
+           grad_taps, grad_windows, grad_channel, grad_filter, grad_spatial, grad_attention,
+           images, groups, rows, in_channels, row_blocks, col_blocks, share_size, share_blocks,
            HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, CHANNEL: tl.constexpr,
            FILTER: tl.constexpr, SPATIAL: tl.constexpr, TERMS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Sum up, for all images, the shares that :func:`modulate_backward` leaves.
+    """Sum up, for all images, the shares that :func:`modulate_backward` and :func:`spectrum_backward` leave.
 
-    Grid: programs for windows and channel, then for taps, for filter, and for spatial.
+    Grid: programs for windows and channel, then for taps, for filter, for spatial, and for attention, 16 each.
     """
     block = tl.program_id(0)
     elements = rows * WIDTH
@@ -301,6 +316,7 @@ def finish(row_sums, col_sums, channel_factors, filter_factors, spatial_factors,
     tap_block = block - images * groups * tl.cdiv((TAPS + CHANNEL) * in_channels, BLOCK)
     filter_block = tap_block - tl.cdiv(TAPS * elements, BLOCK)
     spatial_block = filter_block - FILTER * images * tl.cdiv(out_channels, BLOCK)
+    attention_block = spatial_block - SPATIAL * images * HEIGHT * WIDTH
     if tap_block < 0:
         _finish_cols(block, col_sums, channel_factors, grad_windows, grad_channel, in_channels, row_blocks * WIDTH,
                      TAPS, CHANNEL, TERMS, BLOCK)  # fmt: skip
@@ -311,50 +327,67 @@ def finish(row_sums, col_sums, channel_factors, filter_factors, spatial_factors,
         if FILTER:
             _finish_filter(filter_block, products, filter_factors, grad_filter, out_channels, row_size, col_blocks,
                            HEIGHT * WIDTH, TERMS, BLOCK)  # fmt: skip
-    else:
+    elif attention_block < 0:
         if SPATIAL:
             _finish_spatial(spatial_block, products, spatial_factors, grad_spatial, out_channels, row_size,
                             col_blocks, HEIGHT * WIDTH, TERMS * BLOCK // 2)  # fmt: skip
+    else:
+        _finish_attention(attention_block, shares, grad_attention, share_size, share_blocks, TERMS * BLOCK // 16, 16)
 
 
 @triton.jit
+def _load_gradient(grad, coefficient, half, cols, scale, mask):
+    """Gradients with respect to coefficients, each of which stands for its conjugate, too."""
+    real, imaginary = _load_complex(grad, coefficient, mask)
+    col = coefficient % half
+    counts = tl.where((col == 0) | (2 * col == cols), scale, 2 * scale)
+    return real * counts, imaginary * counts
+
+
+@triton.jit(do_not_specialize=["images", "steps"])
 def spectrum_backward(grad, spectrum, group_index, attention, grad_spectrum, shares,
-                      coefficients, half, cols, num_groups, images, steps, scale,
-                      ACCUMULATE: tl.constexpr, IMAGES: tl.constexpr, BLOCK: tl.constexpr,
-                      GROUPS: tl.constexpr):  # fmt: skip
+                      coefficients, half, cols, num_groups, share_size, images, steps, scale,
+                      ACCUMULATE: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr):  # fmt: skip
     """From the spectra (B, R, half, 2) of the planes' gradients to those of D and, in ``shares``, of attention.
 
-    ``shares`` (blocks, B, n) has each block's sum over its coefficients of every group: a product with a matrix of
-    zeros and ones. Float32 factors are split into two of tf32 each, and zeros and ones are exact, so the product has
-    float32's accuracy.
+    ``shares`` (blocks, B, n) has each block's sum over its coefficients of every group; blocks are ``share_size``
+    elements apart. It is taken by comparison, with an accumulator for every group and coefficient of a step: no
+    atomics, and nothing is exchanged before the end.
 
-    Grid: blocks of ``steps * BLOCK`` coefficients, blocks of groups.
+    Grid: blocks of ``steps * BLOCK`` coefficients; images, and one more for the gradients of D; blocks of groups.
     """
-    image = tl.arange(0, IMAGES)
-    image_mask = image < images
-    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
-    parts = tl.arange(0, 2)
-    total = tl.zeros([IMAGES, GROUPS], tl.float32)
-    for step in range(steps):
-        coefficient = (tl.program_id(0) * steps + step) * BLOCK + tl.arange(0, BLOCK)
-        mask = coefficient < coefficients
-        pair = 2 * coefficient[:, None] + parts[None, :]
-        index = tl.load(group_index + coefficient, mask=mask, other=0).to(tl.int32)
-        col = coefficient % half
-        counts = tl.where((col == 0) | (2 * col == cols), scale, 2 * scale)  # each stands for its conjugate, too
-        pointers = grad + image.to(tl.int64)[:, None, None] * (2 * coefficients) + pair[None, :, :]
-        grads = tl.load(pointers, mask=image_mask[:, None, None] & mask[None, :, None], other=0.0)
-        grads *= counts[None, :, None]
-        values = tl.load(spectrum + pair, mask=mask[:, None], other=0.0)
-        per_coefficient = tl.sum(grads * values[None, :, :], 2)
-        is_member = (index[:, None] == group[None, :]).to(tl.float32)
-        total = tl.dot(per_coefficient, is_member, total, input_precision="tf32x3")
-        if tl.program_id(1) == 0:
-            weights = attention + image[:, None] * num_groups + index[None, :]
-            weights = tl.load(weights, mask=image_mask[:, None] & mask[None, :], other=0.0)
-            sums = tl.sum(grads * weights[:, :, None], 0)
+    image = tl.program_id(1)
+    first = tl.program_id(0) * steps * BLOCK
+    if image < images:
+        group = tl.program_id(2) * GROUPS + tl.arange(0, GROUPS)
+        own_grad = grad + image.to(tl.int64) * (2 * coefficients)
+        total = tl.zeros([BLOCK, GROUPS], tl.float32)
+        for step in range(steps):
+            coefficient = first + step * BLOCK + tl.arange(0, BLOCK)
+            mask = coefficient < coefficients
+            grad_re, grad_im = _load_gradient(own_grad, coefficient, half, cols, scale, mask)
+            re, im = _load_complex(spectrum, coefficient, mask)
+            index = tl.load(group_index + coefficient, mask=mask, other=0).to(tl.int32)
+            product = grad_re * re + grad_im * im
+            total += tl.where(index[:, None] == group[None, :], product[:, None], 0.0)
+        pointers = shares + tl.program_id(0) * share_size + image * num_groups + group
+        tl.store(pointers, tl.sum(total, 0), mask=group < num_groups)
+    elif tl.program_id(2) == 0:
+        for step in range(steps):
+            place = first + step * BLOCK + tl.arange(0, BLOCK)
+            inside = place < coefficients
+            own_group = tl.load(group_index + place, mask=inside, other=0).to(tl.int32)
+            sum_re = tl.zeros([BLOCK], tl.float32)
+            sum_im = tl.zeros([BLOCK], tl.float32)
+            for one in range(images):
+                one_grad = grad + one * (2 * coefficients)
+                one_re, one_im = _load_gradient(one_grad, place, half, cols, scale, inside)
+                weight = tl.load(attention + one * num_groups + own_group)
+                sum_re += one_re * weight
+                sum_im += one_im * weight
+            pointers_re = grad_spectrum + 2 * place
             if ACCUMULATE:
-                sums += tl.load(grad_spectrum + pair, mask=mask[:, None], other=0.0)
-            tl.store(grad_spectrum + pair, sums, mask=mask[:, None])
-    pointers = shares + (tl.program_id(0) * images + image[:, None]) * num_groups + group[None, :]
-    tl.store(pointers, total, mask=image_mask[:, None] & (group < num_groups)[None, :])
+                sum_re += tl.load(pointers_re, mask=inside, other=0.0)
+                sum_im += tl.load(pointers_re + 1, mask=inside, other=0.0)
+            tl.store(pointers_re, sum_re, mask=inside)
+            tl.store(pointers_re + 1, sum_im, mask=inside)

@@ -23,6 +23,7 @@ if triton is not None:
 
 _ELEMENTS_AT_ONCE = 2**25  # of kernels: 128 MiB in float32
 _IMAGES_AT_ONCE = 64  # one block of the sums over images
+_COEFFICIENTS = 128  # a block of the sums over coefficients
 _ENOUGH_PROGRAMS = 264  # two for each multiprocessor of a large GPU
 
 
@@ -70,6 +71,10 @@ class _Gradients:
         self.col_sums = self._empty(len(x), geometry.groups, blocks.row_blocks * width, self.num_col_sums, in_channels)
         self.grad_spectrum = torch.empty_like(tensors.spectrum)
         self.grad_attention = torch.empty_like(tensors.attention)
+        self.coefficients = math.prod(tensors.spectrum.shape[:2])
+        images = min(len(tensors.attention), _images_at_once(kernel_shape))
+        self.steps = min(max(self.coefficients * images // (_COEFFICIENTS * 8 * _ENOUGH_PROGRAMS), 1), 16)
+        self.shares = self._empty(cdiv(self.coefficients, _COEFFICIENTS * self.steps), *tensors.attention.shape)
 
     def run(self, grad: Tensor, needs_x: bool) -> tuple[Tensor | None, KernelTensors]:
         """The gradients of x, if needed, and of all tensors that are there."""
@@ -123,6 +128,8 @@ class _Gradients:
             **_flags(part),
             ROWS=blocks.rows,
             COLS=blocks.cols,
+            TERMS=power_of_two(self.num_taps, 16),
+            num_stages=1,
             num_warps=_num_warps(blocks, 8),  # more elements take more registers than there are
         )
         return grad_planes
@@ -132,62 +139,59 @@ class _Gradients:
         _, group_index, attention, *_ = _select(self.tensors, images)
         batch, rows, cols = grad_planes.shape
         grads = torch.fft.rfft2(grad_planes)
-        half = grads.shape[2]
-        coefficients, num_groups = rows * half, attention.shape[1]
-        images_block = power_of_two(batch, 16)
-        block = 1024 // images_block
-        steps = min(max(coefficients // (block * _ENOUGH_PROGRAMS), 1), 1024 // block)
-        groups_block = power_of_two(num_groups, 16, 128)
-        grid = (cdiv(coefficients, block * steps), cdiv(num_groups, groups_block))
-        shares = self._empty(grid[0], batch, num_groups)
+        num_groups = attention.shape[1]
+        groups_block = power_of_two(num_groups, 16, 64)
+        grid = (len(self.shares), batch + 1, cdiv(num_groups, groups_block))
         kernels_jit.spectrum_backward[grid](
             torch.view_as_real(grads),
             self.tensors.spectrum,
             group_index,
             attention,
             self.grad_spectrum,
-            shares,
-            coefficients,
-            half,
+            self.shares[:, images],
+            self.coefficients,
+            grads.shape[2],
             cols,
             num_groups,
+            self.shares.stride(0),
             batch,
-            steps,
+            self.steps,
             1 / (rows * cols),
             ACCUMULATE=images.start > 0,
-            IMAGES=images_block,
-            BLOCK=block,
+            BLOCK=_COEFFICIENTS,
             GROUPS=groups_block,
         )
-        torch.sum(shares, 0, out=self.grad_attention[images])
 
     def _finish(self) -> list[Tensor | None]:
-        """The gradients of taps, windows, channel, filter and spatial, from the sums."""
+        """The gradients of taps, windows, channel, filter and spatial, from the sums; attention's too."""
         _, _, _, taps, windows, *factors = self.tensors
         # Windows may overlap in memory, their gradients must not.
         gradients = [None if t is None else self._empty(*t.shape) for t in (taps, windows, *factors)]
-        if not self.num_row_sums and not self.num_col_sums:
-            return gradients
         out_channels, in_channels, height, width = self.kernel_shape
         batch, rows, groups = len(self.x), len(self.tensors.spectrum), self.geometry.groups
-        flags, block = _flags(self.tensors), 128
+        flags, block, share_size = _flags(self.tensors), 128, self.grad_attention.numel()
         programs = (
             batch * groups * cdiv(self.num_col_sums * in_channels, block)
             + cdiv(self.num_taps * rows * width, block)
             + flags["FILTER"] * batch * cdiv(out_channels, block)
             + flags["SPATIAL"] * batch * height * width
+            + cdiv(share_size, 16)
         )
         kernels_jit.finish[(programs,)](
             self.row_sums,
             self.col_sums,
+            self.shares,
             *_or_any(factors, self.row_sums),
             *_or_any(gradients, self.row_sums),
+            self.grad_attention,
             batch,
             groups,
             rows,
             in_channels,
             self.blocks.row_blocks,
             self.blocks.col_blocks,
+            share_size,
+            len(self.shares),
             HEIGHT=height,
             WIDTH=width,
             **flags,
@@ -257,8 +261,12 @@ def _assemble(x: Tensor, part: KernelTensors, planes: Tensor, kernel_shape: Kern
 
 def _chunks(batch: int, kernel_shape: KernelShape) -> list[slice]:
     """The images that are worked on at once."""
-    step = min(max(_ELEMENTS_AT_ONCE // math.prod(kernel_shape), 1), _IMAGES_AT_ONCE)
+    step = _images_at_once(kernel_shape)
     return [slice(start, min(start + step, batch)) for start in range(0, batch, step)]
+
+
+def _images_at_once(kernel_shape: KernelShape) -> int:
+    return min(max(_ELEMENTS_AT_ONCE // math.prod(kernel_shape), 1), _IMAGES_AT_ONCE)
 
 
 def _select(tensors: KernelTensors, images: slice) -> KernelTensors:
@@ -284,7 +292,7 @@ def _cut(kernel_shape: KernelShape, groups: int, batch: int, most_rows: int, mos
     out_channels, in_channels, height, _ = kernel_shape
     rows_of_group = out_channels // groups * height
     for most in ((most_rows, most_cols), (32, 32)):
-        rows, cols = power_of_two(rows_of_group, most=most[0]), power_of_two(in_channels, most=most[1])
+        rows, cols = power_of_two(rows_of_group, 16, most[0]), power_of_two(in_channels, 16, most[1])
         blocks = _Blocks(rows, cols, cdiv(rows_of_group, rows), cdiv(in_channels, cols))
         if groups * blocks.row_blocks * blocks.col_blocks * batch >= _ENOUGH_PROGRAMS:
             break

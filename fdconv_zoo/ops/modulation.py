@@ -15,6 +15,8 @@ if triton is not None:
     from fdconv_zoo.ops import modulation_jit
 
 _BLOCK = 512
+_LARGE = 2**22  # elements of a map whose channels are pooled in parts
+_PROGRAMS = 1024  # that keep a large GPU busy
 
 
 def modulate_plain(
@@ -146,6 +148,25 @@ def _neighbors_backward_plain(grad: Tensor) -> Tensor:
 
 
 def _pool(x: Tensor) -> Tensor:
+    batch, channels, height, width = x.shape
+    stride = x.stride(3) if width > 1 else x.stride(2)
+    is_innermost = x.stride(1) == 1 and (width == 1 or x.stride(2) == width * stride)
+    # Torch adds up large maps whose channels are innermost at a fifth of the memory's speed.
+    if not is_innermost or x.numel() < _LARGE:
+        return x.mean((2, 3), dtype=torch.float32)
+    positions, block = height * width, 64
+    programs = cdiv(channels, block) * batch
+    shares = max(min(_PROGRAMS // programs, cdiv(positions, 256)), 1)
+    out = x.new_empty(shares, batch, channels, dtype=torch.float32)
+    with on_device_of(x):
+        modulation_jit.pool[(cdiv(channels, block), shares, batch)](
+            x, out, channels, positions, cdiv(positions, shares), x.stride(0), stride, 1 / positions,
+            ROWS=32, COLS=block,
+        )  # fmt: skip
+    return out[0] if shares == 1 else out.sum(0)
+
+
+def _pool_plain(x: Tensor) -> Tensor:
     return x.mean((2, 3), dtype=torch.float32)
 
 
@@ -186,7 +207,9 @@ _neighbors_backward_operator = torch.library.custom_op(
     mutates_args=(),
     schema="(Tensor grad) -> Tensor",
 )
-_pool_operator = torch.library.custom_op("fdconv_zoo::pool", _pool, mutates_args=(), schema="(Tensor x) -> Tensor")
+_pool_operator = torch.library.custom_op(
+    "fdconv_zoo::pool", with_fallback(_pool, _pool_plain), mutates_args=(), schema="(Tensor x) -> Tensor"
+)
 
 
 @_modulate_operator.register_fake
@@ -253,8 +276,13 @@ def _save_shape(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
 
 
 def _differentiate_pool(ctx: Any, grad: Tensor) -> Tensor:
+    positions = ctx.shape[2] * ctx.shape[3]
+    if needs_plain_gradients(grad) or torch.compiler.is_compiling():
+        share = (grad / positions).to(ctx.dtype)
+    else:  # in one launch
+        share = torch.div(grad, positions, out=grad.new_empty(grad.shape, dtype=ctx.dtype))
     # A view: a tensor of x's size need not be written.
-    return (grad / (ctx.shape[2] * ctx.shape[3])).to(ctx.dtype)[:, :, None, None].expand(ctx.shape)
+    return share[:, :, None, None].expand(ctx.shape)
 
 
 _modulate_operator.register_autograd(_differentiate_modulate, setup_context=_save_logits)

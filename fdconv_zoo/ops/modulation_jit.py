@@ -34,7 +34,7 @@ def modulate_backward(grads, logits, outs, sizes, divisors, scales, COUNT: tl.co
         block -= tl.cdiv(sizes[index], BLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def star_relu(x, scale, bias, out, size, BLOCK: tl.constexpr):
     """``scale * relu(x)^2 + bias``; grid: blocks."""
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -44,7 +44,7 @@ def star_relu(x, scale, bias, out, size, BLOCK: tl.constexpr):
     tl.store(out + element, tl.load(scale) * values * values + tl.load(bias), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def star_relu_backward(grad, x, scale, grad_x, grad_scale, grad_bias, size, BLOCK: tl.constexpr):
     """The gradients of :func:`star_relu`; one program, since there are few elements and two sums of them."""
     factor = 2 * tl.load(scale)
@@ -63,7 +63,7 @@ def star_relu_backward(grad, x, scale, grad_x, grad_scale, grad_bias, size, BLOC
     tl.store(grad_bias, tl.sum(bias_sums, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size", "channels"])
 def neighbors(x, out, size, channels, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """The WIDTH channels around each channel of x (B, C), (B, C, WIDTH), 0 beyond the first and last; grid: blocks."""
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -75,7 +75,7 @@ def neighbors(x, out, size, channels, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + element, values, mask=element < size)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size", "channels"])
 def neighbors_backward(grad, out, size, channels, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """The gradient of x of :func:`neighbors`; grid: blocks of it."""
     position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -86,3 +86,24 @@ def neighbors_backward(grad, out, size, channels, WIDTH: tl.constexpr, BLOCK: tl
         is_inside = mask & (center >= 0) & (center < channels)
         total += tl.load(grad + (position + WIDTH // 2 - tap) * WIDTH + tap, mask=is_inside, other=0.0)
     tl.store(out + position, total, mask=mask)
+
+
+@triton.jit(do_not_specialize=["positions", "count"])
+def pool(x, out, channels, positions, count, x_image, x_position, scale, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Shares (blocks of ``count`` positions, B, C) of the means of maps whose channels are innermost.
+
+    Grid: blocks of channels, blocks of positions, images.
+    """
+    channel = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    channel_mask = channel < channels
+    image = tl.program_id(2)
+    first = tl.program_id(1) * count
+    last = tl.minimum(first + count, positions)
+    x += image.to(tl.int64) * x_image
+    total = tl.zeros([ROWS, COLS], tl.float32)
+    for start in range(first, last, ROWS):
+        position = start + tl.arange(0, ROWS)
+        pointers = x + position[:, None] * x_position + channel[None, :]
+        total += tl.load(pointers, mask=(position < last)[:, None] & channel_mask[None, :], other=0.0).to(tl.float32)
+    pointers = out + (tl.program_id(1) * tl.num_programs(2) + image) * channels + channel
+    tl.store(pointers, tl.sum(total, 0) * scale, mask=channel_mask)

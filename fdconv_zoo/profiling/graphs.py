@@ -20,15 +20,20 @@ def capture(step: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
     Returns:
         A function that replays the graph, and the result of the captured step, which every replay overwrites.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    current = torch.cuda.current_stream()
+    # Autograd's nodes remember the stream they were made on; those of leaves live as long as any graph that has them.
+    # So a step with a backward pass is warmed up and captured on one stream, the caller's unless it is the default.
+    is_default = current == torch.cuda.default_stream()
+    stream = torch.cuda.Stream() if is_default else current
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
             step()
-    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         result = step()
+    current.wait_stream(stream)
     return graph.replay, result
 
 

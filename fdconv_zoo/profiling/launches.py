@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._library.custom_ops import OPDEFS
+from torch._library.triton import set_wrap_triton_enabled
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -141,7 +142,7 @@ class LaunchCounter(TorchDispatchMode):
         """Compute an operation and count it."""
         kwargs = kwargs or {}
         if func.namespace == NAMESPACE:
-            with self:
+            with self, set_wrap_triton_enabled(False):
                 return OPDEFS[f"{NAMESPACE}::{func._opname}"]._init_fn(*args, **kwargs)
         if func.namespace != "aten":  # what a tensor is asked for
             return func(*args, **kwargs)

@@ -18,7 +18,8 @@ def bytes_saved_for_backward(model: nn.Module, x: Tensor) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage
-        return tensor
+        # Not the tensor itself: an operation that keeps its own result would be kept by it, and the graph for good.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model(x)

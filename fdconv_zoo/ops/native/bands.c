@@ -1,49 +1,44 @@
-/* Frequency Band Modulation: y = A_1 x + sum over bands m of D_m L_m(x), with D_m = A_{m+1} - A_m and ideal low-passes
-   L_m, and its gradients; the equations are in bands_plain.py and bands_rebuild.py.
+/* Frequency Band Modulation: y = A_1 x + sum over bands m of D_m L_m(x), with D_m = A_{m+1} - A_m (A = 1 after the last)
+   and ideal low-passes L_m, and its gradients dx = A_1 dy + sum of L_m(D_m dy) and, summed over channels, dD_m = dy L_m(x).
 
-   A vector holds the same pixel of LANES channels, and a line (a row or a column of the map) is transformed by small
-   products with sinusoids. Sinusoids have symmetries: sample i of a cosine equals sample -i, of a sine minus that; those
-   of even frequency repeat after half a line, those of odd frequency with the sign changed. So the sums and differences of
-   samples that mirror each other are multiplied, a quarter of the line for each symmetry, not the samples. */
+   A vector holds one pixel of LANES channels. The low-pass at an edge is a sum of sinusoids over rows and over columns; a
+   line, that is a row or a column, is analyzed into its sinusoids, and synthesized from those that pass, by small products.
+   Sinusoids are symmetric: sample -i of a cosine is sample i, of a sine it is minus that; half a line further, those of
+   even frequency repeat, and those of odd frequency have the sign changed. So a product is about a quarter of a line, for
+   each of four symmetries, and what it is about are sums and differences of the samples that mirror each other.
+
+   Edges fall, so what passes one is a prefix of what passes the edge before it. */
 #include "lanes.h"
 #include "parallel.h"
 
 #include <stddef.h>
 
-#define LINES 2 /* transformed together: a number of a basis is loaded once for both */
-#if defined(__AVX512F__) || defined(__aarch64__)
-#define TILE 8 /* rows of a product at once: LINES * TILE sums, in the registers */
-#else
-#define TILE 5
-#endif
 #define SYMMETRIES 4
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define TILE 10 /* sums of a product at once, in registers */
+#else
+#define TILE 8
+#endif
 
-/* A line of n samples: n/2 even or odd n/2 in one. Symmetries: cosines and sines of even frequency, then of odd frequency;
-   where n is odd, cosines and sines of any, and no others. */
+static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t smallest(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* ---- Lines ---- */
+
+/* A line of n samples. Symmetries: cosines and sines of even frequency, and of odd frequency; where n is odd, cosines and
+   sines of any frequency, and no others. */
 typedef struct {
-    int64_t length;           /* n */
-    int64_t points;           /* samples that the others mirror: n/4 + 1, or (n + 1)/2 where n is odd */
-    const int64_t *passing;   /* (bands, SYMMETRIES): frequencies that pass each edge, most of the first symmetry */
-    const float *analysis;    /* (SYMMETRIES, points, passing[0]); halved where a sample mirrors itself */
-    const float *synthesis;   /* (SYMMETRIES, passing[0], points) */
+    int64_t length;         /* n */
+    int64_t points;         /* samples that others mirror: n/4 + 1, or (n + 1)/2 where n is odd */
+    const int64_t *passing; /* (bands, SYMMETRIES): frequencies that pass each edge; the first symmetry has most */
+    const float *analysis;  /* (SYMMETRIES, points, passing[0]); halved where a sample mirrors itself */
+    const float *synthesis; /* (SYMMETRIES, passing[0], points) */
 } axis;
 
-typedef struct {
-    int64_t images, channels, bands, channels_last;
-    axis column, row;         /* of H and of W samples */
-    const float *x;           /* (images, channels, H, W) */
-    const float *attention;   /* (images, bands, H, W) */
-    const float *grad;        /* of y, for backward */
-    float *y;                 /* or the gradient of x */
-    float *grad_attention;    /* (images, blocks of LANES channels, bands, H, W): to be summed over blocks */
-    float *scratch;           /* (parts, fdconv_bands_scratch()) */
-    int64_t parts;
-} bands_job;
-
-/* Vectors, by line, by sample or frequency within a symmetry, and by symmetry. */
+/* Vectors, by sample or frequency, and by symmetry. */
 typedef struct {
     lanes *at;
-    int64_t line, step, symmetry;
+    int64_t step, symmetry;
 } view;
 
 INLINE int64_t symmetries(const axis *axis) { return axis->length % 2 ? 2 : 4; }
@@ -53,220 +48,266 @@ INLINE const int64_t *passing(const axis *axis, int64_t band) { return axis->pas
 /* Coefficients of one line; odd, since vectors a power of two apart share few places in a cache. */
 INLINE int64_t coefficients(const axis *axis, int64_t band) { return symmetries(axis) * passing(axis, band)[0] | 1; }
 
-/* to[j] = sum of matrix[k][j] from[k] over k < depth, for j < tile and every line; added to what is there if `add`. */
-INLINE void multiply_tile(view from, view to, const float *matrix, int64_t stride, int64_t depth, int add,
-                          const int tile, const int lines) {
-    lanes sums[TILE][LINES];
+/* to[j] = sum over k < depth of matrix[k][j] from[k], for j < tile; added to what is there if `add`. */
+INLINE void multiply_tile(view from, view to, const float *matrix, int64_t stride, int64_t depth, int add, const int tile) {
+    lanes sums[TILE];
     for (int j = 0; j < tile; j++)
-        for (int line = 0; line < lines; line++)
-            sums[j][line] = add ? to.at[j * to.step + line * to.line] : all(0);
-    for (int64_t k = 0; k < depth; k++, matrix += stride)
+        sums[j] = add ? to.at[j * to.step] : all(0);
+    for (int64_t k = 0; k < depth; k++)
         for (int j = 0; j < tile; j++)
-            for (int line = 0; line < lines; line++)
-                sums[j][line] += from.at[k * from.step + line * from.line] * matrix[j];
+            sums[j] += from.at[k * from.step] * matrix[k * stride + j];
     for (int j = 0; j < tile; j++)
-        for (int line = 0; line < lines; line++)
-            to.at[j * to.step + line * to.line] = sums[j][line];
+        to.at[j * to.step] = sums[j];
 }
 
-#define TILE_CASE(tile)                                                             \
-    case tile:                                                                      \
-        multiply_tile(from, to, matrix, stride, depth, add, tile, lines);           \
+#define TILE_CASE(tile)                                                \
+    case tile:                                                         \
+        multiply_tile(from, to, matrix, stride, depth, add, tile);     \
         break;
 
-INLINE void multiply(view from, view to, const float *matrix, int64_t stride, int64_t depth, int add, int64_t count,
-                     const int lines) {
+/* How many of `count` to do next: as many as fit, but no small rest, which would wait for itself. */
+INLINE int64_t tile_of(int64_t count) { return count <= TILE ? count : count >= 2 * TILE ? TILE : (count + 1) / 2; }
+
+/* The same for any number of j. */
+INLINE void multiply(view from, view to, const float *matrix, int64_t stride, int64_t depth, int add, int64_t count) {
     while (count > 0) {
-        int64_t tiles = (count + TILE - 1) / TILE, tile = (count + tiles - 1) / tiles;
+        int64_t tile = tile_of(count);
         switch (tile) {
             TILE_CASE(1)
             TILE_CASE(2)
             TILE_CASE(3)
             TILE_CASE(4)
             TILE_CASE(5)
-#if TILE == 8
             TILE_CASE(6)
             TILE_CASE(7)
             TILE_CASE(8)
+#if TILE == 10
+            TILE_CASE(9)
+            TILE_CASE(10)
 #endif
         }
-        count -= tile, matrix += tile, to.at += tile * to.step;
+        count -= tile;
+        matrix += tile;
+        to.at += tile * to.step;
     }
 }
 
-/* Coefficients of lines, of those sinusoids that pass the edge `band`. Samples are multiplied with `weights` (lines, n)
-   unless NULL. `folded` has room for (SYMMETRIES, points, lines). */
-INLINE void analyze(const axis *axis, int64_t band, view samples, const float *weights, view to, int add, lanes *folded,
-                    const int lines) {
+/* The coefficients of a line, of the sinusoids that pass the edge `band`. Samples are multiplied with `weights` (n) unless
+   NULL. `folded` has room for (SYMMETRIES, points). */
+static void analyze(const axis *axis, int64_t band, view samples, const float *weights, view to, int add, lanes *folded) {
     int64_t n = axis->length, points = axis->points, half = n / 2, frequencies = passing(axis, 0)[0];
-    view from = {folded, 1, lines, points * lines};
-#define SAMPLE(i) (samples.at[(i) * samples.step + line * samples.line] * (weights ? weights[line * n + (i)] : 1))
-    for (int64_t i = 0; i < points; i++)
-        for (int line = 0; line < lines; line++) {
-            lanes *point = folded + i * lines + line;
-            if (n % 2) {
-                lanes first = SAMPLE(i), last = SAMPLE(i ? n - i : 0);
-                point[0] = first + last;
-                point[from.symmetry] = first - last;
-            } else {
-                lanes first = SAMPLE(i), second = SAMPLE(i + half), third = SAMPLE(half - i), last = SAMPLE(i ? n - i : 0);
-                lanes even = first + second, even_mirrored = last + third, odd = first - second, odd_mirrored = last - third;
-                point[0] = even + even_mirrored;
-                point[from.symmetry] = even - even_mirrored;
-                point[2 * from.symmetry] = odd + odd_mirrored;
-                point[3 * from.symmetry] = odd - odd_mirrored;
-            }
+#define SAMPLE(i) (weights ? samples.at[(i) * samples.step] * weights[i] : samples.at[(i) * samples.step])
+    for (int64_t i = 0; i < points; i++) {
+        lanes first = SAMPLE(i), last = SAMPLE(i ? n - i : 0);
+        if (n % 2) {
+            folded[i] = first + last;
+            folded[i + points] = first - last;
+        } else {
+            lanes second = SAMPLE(i + half), third = SAMPLE(half - i);
+            lanes even = first + second, even_mirrored = last + third;
+            lanes odd = first - second, odd_mirrored = last - third;
+            folded[i] = even + even_mirrored;
+            folded[i + points] = even - even_mirrored;
+            folded[i + 2 * points] = odd + odd_mirrored;
+            folded[i + 3 * points] = odd - odd_mirrored;
         }
+    }
 #undef SAMPLE
+    const float *matrix = axis->analysis;
     for (int64_t symmetry = 0; symmetry < symmetries(axis); symmetry++) {
-        multiply(from, to, axis->analysis + symmetry * points * frequencies, frequencies, points, add,
-                 passing(axis, band)[symmetry], lines);
-        from.at += from.symmetry, to.at += to.symmetry;
+        multiply((view){folded, 1, 0}, to, matrix, frequencies, points, add, passing(axis, band)[symmetry]);
+        folded += points;
+        to.at += to.symmetry;
+        matrix += points * frequencies;
     }
 }
 
-/* Samples of lines from their coefficients, those that pass the edge `band`; with `weights` (lines, n) unless NULL. */
-INLINE void synthesize(const axis *axis, int64_t band, view from, view samples, const float *weights, int add,
-                       const int lines) {
-    int64_t n = axis->length, points = axis->points, half = n / 2, frequencies = passing(axis, 0)[0];
-    lanes parts[SYMMETRIES][TILE][LINES];
-#define PUT(i, values)                                                                       \
-    do {                                                                                     \
-        lanes *sample = samples.at + (i) * samples.step + line * samples.line;               \
-        lanes value = values;                                                                \
-        if (weights)                                                                         \
-            value *= weights[line * n + (i)];                                                \
-        *sample = add ? *sample + value : value;                                             \
-    } while (0)
-    for (int64_t start = 0; start < points; start += TILE) {
-        int64_t tile = points - start < TILE ? points - start : TILE;
-        for (int64_t symmetry = 0; symmetry < symmetries(axis); symmetry++) {
-            view coefficients = from, to = {parts[symmetry][0], 1, LINES, 0};
-            coefficients.at += symmetry * from.symmetry;
-            multiply(coefficients, to, axis->synthesis + symmetry * frequencies * points + start, points,
-                     passing(axis, band)[symmetry], 0, tile, lines);
+/* `count` points from `first` on, of each symmetry, from the coefficients of a line. */
+INLINE void synthesize_points(const axis *axis, int64_t band, view from, int64_t first, int64_t count, lanes *to) {
+    const float *matrix = axis->synthesis + first;
+    for (int64_t symmetry = 0; symmetry < symmetries(axis); symmetry++) {
+        multiply(from, (view){to, 1, 0}, matrix, axis->points, passing(axis, band)[symmetry], 0, count);
+        from.at += from.symmetry;
+        to += TILE;
+        matrix += passing(axis, 0)[0] * axis->points;
+    }
+}
+
+/* Samples i, n - i, i + n/2, and n/2 - i, from a point of each symmetry; where n is odd the first two. */
+INLINE void unfold(const axis *axis, const lanes *point, lanes *samples) {
+    lanes even = point[0] + point[TILE], even_mirrored = point[0] - point[TILE];
+    samples[0] = even;
+    samples[1] = even_mirrored;
+    if (axis->length % 2 == 0) {
+        lanes odd = point[2 * TILE] + point[3 * TILE], odd_mirrored = point[2 * TILE] - point[3 * TILE];
+        samples[0] = even + odd;
+        samples[1] = even_mirrored + odd_mirrored;
+        samples[2] = even - odd;
+        samples[3] = even_mirrored - odd_mirrored;
+    }
+}
+
+/* A line from its coefficients, those of the sinusoids that pass the edge `band`. */
+static void synthesize(const axis *axis, int64_t band, view from, view to) {
+    int64_t n = axis->length, half = n / 2;
+    lanes points[SYMMETRIES * TILE], samples[SYMMETRIES];
+    for (int64_t first = 0, end; first < axis->points; first = end) {
+        end = first + tile_of(axis->points - first);
+        synthesize_points(axis, band, from, first, end - first, points);
+        for (int64_t i = first; i < end; i++) {
+            unfold(axis, points + i - first, samples);
+            to.at[i * to.step] = samples[0];
+            to.at[(i ? n - i : 0) * to.step] = samples[1];
+            if (n % 2 == 0) {
+                to.at[(i + half) * to.step] = samples[2];
+                to.at[(half - i) * to.step] = samples[3];
+            }
         }
-        for (int64_t j = 0; j < tile; j++)
-            for (int line = 0; line < lines; line++) {
-                int64_t i = start + j;
-                lanes plus = parts[0][j][line] + parts[1][j][line], minus = parts[0][j][line] - parts[1][j][line];
-                if (n % 2) {
-                    PUT(i, plus);
-                    if (i > 0)
-                        PUT(n - i, minus);
-                    continue;
-                }
-                lanes odd_plus = parts[2][j][line] + parts[3][j][line], odd_minus = parts[2][j][line] - parts[3][j][line];
-                PUT(i, plus + odd_plus);
-                PUT(i + half, plus - odd_plus);
-                if (i > 0 && 2 * i != half) { /* otherwise the point mirrors itself */
-                    PUT(half - i, minus - odd_minus);
-                    PUT(n - i, minus + odd_minus);
+    }
+}
+
+/* The weighted sum over bands of the lines that their coefficients give; the weights of one band are `stride` from the next
+   one's. `points` has room for (bands, SYMMETRIES, TILE). */
+static void synthesize_sum(
+    const axis *axis, int64_t bands, const view *from, lanes *to, const float *weights, int64_t stride, lanes *points
+) {
+    int64_t n = axis->length, half = n / 2;
+    for (int64_t first = 0, end; first < axis->points; first = end) {
+        end = first + tile_of(axis->points - first);
+        for (int64_t band = 0; band < bands; band++)
+            synthesize_points(axis, band, from[band], first, end - first, points + band * SYMMETRIES * TILE);
+        for (int64_t i = first; i < end; i++) {
+            int64_t last = i ? n - i : 0;
+            lanes samples[SYMMETRIES], sums[SYMMETRIES] = {0};
+            const float *weight = weights;
+            for (int64_t band = 0; band < bands; band++, weight += stride) {
+                unfold(axis, points + band * SYMMETRIES * TILE + i - first, samples);
+                sums[0] += samples[0] * weight[i];
+                sums[1] += samples[1] * weight[last];
+                if (n % 2 == 0) {
+                    sums[2] += samples[2] * weight[i + half];
+                    sums[3] += samples[3] * weight[half - i];
                 }
             }
+            to[i] = sums[0];
+            to[last] = sums[1];
+            if (n % 2 == 0) {
+                to[i + half] = sums[2];
+                to[half - i] = sums[3];
+            }
+        }
     }
-#undef PUT
 }
 
-/* The buffers of a part. */
+/* ---- Blocks of LANES channels of an image ---- */
+
 typedef struct {
-    lanes *planes;  /* for each band (H, coefficients of a row) */
-    lanes *x, *grad; /* a few rows: (pixels) */
-    lanes *bands;   /* (bands, pixels) */
-    lanes *column;  /* coefficients of LINES columns */
-    lanes *folded;
-    float *weights; /* D (bands, pixels) */
-} buffers;
+    int64_t images, channels, bands, channels_last;
+    axis column, row;       /* of H and of W samples */
+    const float *x;         /* (images, channels, H, W), or with the channels last */
+    const float *attention; /* (images, bands, H, W) */
+    const float *grad;      /* of y, laid out as x is; NULL for forward */
+    float *y;               /* or the gradient of x */
+    float *grad_attention;  /* (images, blocks of LANES channels, bands, H, W): to be summed over blocks */
+    float *scratch;         /* fdconv_bands_scratch() */
+    int64_t parts;
+} bands_job;
 
-static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
-static int64_t smallest(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/* Rows that are loaded together: pairs, and enough pixels to fill vectors. */
-static int64_t rows_at_once(const bands_job *job) {
-    int64_t pairs = (2 * LANES + job->row.length - 1) / job->row.length;
-    return smallest(2 * pairs, job->column.length);
-}
-
-static int64_t plane_lanes(const bands_job *job, int64_t band) {
-    return job->column.length * coefficients(&job->row, band);
-}
-
-static int64_t folded_lanes(const axis *axis) { return SYMMETRIES * axis->points * LINES; }
-
-/* Lay out the buffers from `memory`, and return where they end. */
-static float *lay_out(const bands_job *job, float *memory, buffers *to) {
-    int64_t pixels = rows_at_once(job) * job->row.length;
-    to->planes = (lanes *)memory;
-    to->x = to->planes;
-    for (int64_t band = 0; band < job->bands; band++)
-        to->x += plane_lanes(job, band);
-    to->grad = to->x + pixels;
-    to->bands = to->grad + pixels;
-    to->column = to->bands + job->bands * pixels;
-    to->folded = to->column + SYMMETRIES * passing(&job->column, 0)[0] * LINES;
-    to->weights = (float *)(to->folded + largest(folded_lanes(&job->row), folded_lanes(&job->column)));
-    return to->weights + (job->bands * pixels + LANES - 1) / LANES * LANES;
-}
-
-static int64_t part_floats(const bands_job *job) {
-    buffers unused;
-    return lay_out(job, NULL, &unused) - (float *)NULL;
-}
-
-/* A block of LANES channels of an image; its last one may have fewer. */
 typedef struct {
-    int64_t channels, pixels, stride; /* stride: of channels, or of pixels where channels come last */
+    const bands_job *job;
+    int64_t channels; /* LANES or, in the last block, fewer */
+    int64_t pixels;
+    int64_t stride; /* from channel to channel, or where they come last from pixel to pixel */
     const float *x, *grad, *attention;
     float *y, *grad_attention;
-    buffers buffers;
+    lanes *planes;                 /* for each band, the coefficients of all rows */
+    lanes *x_pixels, *grad_pixels; /* of a few rows */
+    lanes *low_passed;             /* (bands, pixels of a few rows) */
+    lanes *column;                 /* its coefficients */
+    lanes *folded, *points;        /* see above */
+    view *coefficients;            /* of a row, for each band */
+    float *weights;                /* D (bands, pixels of a few rows) */
 } block;
 
 static int64_t num_blocks(const bands_job *job) { return (job->channels + LANES - 1) / LANES; }
+
+/* Rows that are loaded together: enough pixels to fill vectors. */
+static int64_t rows_at_once(const bands_job *job) {
+    return smallest((4 * LANES + job->row.length - 1) / job->row.length, job->column.length);
+}
+
+/* Lay out the buffers of a block from `memory`, and return where they end. */
+static float *lay_out(const bands_job *job, lanes *memory, block *to) {
+    int64_t pixels = rows_at_once(job) * job->row.length;
+    to->planes = memory;
+    to->x_pixels = to->planes;
+    for (int64_t band = 0; band < job->bands; band++)
+        to->x_pixels += job->column.length * coefficients(&job->row, band);
+    to->grad_pixels = to->x_pixels + pixels;
+    to->low_passed = to->grad_pixels + pixels;
+    to->column = to->low_passed + job->bands * pixels;
+    to->folded = to->column + coefficients(&job->column, 0);
+    to->points = to->folded + SYMMETRIES * largest(job->row.points, job->column.points);
+    to->coefficients = (view *)(to->points + job->bands * SYMMETRIES * TILE);
+    to->weights = (float *)(to->coefficients + job->bands);
+    return to->weights + job->bands * pixels;
+}
+
+static int64_t part_lanes(const bands_job *job) {
+    block unused;
+    int64_t bytes = (char *)lay_out(job, (lanes *)job->scratch, &unused) - (char *)job->scratch;
+    return (bytes + (int64_t)sizeof(lanes) - 1) / (int64_t)sizeof(lanes);
+}
 
 static block find_block(const bands_job *job, int64_t task, int64_t part) {
     int64_t image = task / num_blocks(job), first = task % num_blocks(job) * LANES;
     int64_t pixels = job->column.length * job->row.length;
     int64_t at = image * job->channels * pixels + first * (job->channels_last ? 1 : pixels);
     block found = {
+        .job = job,
         .channels = smallest(job->channels - first, LANES),
         .pixels = pixels,
         .stride = job->channels_last ? job->channels : pixels,
         .x = job->x + at,
-        .grad = job->grad == NULL ? NULL : job->grad + at,
+        .grad = job->grad ? job->grad + at : NULL,
         .attention = job->attention + image * job->bands * pixels,
         .y = job->y + at,
-        .grad_attention = job->grad_attention == NULL ? NULL : job->grad_attention + task * job->bands * pixels,
+        .grad_attention = job->grad ? job->grad_attention + task * job->bands * pixels : NULL,
     };
-    lay_out(job, job->scratch + part * part_floats(job), &found.buffers);
+    lay_out(job, (lanes *)job->scratch + part * part_lanes(job), &found);
     return found;
 }
 
-/* Pixels of a block from memory, a vector each; 0 for channels that are not there. */
-static void load_pixels(const bands_job *job, const block *block, const float *from, int64_t count, lanes *to) {
-    if (job->channels_last) {
+/* `count` pixels from `first` on of x or of a gradient, a vector each; 0 for channels that are not there. */
+static void load_pixels(const block *block, const float *from, int64_t first, int64_t count, lanes *to) {
+    if (block->job->channels_last) {
+        from += first * block->stride;
         for (int64_t i = 0; i < count; i++, from += block->stride)
             to[i] = block->channels == LANES ? load(from) : load_some(from, block->channels);
         return;
     }
     for (int64_t tile = 0; tile < count; tile += LANES) {
-        int64_t start = count < LANES ? 0 : smallest(tile, count - LANES); /* the last two may overlap */
+        int64_t start = largest(smallest(tile, count - LANES), 0); /* the last two may overlap */
+        const float *at = from + first + start;
         lanes rows[LANES];
-        for (int channel = 0; channel < LANES; channel++) {
-            const float *at = from + channel * block->stride + start;
-            rows[channel] = channel >= block->channels ? all(0) : count < LANES ? load_some(at, count) : load(at);
-        }
+        if (block->channels == LANES && count >= LANES)
+            for (int channel = 0; channel < LANES; channel++)
+                rows[channel] = load(at + channel * block->stride);
+        else
+            for (int channel = 0; channel < LANES; channel++)
+                rows[channel] = channel < block->channels ? load_some(at + channel * block->stride, smallest(count, LANES)) : all(0);
         transpose(rows);
         for (int64_t i = 0; i < smallest(count, LANES); i++)
             to[start + i] = rows[i];
     }
 }
 
-/* Write A_1 * from + sum, of pixels in the memory of x, and vectors. */
-static void store_pixels(const bands_job *job, const block *block, int64_t first, int64_t count, const float *from,
-                         const lanes *sum) {
-    float *to = block->y + first * (job->channels_last ? block->stride : 1);
+/* Write A_1 * from + sum: `from` is x or a gradient, the sum has a vector for each pixel. */
+static void store_pixels(const block *block, const float *from, int64_t first, int64_t count, const lanes *sum) {
     const float *highest = block->attention + first;
-    if (job->channels_last) {
+    if (block->job->channels_last) {
+        float *to = block->y + first * block->stride;
+        from += first * block->stride;
         for (int64_t i = 0; i < count; i++, from += block->stride, to += block->stride)
             if (block->channels == LANES)
                 store(to, load(from) * highest[i] + sum[i]);
@@ -275,32 +316,36 @@ static void store_pixels(const bands_job *job, const block *block, int64_t first
         return;
     }
     for (int64_t tile = 0; tile < count; tile += LANES) {
-        int64_t start = count < LANES ? 0 : smallest(tile, count - LANES);
+        int64_t start = largest(smallest(tile, count - LANES), 0);
+        const float *at = from + first + start;
+        float *to = block->y + first + start;
         lanes rows[LANES];
-        for (int64_t i = 0; i < LANES; i++)
-            rows[i] = i < count ? sum[start + i] : all(0);
-        transpose(rows);
-        for (int channel = 0; channel < block->channels; channel++) {
-            int64_t at = channel * block->stride + start;
-            if (count < LANES)
-                store_some(to + at, load_some(from + at, count) * load_some(highest, count) + rows[channel], count);
-            else
-                store(to + at, load(from + at) * load(highest + start) + rows[channel]);
+        if (block->channels == LANES && count >= LANES) {
+            for (int i = 0; i < LANES; i++)
+                rows[i] = sum[start + i];
+            transpose(rows);
+            for (int channel = 0; channel < LANES; channel++, at += block->stride, to += block->stride)
+                store(to, load(at) * load(highest + start) + rows[channel]);
+            continue;
         }
+        int64_t here = smallest(count, LANES);
+        for (int64_t i = 0; i < LANES; i++)
+            rows[i] = i < here ? sum[start + i] : all(0);
+        transpose(rows);
+        for (int channel = 0; channel < block->channels; channel++, at += block->stride, to += block->stride)
+            store_some(to, load_some(at, here) * load_some(highest + start, here) + rows[channel], here);
     }
 }
 
-/* D of some pixels, for each band. */
-static void find_weights(const bands_job *job, const block *block, int64_t first, int64_t count) {
+/* D of `count` pixels from `first` on. */
+static void find_weights(const block *block, int64_t first, int64_t count) {
     const float *attention = block->attention + first;
-    float *to = block->buffers.weights;
-    for (int64_t band = 0; band < job->bands; band++, attention += block->pixels, to += count)
-        if (band + 1 < job->bands)
-            for (int64_t i = 0; i < count; i++)
-                to[i] = attention[block->pixels + i] - attention[i];
-        else
-            for (int64_t i = 0; i < count; i++)
-                to[i] = 1 - attention[i];
+    float *to = block->weights;
+    for (int64_t band = 1; band < block->job->bands; band++, attention += block->pixels, to += count)
+        for (int64_t i = 0; i < count; i++)
+            to[i] = attention[block->pixels + i] - attention[i];
+    for (int64_t i = 0; i < count; i++)
+        to[i] = 1 - attention[i];
 }
 
 /* The sum of each of LANES vectors over its lanes. */
@@ -320,170 +365,153 @@ INLINE lanes sum_each(lanes *rows) {
     return rows[0];
 }
 
-/* The gradient of attention from this block: sums of dy * (L_m - L_{m+1}) over its channels. */
-static void sum_channels(const bands_job *job, const block *block, int64_t first, int64_t count) {
-    const buffers *b = &block->buffers;
+/* The gradient of attention from this block's channels: the sums of dy * (L_{m-1} - L_m), with L_0 = x. */
+static void sum_channels(const block *block, int64_t first, int64_t count) {
     for (int64_t tile = 0; tile < count; tile += LANES) {
-        int64_t start = count < LANES ? 0 : smallest(tile, count - LANES);
+        int64_t start = largest(smallest(tile, count - LANES), 0), here = smallest(count, LANES);
+        const lanes *low_passed = block->x_pixels;
+        float *to = block->grad_attention + first + start;
         lanes higher = all(0);
-        for (int64_t band = 0; band <= job->bands; band++) {
-            const lanes *low_pass = band ? b->bands + (band - 1) * count : b->x;
+        for (int64_t band = 0; band <= block->job->bands; band++) {
             lanes rows[LANES];
             for (int64_t i = 0; i < LANES; i++)
-                rows[i] = i < count ? low_pass[start + i] * b->grad[start + i] : all(0);
+                rows[i] = i < here ? low_passed[start + i] * block->grad_pixels[start + i] : all(0);
             lanes sums = sum_each(rows);
-            if (band) {
-                float *to = block->grad_attention + (band - 1) * block->pixels + first + start;
-                if (count < LANES)
-                    store_some(to, higher - sums, count);
-                else
+            if (band > 0) {
+                if (here == LANES)
                     store(to, higher - sums);
+                else
+                    store_some(to, higher - sums, here);
+                to += block->pixels;
             }
             higher = sums;
+            low_passed = block->low_passed + band * count;
         }
     }
 }
 
-INLINE view plane(const bands_job *job, const block *block, int64_t band) {
-    lanes *at = block->buffers.planes;
+/* ---- Rows and columns of a block ---- */
+
+/* The coefficients of a row in the plane of a band. */
+INLINE view row_of(const block *block, int64_t band, int64_t row) {
+    const axis *axis = &block->job->row;
+    lanes *at = block->planes + row * coefficients(axis, band);
     for (int64_t higher = 0; higher < band; higher++)
-        at += plane_lanes(job, higher);
-    return (view){at, coefficients(&job->row, band), 1, passing(&job->row, band)[0]};
+        at += block->job->column.length * coefficients(axis, higher);
+    return (view){at, 1, passing(axis, band)[0]};
 }
 
-/* Coefficients of `rows` rows of pixels, to those from `first` on in the plane of the band. */
-static void analyze_rows(const bands_job *job, const block *block, int64_t band, int64_t first, int64_t rows,
-                         lanes *pixels, const float *weights) {
-    int64_t width = job->row.length;
-    view from = {pixels, width, 1, 0}, to = plane(job, block, band);
-    to.at += first * to.line;
-    for (; rows > 0; rows -= LINES) {
-        if (rows >= LINES)
-            analyze(&job->row, band, from, weights, to, 0, block->buffers.folded, LINES);
-        else
-            analyze(&job->row, band, from, weights, to, 0, block->buffers.folded, 1);
-        from.at += LINES * from.line, to.at += LINES * to.line;
-        weights = weights == NULL ? NULL : weights + LINES * width;
+static void analyze_rows(
+    const block *block, int64_t band, int64_t first, int64_t rows, lanes *pixels, const float *weights
+) {
+    const axis *axis = &block->job->row;
+    for (int64_t row = first; row < first + rows; row++) {
+        analyze(axis, band, (view){pixels, 1, 0}, weights, row_of(block, band, row), 0, block->folded);
+        pixels += axis->length;
+        weights = weights ? weights + axis->length : NULL;
     }
 }
 
-/* Low-passed pixels from them. */
-static void synthesize_rows(const bands_job *job, const block *block, int64_t band, int64_t first, int64_t rows,
-                            lanes *pixels, const float *weights, int add) {
-    int64_t width = job->row.length;
-    view from = plane(job, block, band), to = {pixels, width, 1, 0};
-    from.at += first * from.line;
-    for (; rows > 0; rows -= LINES) {
-        if (rows >= LINES)
-            synthesize(&job->row, band, from, to, weights, add, LINES);
-        else
-            synthesize(&job->row, band, from, to, weights, add, 1);
-        from.at += LINES * from.line, to.at += LINES * to.line;
-        weights = weights == NULL ? NULL : weights + LINES * width;
-    }
+static void synthesize_rows(const block *block, int64_t band, int64_t first, int64_t rows, lanes *pixels) {
+    const axis *axis = &block->job->row;
+    for (int64_t row = first; row < first + rows; row++, pixels += axis->length)
+        synthesize(axis, band, row_of(block, band, row), (view){pixels, 1, 0});
 }
 
-/* Analyze columns of the planes of the first `from` bands, and synthesize those of the first `to` bands from the sum, in
+/* Analyze the columns of the planes of the first `from` bands, and from the sum synthesize those of the first `to` bands, in
    place. */
-INLINE void pass_lines(const bands_job *job, const block *block, int64_t from, int64_t to, int64_t symmetry,
-                       int64_t frequency, const int lines) {
-    view sums = {block->buffers.column, 1, lines, passing(&job->column, 0)[0] * lines};
-    for (int synthesizes = 0; synthesizes < 2; synthesizes++)
-        for (int64_t band = 0; band < (synthesizes ? to : from); band++) {
-            if (frequency >= passing(&job->row, band)[symmetry])
-                break;
-            view samples = plane(job, block, band);
-            samples.at += symmetry * samples.symmetry + frequency;
-            samples.step = samples.line;
-            samples.line = 1;
-            if (synthesizes)
-                synthesize(&job->column, band, sums, samples, NULL, 0, lines);
-            else
-                analyze(&job->column, band, samples, NULL, sums, band > 0, block->buffers.folded, lines);
-        }
+static void pass_columns(const block *block, int64_t from, int64_t to) {
+    const axis *row = &block->job->row, *column = &block->job->column;
+    view sum = {block->column, 1, passing(column, 0)[0]};
+    for (int64_t symmetry = 0; symmetry < symmetries(row); symmetry++)
+        for (int64_t frequency = 0; frequency < passing(row, 0)[symmetry]; frequency++)
+            for (int synthesizes = 0; synthesizes < 2; synthesizes++)
+                for (int64_t band = 0; band < (synthesizes ? to : from); band++) {
+                    if (frequency >= passing(row, band)[symmetry])
+                        break;
+                    view samples = row_of(block, band, 0);
+                    samples.at += symmetry * samples.symmetry + frequency;
+                    samples.step = coefficients(row, band);
+                    if (synthesizes)
+                        synthesize(column, band, sum, samples);
+                    else
+                        analyze(column, band, samples, NULL, sum, band > 0, block->folded);
+                }
 }
 
-static void pass_columns(const bands_job *job, const block *block, int64_t from, int64_t to) {
-    for (int64_t symmetry = 0; symmetry < symmetries(&job->row); symmetry++)
-        for (int64_t band = job->bands; band > 0; band--) { /* columns that pass this edge and not the next */
-            int64_t column = band < job->bands ? passing(&job->row, band)[symmetry] : 0;
-            int64_t end = passing(&job->row, band - 1)[symmetry];
-            for (; column + LINES <= end; column += LINES)
-                pass_lines(job, block, from, to, symmetry, column, LINES);
-            for (; column < end; column++)
-                pass_lines(job, block, from, to, symmetry, column, 1);
-        }
+/* `rows` rows from `first` on at a time. */
+#define FOR_ROWS(block, first, rows)                                                                             \
+    for (int64_t first = 0, rows;                                                                                 \
+         rows = smallest(rows_at_once((block)->job), (block)->job->column.length - first), rows > 0; first += rows)
+
+/* The low-passes of x, as rows of their planes. */
+static void split(const block *block) {
+    int64_t width = block->job->row.length;
+    FOR_ROWS(block, first, rows) {
+        load_pixels(block, block->x, first * width, rows * width, block->x_pixels);
+        analyze_rows(block, 0, first, rows, block->x_pixels, NULL);
+    }
+    pass_columns(block, 1, block->job->bands);
 }
 
-#define FOR_ROWS(job, first, rows)                                                                              \
-    for (int64_t first = 0, rows; rows = smallest(rows_at_once(job), (job)->column.length - first), rows > 0; \
-         first += rows)
-
-INLINE const float *pixels_at(const bands_job *job, const block *block, const float *of, int64_t first) {
-    return of + first * (job->channels_last ? block->stride : 1);
-}
-
-/* The low-passes of x: rows of their planes. */
-static void split(const bands_job *job, const block *block) {
+static void forward(const block *block) {
+    const bands_job *job = block->job;
     int64_t width = job->row.length;
-    FOR_ROWS(job, first, rows) {
-        load_pixels(job, block, pixels_at(job, block, block->x, first * width), rows * width, block->buffers.x);
-        analyze_rows(job, block, 0, first, rows, block->buffers.x, NULL);
-    }
-    pass_columns(job, block, 1, job->bands);
-}
-
-static void forward_block(const bands_job *job, const block *block) {
-    const buffers *b = &block->buffers;
-    split(job, block);
-    FOR_ROWS(job, first, rows) {
-        int64_t pixel = first * job->row.length, count = rows * job->row.length;
-        find_weights(job, block, pixel, count);
-        for (int64_t band = 0; band < job->bands; band++)
-            synthesize_rows(job, block, band, first, rows, b->bands, b->weights + band * count, band > 0);
-        store_pixels(job, block, pixel, count, pixels_at(job, block, block->x, pixel), b->bands);
+    split(block);
+    FOR_ROWS(block, first, rows) {
+        int64_t pixel = first * width, count = rows * width;
+        find_weights(block, pixel, count);
+        for (int64_t row = 0; row < rows; row++) {
+            for (int64_t band = 0; band < job->bands; band++)
+                block->coefficients[band] = row_of(block, band, first + row);
+            lanes *to = block->low_passed + row * width;
+            const float *weights = block->weights + row * width;
+            synthesize_sum(&job->row, job->bands, block->coefficients, to, weights, count, block->points);
+        }
+        store_pixels(block, block->x, pixel, count, block->low_passed);
     }
 }
 
-static void backward_block(const bands_job *job, const block *block) {
-    const buffers *b = &block->buffers;
-    split(job, block);
-    FOR_ROWS(job, first, rows) {
-        int64_t pixel = first * job->row.length, count = rows * job->row.length;
-        load_pixels(job, block, pixels_at(job, block, block->x, pixel), count, b->x);
-        load_pixels(job, block, pixels_at(job, block, block->grad, pixel), count, b->grad);
-        for (int64_t band = 0; band < job->bands; band++)
-            synthesize_rows(job, block, band, first, rows, b->bands + band * count, NULL, 0);
-        sum_channels(job, block, pixel, count);
-        find_weights(job, block, pixel, count);
-        for (int64_t band = 0; band < job->bands; band++)
-            analyze_rows(job, block, band, first, rows, b->grad, b->weights + band * count);
+static void backward(const block *block) {
+    int64_t width = block->job->row.length, bands = block->job->bands;
+    split(block);
+    FOR_ROWS(block, first, rows) {
+        int64_t pixel = first * width, count = rows * width;
+        load_pixels(block, block->x, pixel, count, block->x_pixels);
+        load_pixels(block, block->grad, pixel, count, block->grad_pixels);
+        for (int64_t band = 0; band < bands; band++)
+            synthesize_rows(block, band, first, rows, block->low_passed + band * count);
+        sum_channels(block, pixel, count);
+        find_weights(block, pixel, count);
+        for (int64_t band = 0; band < bands; band++)
+            analyze_rows(block, band, first, rows, block->grad_pixels, block->weights + band * count);
     }
-    pass_columns(job, block, job->bands, 1);
-    FOR_ROWS(job, first, rows) {
-        int64_t pixel = first * job->row.length, count = rows * job->row.length;
-        synthesize_rows(job, block, 0, first, rows, b->bands, NULL, 0);
-        store_pixels(job, block, pixel, count, pixels_at(job, block, block->grad, pixel), b->bands);
+    pass_columns(block, bands, 1);
+    FOR_ROWS(block, first, rows) {
+        synthesize_rows(block, 0, first, rows, block->low_passed);
+        store_pixels(block, block->grad, first * width, rows * width, block->low_passed);
     }
 }
+
+/* ---- What Python calls ---- */
 
 static void run_part(const void *data, int64_t part) {
     const bands_job *job = data;
     int64_t tasks = job->images * num_blocks(job), end = share_start(tasks, part + 1, job->parts);
     for (int64_t task = share_start(tasks, part, job->parts); task < end; task++) {
         block block = find_block(job, task, part);
-        if (job->grad == NULL)
-            forward_block(job, &block);
+        if (job->grad)
+            backward(&block);
         else
-            backward_block(job, &block);
+            forward(&block);
     }
 }
 
-/* Channels that are worked on at once. */
+/* Channels of a block. */
 int64_t fdconv_bands_lanes(void) { return LANES; }
 
-/* Floats of scratch memory, aligned to 64 bytes. */
-int64_t fdconv_bands_scratch(const bands_job *job) { return job->parts * part_floats(job); }
+/* The floats of scratch memory, aligned as vectors are, that the function below needs. */
+int64_t fdconv_bands_scratch(const bands_job *job) { return job->parts * part_lanes(job) * LANES; }
 
-/* y, or where there is a gradient of y, those of x and attention. */
+/* Write y, or given a gradient of y, those of x and attention. */
 void fdconv_modulate_bands(const bands_job *job) { run_parts(run_part, job, job->parts); }

@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fdconv_zoo.ops import Geometry, convolve
+from fdconv_zoo.ops import Geometry, convolve, triton_support
 from fdconv_zoo.ops.convolution import extract_patches, fold_patches
+from fdconv_zoo.ops.image_convolution import convolve_images, convolve_images_backward
 from fdconv_zoo.profiling.gpu_report.clock import interleave
 from fdconv_zoo.profiling.gpu_report.section import Item, Recorder, Settings
+from fdconv_zoo.profiling.graphs import capture
 
 GEOMETRY = Geometry((3, 3), (1, 1), (1, 1))
 # Channels and map sizes of the stages, by batch size, in images of 224x224 and of 800x1344.
@@ -78,6 +80,12 @@ WAYS = {
 }
 
 
+IMPLICIT = Way(
+    partial(convolve_images, geometry=GEOMETRY, form="implicit"),
+    partial(convolve_images_backward, geometry=GEOMETRY, needs_x=True, form="implicit"),
+)
+
+
 def items(settings: Settings) -> list[Item]:
     """One for each dtype and memory format, the usual one for training first."""
     sizes = SMALL_SIZES if settings.small else SIZES
@@ -98,22 +106,28 @@ def _compare(
     device: torch.device,
     recorder: Recorder,
 ) -> None:
+    # On a GPU as CUDA graphs, without which small ones would be times of the host.
+    has_kernels = device.type == "cuda" and triton_support.problem("cuda") is None
+    ways = WAYS | ({"implicit": IMPLICIT} if has_kernels else {})
     for batch, channels, size in sizes:
         x, grad = (torch.randn(batch, channels, *size, device=device, dtype=dtype) for _ in range(2))
         x, grad = x.to(memory_format=layout), grad.to(memory_format=layout)
         kernels = torch.randn(batch, channels, channels, 3, 3, device=device, dtype=dtype) / channels
         steps, expected = {}, None
-        for name, way in WAYS.items():
+        for name, way in ways.items():
             with recorder.attempt(f"{name}, {batch} x {channels} x {size}"):
                 found = (way.forward(x, kernels), *way.backward(grad, x, kernels))
                 expected = expected or found
                 _check_equal(found, expected, dtype)
-                steps[f"{name}, forward"] = partial(way.forward, x, kernels)
-                steps[f"{name}, backward"] = partial(way.backward, grad, x, kernels)
+                for kind, step in (
+                    ("forward", partial(way.forward, x, kernels)),
+                    ("backward", partial(way.backward, grad, x, kernels)),
+                ):
+                    steps[f"{name}, {kind}"] = capture(step)[0] if device.type == "cuda" else step
         times = interleave(steps, device, 0)
         figures = {"batch": batch, "channels": channels, "size": f"{size[0]}x{size[1]}"}
         for kind in ("forward", "backward"):
-            own = {name: times[f"{name}, {kind}"].device for name in WAYS if f"{name}, {kind}" in times}
+            own = {name: times[f"{name}, {kind}"].device for name in ways if f"{name}, {kind}" in times}
             figures |= {f"{kind}: {name}/ms": value for name, value in own.items()}
             figures[f"{kind}: best"] = min(own, key=own.get, default="none")
         recorder.row(table, **figures)

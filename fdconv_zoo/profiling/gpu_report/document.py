@@ -66,19 +66,21 @@ class Document:
 
 
 def summary_lines(document: Document) -> list[str]:
-    """What the report found, short: the tables' columns aligned, the longest tables cut, the failures by name."""
-    lines = []
-    for section in document.sections.values():
+    """What the report found, short: columns aligned, long tables cut; speed and what failed last, where a log ends."""
+    lines, failures = [], []
+    for name, section in sorted(document.sections.items(), key=lambda item: item[0] == "speed"):
         lines.append(f"== {section['title']} ({section['seconds']:.0f} s), {len(section['failures'])} failures")
-        lines += section["notes"]
+        lines += [note[:300] for note in section["notes"]]
+        most = 24 if name in ("speed", "correctness") else 12
         for title, rows in section["tables"].items():
-            lines += [f"-- {title}", *_text_table(rows[:14])]
-            if len(rows) > 14:
-                lines.append(f"   ... and {len(rows) - 14} more rows")
-        lines += [f"FAILED {failure['what']}: {_last_line(failure['details'])}" for failure in section["failures"][:12]]
-        if len(section["failures"]) > 12:
-            lines.append(f"   ... and {len(section['failures']) - 12} more failures")
-    return lines
+            lines += [f"-- {title}", *_text_table(rows[:most])]
+            if len(rows) > most:
+                lines.append(f"   ... and {len(rows) - most} more rows")
+        failures += [
+            f"FAILED {failure['what'][:150]}: {_last_line(failure['details'])}" for failure in section["failures"]
+        ]
+    more = [f"   ... and {len(failures) - 12} more failures"] if len(failures) > 12 else []
+    return lines + failures[:12] + more
 
 
 def _last_line(details: str) -> str:

@@ -31,9 +31,10 @@ def items(settings: Settings) -> list[Item]:
         model = models[name].to(memory_format=torch.channels_last)
         _profile(setting, name, model, device, settings.small, recorder)
 
-    names = [*(f"FDConv, {path}" for path in reversed(settings.paths)), "plain"]
-    for setting in SMALL_SETTINGS if settings.small else SETTINGS:
-        found += [Item(f"{name}, {setting.describe()}", partial(run, setting, name)) for name in names]
+    chief, *others = (f"FDConv, {path}" for path in reversed(settings.paths))
+    for names in ([chief, "plain"], others):
+        for setting in SMALL_SETTINGS if settings.small else SETTINGS:
+            found += [Item(f"{name}, {setting.describe()}", partial(run, setting, name)) for name in names]
     return found
 
 

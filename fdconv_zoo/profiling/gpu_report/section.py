@@ -28,7 +28,7 @@ class Settings:
         peers: other dynamic convolutions by name; each is built from the ``nn.Conv2d`` that it replaces.
         replace_layers: puts a peer in place of named layers: ``replace_layers(model, names, peer)``.
         root: of the repository.
-        tests: files of tests that the report runs; see :mod:`fdconv_zoo.profiling.gpu_report.suite`.
+        tests: that the report runs, as pytest names them; see :mod:`fdconv_zoo.profiling.gpu_report.suite`.
         fashion_mnist: folder with the four idx files of Fashion-MNIST.
     """
 
@@ -85,6 +85,8 @@ class Recorder:
         """
         try:
             yield
+        except DeviceLostError:
+            raise
         except Exception as error:
             self.failure(what, traceback.format_exc())
             traceback.clear_frames(error.__traceback__)  # which may hold all of the GPU's memory

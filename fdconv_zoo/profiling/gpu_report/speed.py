@@ -1,7 +1,7 @@
 """Time and memory of models beside plain timm, the paths and the peers in the same run."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from fdconv_zoo.profiling.twin import create_with_twin
 NAME, SMALL_NAME = "resnet50_fdconv", "resnet10s_fdconv"
 
 Step = Callable[[], object]
-Models = Callable[[bool], dict[str, nn.Module]]  # by name, plain timm's first, in channels_last or not
+Models = Callable[[bool], dict[str, nn.Module]]  # by name, plain timm's first; in channels_last or not
 
 
 class Setting(NamedTuple):
@@ -64,49 +64,56 @@ class Setting(NamedTuple):
 
 
 DETECTION, CLASSIFICATION = (800, 1344), (224, 224)
-SETTINGS = (
-    Setting(False, 1, DETECTION),
-    Setting(True, 2, DETECTION),
-    Setting(True, 64, CLASSIFICATION),
-    Setting(False, 1, DETECTION, channels_last=False),
+SETTINGS = (Setting(False, 1, DETECTION), Setting(True, 2, DETECTION), Setting(True, 64, CLASSIFICATION))
+MORE_SETTINGS = (
     Setting(True, 2, DETECTION, channels_last=False),
-    Setting(True, 64, CLASSIFICATION, channels_last=False),
     Setting(False, 1, DETECTION, torch.float32, channels_last=False),
-    Setting(False, 64, CLASSIFICATION, torch.float32, channels_last=False),
+    Setting(True, 64, CLASSIFICATION, torch.float32),
+    Setting(False, 1, DETECTION, channels_last=False),
+    Setting(True, 64, CLASSIFICATION, channels_last=False),
     Setting(True, 2, DETECTION, benchmark=True),
     Setting(True, 64, CLASSIFICATION, benchmark=True),
 )
 SMALL_SETTINGS = (Setting(False, 1, (32, 48)), Setting(True, 2, (32, 32), torch.float32, channels_last=False))
 MEMORY, SMALL_MEMORY = Setting(True, 16, CLASSIFICATION), Setting(True, 2, (32, 32))
+SECONDS = 2  # of timing, for all models of a setting
 
 
 def items(settings: Settings) -> list[Item]:
-    """Times of the settings, with memory after the first three; on a GPU also CUDA graphs and torch.compile."""
+    """The table's rows, eager and as CUDA graphs, and memory; then more settings, more paths, and torch.compile."""
     small, device = settings.small, torch.device(settings.device)
     build = cache(partial(build_models, settings, device))
 
-    def models(channels_last: bool) -> dict[str, nn.Module]:
-        for model in build().values():
+    def models(channels_last: bool, names: Sequence[str]) -> dict[str, nn.Module]:
+        found = {name: model for name, model in build().items() if name in names}
+        for model in found.values():
             set_memory_format(model, torch.channels_last if channels_last else torch.contiguous_format)
-        return build()
+        return found
 
-    times = [
-        Item(setting.describe(), partial(_time, setting, models, 0.2 if small else 4, device))
-        for setting in (SMALL_SETTINGS if small else SETTINGS)
-    ]
+    paths = [f"FDConv, {path}" for path in reversed(settings.paths)]
+    # Beside the newest path the plain one alone: what lies between is for other devices.
+    chief, rest, peers = ["plain", *paths[:1]], paths[1:], list(settings.peers)
+    table = SMALL_SETTINGS if small else SETTINGS
+
+    def time(setting: Setting, names: list[str], kind: str = "") -> Item:
+        run = {"": _time, "CUDA graph, ": _time_graphs, "torch.compile, ": _time_compiled}[kind]
+        name = f"{kind}{setting.describe()}: {', '.join(names)}"
+        return Item(name, partial(run, setting, partial(models, names=names), device), limit=150 if kind else 60)
+
     setting = SMALL_MEMORY if small else MEMORY
-    memory = Item(f"memory, {setting.describe()}", partial(_measure_memory, setting, models, device))
-    if device.type != "cuda":
-        return [*times[:3], memory, *times[3:]]
-    graphs = [
-        Item(f"CUDA graph, {setting.describe()}", partial(_time_graphs, setting, models, device))
-        for setting in (SMALL_SETTINGS if small else SETTINGS[:3])
+    memory = partial(_measure_memory, setting, partial(models, names=[*chief, *peers, *rest]), device)
+    is_gpu = device.type == "cuda"
+    graphs = [time(setting, chief, "CUDA graph, ") for setting in table if is_gpu]
+    peer_graphs = [time(setting, ["plain", *peers], "CUDA graph, ") for setting in table if is_gpu and peers]
+    return [
+        *graphs,
+        *(time(setting, [*chief, *peers]) for setting in table),
+        Item(f"memory, {setting.describe()}", memory),
+        *peer_graphs,
+        *(time(setting, chief) for setting in (() if small else MORE_SETTINGS)),
+        *(time(setting, ["plain", *rest]) for setting in table),
+        *(time(setting, chief, "torch.compile, ") for setting in table[:2] if is_gpu),
     ]
-    compiled = [
-        Item(f"torch.compile, {setting.describe()}", partial(_time_compiled, setting, models, device), limit=150)
-        for setting in (SMALL_SETTINGS if small else SETTINGS[:2])
-    ]
-    return [*times[:3], memory, *graphs, *times[3:], *compiled]
 
 
 def build_models(settings: Settings, device: torch.device) -> dict[str, nn.Module]:
@@ -127,7 +134,7 @@ def build_models(settings: Settings, device: torch.device) -> dict[str, nn.Modul
     return {name: model.to(device) for name, model in found.items()}
 
 
-def _time(setting: Setting, models: Models, seconds: float, device: torch.device, recorder: Recorder) -> None:
+def _time(setting: Setting, models: Models, device: torch.device, recorder: Recorder) -> None:
     x, steps, firsts = setting.images(device), {}, {}
     with torch.backends.cudnn.flags(enabled=True, benchmark=setting.benchmark, allow_tf32=True):
         for name, model in models(setting.channels_last).items():
@@ -135,18 +142,19 @@ def _time(setting: Setting, models: Models, seconds: float, device: torch.device
                 step = setting.step(model, x)
                 firsts[name] = first_call(step, device)
                 steps[name] = step
-        _record_times(setting.describe(), steps, firsts, seconds, device, recorder)
+        _record_times(setting.describe(), steps, firsts, device, recorder)
+    for model in models(setting.channels_last).values():
+        model.zero_grad(set_to_none=True)
 
 
 def _record_times(
     table: str,
     steps: Mapping[str, Step],
     firsts: Mapping[str, float],
-    seconds: float,
     device: torch.device,
     recorder: Recorder,
 ) -> None:
-    times = interleave(steps, device, min(seconds, recorder.seconds_left / 2))
+    times = interleave(steps, device, min(SECONDS, recorder.seconds_left / 2))
     plain = times.get("plain")
     for name, own in times.items():
         figures = {"device/ms": own.device, "x plain": plain and own.device / plain.device}
@@ -177,17 +185,15 @@ def _time_graphs(setting: Setting, models: Models, device: torch.device, recorde
     """Replayed CUDA graphs: the time that is left when launches cost nothing."""
     x, replays, firsts = setting.images(device), {}, {}
     lost = False
-    # Each graph keeps its memory for itself: no room for the plain path, which needs most, nor for the peers.
-    names = [name for name in models(setting.channels_last) if name == "plain" or name.startswith("FDConv")]
-    for name in (name for name in names if name != "FDConv, plain"):
-        step = graphable_step(models(setting.channels_last)[name], x, setting.dtype, training=setting.training)
+    for name, model in models(setting.channels_last).items():
+        step = graphable_step(model, x, setting.dtype, training=setting.training)
         try:
             with recorder.attempt(name, leaves_device=False):
                 firsts[name] = first_call(lambda name=name, step=step: replays.update({name: capture(step)[0]}), device)
         except DeviceLostError:  # for more captures, not for the replay of those that are done
             lost = True
             break
-    _record_times(f"CUDA graph, {setting.describe()}", replays, firsts, 2, device, recorder)
+    _record_times(f"CUDA graph, {setting.describe()}", replays, firsts, device, recorder)
     if lost:
         raise DeviceLostError
 
@@ -195,10 +201,10 @@ def _time_graphs(setting: Setting, models: Models, device: torch.device, recorde
 def _time_compiled(setting: Setting, models: Models, device: torch.device, recorder: Recorder) -> None:
     """Plain timm and FDConv on its newest path, compiled without CUDA graphs."""
     x, steps, firsts = setting.images(device), {}, {}
-    for name, model in list(models(setting.channels_last).items())[:2]:
+    for name, model in models(setting.channels_last).items():
         with recorder.attempt(name):
             torch._dynamo.reset()
             step = setting.step(torch.compile(model, fullgraph=True), x)
             firsts[name] = first_call(step, device)
             steps[name] = step
-    _record_times(f"torch.compile, {setting.describe()}", steps, firsts, 2, device, recorder)
+    _record_times(f"torch.compile, {setting.describe()}", steps, firsts, device, recorder)

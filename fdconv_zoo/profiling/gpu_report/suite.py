@@ -1,48 +1,71 @@
-"""The tests of the repository that need a GPU."""
+"""The tests of the repository that need a GPU, all at once: they spend most of their time on a CPU, compiling."""
 
-import re
+import ast
+import os
 import subprocess
 import sys
+import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
 from fdconv_zoo.profiling.gpu_report.section import Item, Recorder, Settings
 
-_MARK = "mark.gpu"
-# A file of tests belongs here if a GPU runs more of them, or others.
-_NEEDS_GPU = re.compile(rf"cuda\.is_available\(\)|{re.escape(_MARK)}")
-TAIL = 12000  # characters of the output
+# A test runs here if it, or all of its file, is there for a GPU.
+_FILE_MARK = "\nHAS_GPU = "
+_TEST_MARKS = ("cuda.is_available()", "mark.gpu")
+TAIL = 4000  # characters of the output
 
 
 def find_tests(root: Path) -> tuple[str, ...]:
-    """The files of tests that are for a GPU too, those of the Triton path first."""
-    files = [
-        path
-        for path in sorted((root / "tests").glob("test_*.py"))
-        if path.name != "test_gpu_report.py" and _NEEDS_GPU.search(path.read_text())
-    ]
-    files.sort(key=lambda path: "triton" not in path.name)
-    return tuple(str(path.relative_to(root)) for path in files)
+    """The tests that a GPU runs, as pytest names them, those of the Triton path first."""
+    found = []
+    for path in sorted((root / "tests").glob("test_*.py"), key=lambda path: ("triton" not in path.name, path.name)):
+        text = path.read_text()
+        is_whole = _FILE_MARK in text
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                marks = "".join(ast.unparse(decorator) for decorator in node.decorator_list)
+                if is_whole or any(mark in marks for mark in _TEST_MARKS):
+                    found.append(f"{path.relative_to(root)}::{node.name}")
+    return tuple(found)
 
 
 def items(settings: Settings) -> list[Item]:
-    """One for each file."""
-    return [Item(name, partial(_run_tests, name, settings.root), limit=100) for name in settings.tests]
+    """One, which runs them all."""
+    return [Item("tests", partial(_run_tests, settings.tests, settings.root), limit=200)] if settings.tests else []
 
 
-def _run_tests(name: str, root: Path, recorder: Recorder) -> None:
-    limit = min(95, recorder.seconds_left)
-    command = [sys.executable, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", "-rs", name]
-    if _MARK in (root / name).read_text(encoding="utf-8"):
-        command += ["-m", "gpu"]  # the others need none
-    try:
-        done = subprocess.run(
-            command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=limit, check=False
-        )
-        output, result = done.stdout, f"exit code {done.returncode}"
-    except subprocess.TimeoutExpired as error:
-        output, result = (error.stdout or b"").decode(errors="replace"), "stopped, out of time"
+def _run_tests(names: tuple[str, ...], root: Path, recorder: Recorder) -> None:
+    end = time.monotonic() + recorder.seconds_left - 2
+    command = [sys.executable, "-m", "pytest", "-q", "--maxfail=10", "-p", "no:cacheprovider", "-rs"]
+    waiting, running = list(names), {}
+    with tempfile.TemporaryDirectory() as folder:
+        while waiting or running:
+            while waiting and len(running) < max((os.cpu_count() or 1) // 2, 1):
+                name, log = waiting.pop(0), Path(folder) / f"{len(waiting)}.txt"
+                with log.open("wb") as output:
+                    process = subprocess.Popen([*command, name], cwd=root, stdout=output, stderr=subprocess.STDOUT)
+                running[name] = process, log
+            is_over = time.monotonic() > end
+            for name, (process, log) in list(running.items()):
+                code = process.poll()
+                if code is None and not is_over:
+                    continue
+                process.kill()
+                process.wait()
+                del running[name]
+                _record(recorder, name, "stopped, out of time" if code is None else f"exit code {code}", log)
+            if is_over:
+                break
+            time.sleep(0.2)
+    if waiting:
+        recorder.note(f"No time was left for: {', '.join(waiting)}.")
+
+
+def _record(recorder: Recorder, name: str, result: str, log: Path) -> None:
+    output = log.read_text(encoding="utf-8", errors="replace")
     last = next((line for line in reversed(output.splitlines()) if line.strip()), "")
-    recorder.row("tests", file=name, result=result, summary=last)
+    recorder.row("tests", test=name.removeprefix("tests/"), result=result, summary=last)
     if result != "exit code 0":
-        recorder.failure(result, output[-TAIL:])
+        recorder.failure(f"{name}: {result}", output[-TAIL:])
