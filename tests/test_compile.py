@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from conftest import needs_cpp_compiler
 from contract import FAMILIES, assert_same, each_family, every_model, example, images, small
 from torch.export import Dim, export
 
@@ -35,6 +36,7 @@ def test_compiles_to_one_graph(name):
 
 
 @pytest.mark.skipif(IS_TORCH_26, reason="torch 2.6 takes minutes over it")
+@needs_cpp_compiler
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_compiles_with_the_default_backend():
     model, x = example("resnet10s_fdconv"), images(size=(32, 32))

@@ -8,7 +8,7 @@ from typing import get_args
 import literal
 import pytest
 import torch
-from conftest import randomize, relative_error
+from conftest import needs_cpp_compiler, randomize, relative_error
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
@@ -211,6 +211,7 @@ def test_compiles_to_one_graph(kernel_size):
     compiled(x).sum().backward()
 
 
+@needs_cpp_compiler
 def test_compiles_with_the_default_backend():
     layer = randomize(FDConv2d(20, 24, 3, padding=1, num_kernels=16)).eval()
     x = torch.randn(2, 20, 9, 7)
