@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import calm_threads  # noqa: F401  before torch
 import torch
 from accelerate import Accelerator
 from torch import nn

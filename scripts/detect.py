@@ -10,6 +10,8 @@ The backbone starts from its published weights; with --no-pretrained, from rando
 README.md describes the files in --output.
 """
 
+import calm_threads  # noqa: F401  before torch
+
 from fdconv_zoo.cli.detect import main
 from fdconv_zoo.cli.entrance import run_command
 

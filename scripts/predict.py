@@ -6,6 +6,8 @@ python scripts/predict.py --model runs/demo --sample 8
 python scripts/predict.py --model runs/segment photo.jpg --output seen/
 """
 
+import calm_threads  # noqa: F401  before torch
+
 from fdconv_zoo.cli.entrance import run_command
 from fdconv_zoo.cli.predict import main
 

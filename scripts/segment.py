@@ -11,6 +11,8 @@ The backbone starts from its published weights; with --no-pretrained, from rando
 README.md describes the files in --output.
 """
 
+import calm_threads  # noqa: F401  before torch
+
 from fdconv_zoo.cli.entrance import run_command
 from fdconv_zoo.cli.segment import main
 

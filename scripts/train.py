@@ -10,6 +10,8 @@ It starts from the model's published weights; with --no-pretrained, from random 
 With several machines, --output must be a folder that all of them can write to. README.md describes its files.
 """
 
+import calm_threads  # noqa: F401  before torch
+
 from fdconv_zoo.cli.entrance import run_command
 from fdconv_zoo.cli.train import main
 

@@ -7,6 +7,8 @@ Each model sees the images through its own preprocessing, at its test size if it
     accelerate launch --num_processes 4 scripts/validate.py ...
 """
 
+import calm_threads  # noqa: F401  before torch
+
 from fdconv_zoo.cli.entrance import run_command
 from fdconv_zoo.cli.validate import main
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 # The tests never reach a hub; without this a slip would wait for a network that is not there.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in scripts/calm_threads.py, before torch
 
 import pytest
 import torch

@@ -16,6 +16,7 @@ import torch
 from fdconv_zoo.training.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "scripts"))  # where a started script finds its neighbours
 
 # A run of seconds on the packaged sample: 2 epochs of 6 updates of 2 batches, with everything random switched on.
 TINY = [

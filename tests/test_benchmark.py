@@ -4,7 +4,6 @@ import copy
 import csv
 import dataclasses
 import gc
-import sys
 import weakref
 from typing import get_args
 
@@ -13,7 +12,7 @@ import timm
 import torch
 from conftest import relative_error
 from matplotlib.figure import Figure
-from run_scripts import ROOT, load_script
+from run_scripts import load_script
 from torch import nn
 
 import fdconv_zoo
@@ -23,7 +22,6 @@ from fdconv_zoo.profiling import timing
 from fdconv_zoo.profiling.graphs import capture, graphable_step
 from fdconv_zoo.profiling.picture import draw_ratios
 
-sys.path.append(str(ROOT / "scripts"))  # where a started script finds its neighbours
 benchmark = load_script("benchmark")
 
 SMALL = "resnet10s_fdconv"
