@@ -44,7 +44,7 @@ def check(shape, edges, memory_format=torch.contiguous_format, dtype=torch.float
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @settings(max_examples=30)
 @given(
-    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
     channels=st.integers(1, 40),
     batch=st.integers(1, 3),
     edges=st.sampled_from(EDGES),
@@ -88,9 +88,39 @@ def test_one_weight_for_all_bands_is_a_factor():
     assert torch.equal(bands_native._forward(x, torch.ones(1, 3, 12, 9), BAND_EDGES), x)
 
 
-def test_what_is_not_finite_stays_in_its_channel():
-    x, attention = draw((1, 20, 12, 9), 3)
-    x[0, 3, 5, 5] = float("nan")
-    y = bands_native._forward(x, attention, BAND_EDGES)
-    assert y[0, 3].isnan().all()
-    assert y[0, torch.arange(20) != 3].isfinite().all()
+def test_zeros_stay_zeros():
+    x, attention = draw((2, 20, 12, 9), 3)
+    zeros = torch.zeros_like(x)
+    assert torch.equal(bands_native._forward(zeros, attention, BAND_EDGES), zeros)
+    for gradient in bands_native._backward(zeros, x, attention, BAND_EDGES):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_buffers_may_hold_anything(threads, memory_format, monkeypatch):
+    """Memory that is kept between calls holds what other sizes left there: here, what would show in any result."""
+    monkeypatch.setattr(native, "num_threads", lambda: threads)
+    monkeypatch.setattr(
+        bands_native, "scratch", lambda _name, shape, dtype, _: torch.full(shape, torch.nan, dtype=dtype)
+    )
+    for channels, *size in ((3, 9, 7), (20, 14, 14), (37, 5, 33)):
+        check((2, channels, *size), BAND_EDGES, memory_format)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("which", ["x", "attention", "grad"])
+@pytest.mark.parametrize("size", [(12, 10), (9, 7)], ids=str)
+def test_what_is_not_finite_comes_through(which, value, size):
+    """To the pixels and channels to which it comes on the plain path, and to no others."""
+    shape = (2, 20, *size)
+    x, attention = draw(shape, 3)
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    {"x": x, "attention": attention, "grad": grad}[which][1, 2, 4, 5] = value
+    inputs = [x.requires_grad_(), attention.requires_grad_()]
+    y = modulate_bands_plain(*inputs, BAND_EDGES)
+    expected = (y, *torch.autograd.grad(y, inputs, grad))
+    x, attention = (tensor.detach() for tensor in inputs)
+    actual = bands_native._forward(x, attention, BAND_EDGES), *bands_native._backward(grad, x, attention, BAND_EDGES)
+    for tensor, wanted in zip(actual, expected, strict=True):
+        assert torch.equal(tensor.isfinite(), wanted.isfinite())

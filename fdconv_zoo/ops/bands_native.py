@@ -56,22 +56,24 @@ def _run(x: Tensor, attention: Tensor, band_edges: Sequence[float], **tensors: T
     """Call the C function; ``tensors`` are those of ``bands_job`` that are not x and attention."""
     library = native.library()
     images, channels, height, width = x.shape
-    attention = attention.contiguous()  # a name for it, which keeps it alive during the call
+    # What the job points to has a name, here and below, to stay alive during the call.
+    attention = attention.contiguous()
+    column, row = (_axis(length, tuple(band_edges)) for length in (height, width))
     job = _Job(
         images=images,
         channels=channels,
         bands=len(band_edges),
         channels_last=memory_format(x) == torch.channels_last,
-        column=_axis(height, tuple(band_edges))[0],
-        row=_axis(width, tuple(band_edges))[0],
+        column=column[0],
+        row=row[0],
         parts=max(min(native.num_threads(), images * _num_blocks(channels)), 1),
         x=x.data_ptr(),
         attention=attention.data_ptr(),
         **{name: tensor.data_ptr() for name, tensor in tensors.items()},
     )
     pointer = ctypes.byref(job)
-    num_floats = library.fdconv_bands_scratch(pointer)
-    job.scratch = scratch("bands", (num_floats,), torch.float32, x.device).data_ptr()
+    memory = scratch("bands", (library.fdconv_bands_scratch(pointer),), torch.float32, x.device)
+    job.scratch = memory.data_ptr()
     library.fdconv_modulate_bands(pointer)
 
 

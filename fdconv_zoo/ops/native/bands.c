@@ -1,13 +1,14 @@
-/* Frequency Band Modulation: y = A_1 x + sum over bands m of D_m L_m(x), with D_m = A_{m+1} - A_m (A = 1 after the last)
-   and ideal low-passes L_m, and its gradients dx = A_1 dy + sum of L_m(D_m dy) and, summed over channels, dD_m = dy L_m(x).
+/* Frequency Band Modulation: y = A_1 x + sum over bands m of D_m L_m(x), with D_m = A_{m+1} - A_m (A = 1 after the last
+   band) and ideal low-passes L_m. Its gradients are dx = A_1 dy + sum of L_m(D_m dy) and, summed over channels,
+   dD_m = dy L_m(x).
 
-   A vector holds one pixel of LANES channels. The low-pass at an edge is a sum of sinusoids over rows and over columns; a
-   line, that is a row or a column, is analyzed into its sinusoids, and synthesized from those that pass, by small products.
-   Sinusoids are symmetric: sample -i of a cosine is sample i, of a sine it is minus that; half a line further, those of
-   even frequency repeat, and those of odd frequency have the sign changed. So a product is about a quarter of a line, for
-   each of four symmetries, and what it is about are sums and differences of the samples that mirror each other.
+   A vector holds one pixel of LANES channels. A low-pass keeps some sinusoids of rows and of columns: each line, which
+   is a row or a column, is analyzed into them and synthesized from them, by small products. Sinusoids are symmetric:
+   sample -i of a cosine is sample i, of a sine it is minus that; half a line further on, those of even frequency
+   repeat, and those of odd frequency change their sign. So there is a product for each of four symmetries, with a
+   quarter of the line, of sums and differences of the samples that mirror each other.
 
-   Edges fall, so what passes one is a prefix of what passes the edge before it. */
+   Edges fall, so what passes one edge is a prefix of what passes the edge before it. */
 #include "lanes.h"
 #include "parallel.h"
 
@@ -25,8 +26,8 @@ static int64_t smallest(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* ---- Lines ---- */
 
-/* A line of n samples. Symmetries: cosines and sines of even frequency, and of odd frequency; where n is odd, cosines and
-   sines of any frequency, and no others. */
+/* A line of n samples. Symmetries: cosines and sines of even frequency, and of odd frequency; where n is odd, cosines
+   and sines of any frequency, and no others. */
 typedef struct {
     int64_t length;         /* n */
     int64_t points;         /* samples that others mirror: n/4 + 1, or (n + 1)/2 where n is odd */
@@ -49,7 +50,9 @@ INLINE const int64_t *passing(const axis *axis, int64_t band) { return axis->pas
 INLINE int64_t coefficients(const axis *axis, int64_t band) { return symmetries(axis) * passing(axis, band)[0] | 1; }
 
 /* to[j] = sum over k < depth of matrix[k][j] from[k], for j < tile; added to what is there if `add`. */
-INLINE void multiply_tile(view from, view to, const float *matrix, int64_t stride, int64_t depth, int add, const int tile) {
+INLINE void multiply_tile(
+    view from, view to, const float *matrix, int64_t stride, int64_t depth, int add, const int tile
+) {
     lanes sums[TILE];
     for (int j = 0; j < tile; j++)
         sums[j] = add ? to.at[j * to.step] : all(0);
@@ -69,7 +72,9 @@ INLINE void multiply_tile(view from, view to, const float *matrix, int64_t strid
 INLINE int64_t tile_of(int64_t count) { return count <= TILE ? count : count >= 2 * TILE ? TILE : (count + 1) / 2; }
 
 /* The same for any number of j. */
-INLINE void multiply(view from, view to, const float *matrix, int64_t stride, int64_t depth, int add, int64_t count) {
+INLINE void multiply(
+    view from, view to, const float *matrix, int64_t stride, int64_t depth, int add, int64_t count
+) {
     while (count > 0) {
         int64_t tile = tile_of(count);
         switch (tile) {
@@ -92,9 +97,11 @@ INLINE void multiply(view from, view to, const float *matrix, int64_t stride, in
     }
 }
 
-/* The coefficients of a line, of the sinusoids that pass the edge `band`. Samples are multiplied with `weights` (n) unless
-   NULL. `folded` has room for (SYMMETRIES, points). */
-static void analyze(const axis *axis, int64_t band, view samples, const float *weights, view to, int add, lanes *folded) {
+/* The coefficients of a line, of the sinusoids that pass the edge `band`. Samples are multiplied with `weights` (n)
+   unless NULL. `folded` has room for (SYMMETRIES, points). */
+static void analyze(
+    const axis *axis, int64_t band, view samples, const float *weights, view to, int add, lanes *folded
+) {
     int64_t n = axis->length, points = axis->points, half = n / 2, frequencies = passing(axis, 0)[0];
 #define SAMPLE(i) (weights ? samples.at[(i) * samples.step] * weights[i] : samples.at[(i) * samples.step])
     for (int64_t i = 0; i < points; i++) {
@@ -166,8 +173,8 @@ static void synthesize(const axis *axis, int64_t band, view from, view to) {
     }
 }
 
-/* The weighted sum over bands of the lines that their coefficients give; the weights of one band are `stride` from the next
-   one's. `points` has room for (bands, SYMMETRIES, TILE). */
+/* The weighted sum over bands of the lines that their coefficients give; the weights of one band are `stride` from the
+   next one's. `points` has room for (bands, SYMMETRIES, TILE). */
 static void synthesize_sum(
     const axis *axis, int64_t bands, const view *from, lanes *to, const float *weights, int64_t stride, lanes *points
 ) {
@@ -288,16 +295,17 @@ static void load_pixels(const block *block, const float *from, int64_t first, in
     }
     for (int64_t tile = 0; tile < count; tile += LANES) {
         int64_t start = largest(smallest(tile, count - LANES), 0); /* the last two may overlap */
+        int64_t here = smallest(count, LANES);
         const float *at = from + first + start;
         lanes rows[LANES];
-        if (block->channels == LANES && count >= LANES)
+        if (block->channels == LANES && here == LANES)
             for (int channel = 0; channel < LANES; channel++)
                 rows[channel] = load(at + channel * block->stride);
         else
             for (int channel = 0; channel < LANES; channel++)
-                rows[channel] = channel < block->channels ? load_some(at + channel * block->stride, smallest(count, LANES)) : all(0);
+                rows[channel] = channel < block->channels ? load_some(at + channel * block->stride, here) : all(0);
         transpose(rows);
-        for (int64_t i = 0; i < smallest(count, LANES); i++)
+        for (int64_t i = 0; i < here; i++)
             to[start + i] = rows[i];
     }
 }
@@ -418,8 +426,8 @@ static void synthesize_rows(const block *block, int64_t band, int64_t first, int
         synthesize(axis, band, row_of(block, band, row), (view){pixels, 1, 0});
 }
 
-/* Analyze the columns of the planes of the first `from` bands, and from the sum synthesize those of the first `to` bands, in
-   place. */
+/* Analyze the columns of the planes of the first `from` bands, and from the sum synthesize those of the first `to`
+   bands, in place. */
 static void pass_columns(const block *block, int64_t from, int64_t to) {
     const axis *row = &block->job->row, *column = &block->job->column;
     view sum = {block->column, 1, passing(column, 0)[0]};
@@ -440,9 +448,10 @@ static void pass_columns(const block *block, int64_t from, int64_t to) {
 }
 
 /* `rows` rows from `first` on at a time. */
-#define FOR_ROWS(block, first, rows)                                                                             \
-    for (int64_t first = 0, rows;                                                                                 \
-         rows = smallest(rows_at_once((block)->job), (block)->job->column.length - first), rows > 0; first += rows)
+#define FOR_ROWS(block, first, rows)                                                                 \
+    for (int64_t first = 0, rows;                                                                    \
+         rows = smallest(rows_at_once((block)->job), (block)->job->column.length - first), rows > 0; \
+         first += rows)
 
 /* The low-passes of x, as rows of their planes. */
 static void split(const block *block) {
