@@ -360,6 +360,7 @@ def test_small_operations_pool_large_maps(monkeypatch):
             assert relative_errors([found], [expected])[0] < LIMITS[torch.float32], (shape, seen.stride())
 
 
+@runs_kernels
 def test_small_operations_match_plain_ones():
     shapes, temperatures, counts = [(2, 5), (2, 700), (2, 1)], [1.0, 0.7, 2.0], [1, 4, 1]
     scale, bias = torch.rand(1) + 0.5, torch.randn(1)
