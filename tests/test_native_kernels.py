@@ -177,3 +177,9 @@ def test_a_factor_of_zero_has_no_gradient():
     assembler.add_gradient(slice(0, 1), kernels, torch.ones(kernels.shape))
     assert all(tensor.isfinite().all() for tensor in assembler.gradients() if tensor is not None)
     assert assembler.gradients().channel[0, 3] == 0
+
+
+def test_memory_lives_as_long_as_a_call(monkeypatch):
+    """Also where :func:`scratch` keeps none, as within compiled programs."""
+    monkeypatch.setattr(kernels_native, "scratch", lambda name, shape, dtype, device: torch.full(shape, torch.nan))
+    check(make_tensors(3, (64, 64, 3, 3), num_kernels=64), 3, (64, 64, 3, 3), chunk=2)

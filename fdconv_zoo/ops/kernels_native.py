@@ -21,6 +21,7 @@ class _Assembler:
         if tensors.group_index.dtype == torch.int64:
             tensors = tensors._replace(group_index=tensors.group_index.int())
         self._tensors = KernelTensors(*(None if tensor is None else tensor.contiguous() for tensor in tensors))
+        self._pointers = _pointers(self._tensors)
         self._kernel_shape, self._groups = kernel_shape, geometry.groups
         self._library, self._num_parts = native.library(), native.num_threads()
         self._gradients: KernelTensors | None = None
@@ -29,9 +30,8 @@ class _Assembler:
         out_channels, in_channels, height, width = self._kernel_shape
         kernels = _scratch("kernels", (images.stop - images.start, out_channels, height, width, in_channels))
         sizes = self._sizes(images)
-        succeeded = self._library.fdconv_assemble_kernels(
-            sizes, _pointers(self._tensors), kernels.data_ptr(), self._memory(sizes)
-        )
+        memory = self._memory(sizes)  # it has a name to stay alive during the call
+        succeeded = self._library.fdconv_assemble_kernels(sizes, self._pointers, kernels.data_ptr(), memory.data_ptr())
         _check(succeeded)
         return kernels
 
@@ -42,14 +42,15 @@ class _Assembler:
                 *(None if tensor is None else torch.empty_like(tensor) for tensor in self._tensors)
             )
         sizes, grad = self._sizes(images), grad.contiguous()
+        memory = self._memory(sizes)
         succeeded = self._library.fdconv_differentiate_kernels(
             sizes,
-            _pointers(self._tensors),
+            self._pointers,
             kernels.data_ptr(),
             grad.data_ptr(),
             _pointers(self._gradients),
             accumulates,
-            self._memory(sizes),
+            memory.data_ptr(),
         )
         _check(succeeded)
 
@@ -67,9 +68,8 @@ class _Assembler:
         )  # fmt: skip
         return (ctypes.c_int64 * len(sizes))(*sizes)
 
-    def _memory(self, sizes: ctypes.Array) -> int:
-        num_floats = self._library.fdconv_kernels_scratch(sizes)
-        return _scratch("native", (num_floats,)).data_ptr()
+    def _memory(self, sizes: ctypes.Array) -> Tensor:
+        return _scratch("native", (self._library.fdconv_kernels_scratch(sizes),))
 
 
 def _scratch(name: str, shape: tuple[int, ...]) -> Tensor:
