@@ -41,6 +41,7 @@ class _Bands:
         self.channels_block = power_of_two(self.channels, 16, _BLOCK)
         padded = [cdiv(size, _PADDING) * _PADDING for size in (self.height, self.width, self.num_waves)]
         self.padded_height, padded_width, self.padded_waves = padded
+        self.sizes = (self.channels, self.height, self.width, self.num_waves, self.padded_waves)
         self.basis = self._empty(x, padded_width, self.padded_waves)
         self.projectors = self._empty(x, self.num_bands, self.padded_height, self.padded_height)
         block = 256
@@ -65,7 +66,6 @@ class _Bands:
         batch, num_bands = len(x), self.num_bands
         num_sources = 1 if grad is None else 1 + num_bands
         grad = x if grad is None else grad
-        sizes = (self.channels, self.height, self.width, self.num_waves, self.padded_waves)
         coefficients = self._empty(x, num_sources, batch, self.height, self.num_waves, self.channels)
         channel_blocks = cdiv(self.channels, self.channels_block)
         grid = (cdiv(self.num_waves, self.waves_block) * channel_blocks * batch * self.height, num_sources)
@@ -75,7 +75,7 @@ class _Bands:
             attention,
             self.basis,
             coefficients,
-            *sizes,
+            *self.sizes,
             self.passing,
             *x.stride(),
             *grad.stride(),
@@ -117,11 +117,7 @@ class _Bands:
             coefficients,
             self.basis,
             y,
-            self.channels,
-            self.height,
-            self.width,
-            self.num_waves,
-            self.padded_waves,
+            *self.sizes,
             self.passing,
             *x.stride(),
             coefficients.stride(0),
@@ -143,11 +139,7 @@ class _Bands:
             self.basis,
             grad_x,
             sums,
-            self.channels,
-            self.height,
-            self.width,
-            self.num_waves,
-            self.padded_waves,
+            *self.sizes,
             self.passing,
             *x.stride(),
             *grad.stride(),
