@@ -42,11 +42,11 @@ def make_tensors(batch, kernel_shape, groups=1, num_kernels=4, num_taps=3, prese
 
 
 def assemble_plain(tensors, kernel_shape, groups):
-    """(B, O, a, b, I), by torch's operations."""
+    """(B, O, I, a, b), by torch's operations."""
     weights = DisjointWeights(tensors.spectrum, tensors.group_index, tensors.attention, kernel_shape)
     local = None if tensors.taps is None else LocalFactors(tensors.taps, tensors.windows)
     modulators = KernelModulators(None, tensors.channel, tensors.filter, tensors.spatial, local)
-    return assemble_kernels(weights, modulators, groups).permute(0, 1, 3, 4, 2)
+    return assemble_kernels(weights, modulators, groups)
 
 
 def error(actual, expected):

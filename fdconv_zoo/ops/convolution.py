@@ -86,22 +86,22 @@ def extract_patches(x: Tensor, geometry: Geometry) -> Tensor:
         geometry: without groups.
 
     Returns:
-        (B, a*b*I, H'*W').
+        (B, I*a*b, H'*W').
     """
     size = geometry.output_size(x.shape[2:])
     x = F.pad(x, _pad_argument(geometry)) if any(geometry.padding) else x
     taps = [x[(slice(None), slice(None), *seen)] for seen in _seen_by_taps(geometry, size)]
-    return torch.stack(taps, dim=1).flatten(3).flatten(1, 2)
+    return torch.stack(taps, dim=2).flatten(3).flatten(1, 2)
 
 
 def fold_patches(patches: Tensor, input_size: tuple[int, int], geometry: Geometry) -> Tensor:
-    """The adjoint of :func:`extract_patches`: sum patches (B, a*b*I, H'*W') into (B, I, H, W)."""
+    """The adjoint of :func:`extract_patches`: sum patches (B, I*a*b, H'*W') into (B, I, H, W)."""
     size = geometry.output_size(input_size)
-    patches = patches.view(len(patches), math.prod(geometry.kernel_size), -1, *size)
+    patches = patches.view(len(patches), -1, math.prod(geometry.kernel_size), *size)
     padded = [length + 2 * padding for length, padding in zip(input_size, geometry.padding, strict=True)]
-    x = patches.new_zeros(len(patches), patches.shape[2], *padded)
+    x = patches.new_zeros(*patches.shape[:2], *padded)
     for tap, seen in enumerate(_seen_by_taps(geometry, size)):
-        x[(slice(None), slice(None), *seen)] += patches[:, tap]
+        x[(slice(None), slice(None), *seen)] += patches[:, :, tap]
     return F.pad(x, [-length for length in _pad_argument(geometry)]) if any(geometry.padding) else x
 
 

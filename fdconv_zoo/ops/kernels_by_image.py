@@ -5,8 +5,7 @@ a function of small things: the spectrum, which all images share, and a few vect
 image by image (small kernels: some images at a time) keeps the intermediates in the processor's cache, and only the
 small things for backward.
 
-Kernels are (b, O, a, b, I) here: the input channels of a tap follow each other, which suits the assembly, a product
-with patches, and torch's convolutions (their memory format is ``channels_last``).
+Kernels are (b, O, I, h, w) here, b of the B images and h by w taps.
 """
 
 import math
@@ -33,7 +32,7 @@ class Assembler(Protocol):
     """Assembles the kernels of some images of a batch at a time, and collects their gradients."""
 
     def make(self, images: slice) -> Tensor:
-        """The kernels (b, O, a, b, I), which are overwritten by the next call."""
+        """The kernels (b, O, I, h, w), which are overwritten by the next call."""
 
     def add_gradient(self, images: slice, kernels: Tensor, grad: Tensor) -> None:
         """Take in the gradient of the kernels that :meth:`make` has just returned, of their shape and dtype."""
@@ -95,8 +94,7 @@ def _convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
         y = torch.bmm(kernels.flatten(2), _patches(x, geometry))
         return y.unflatten(2, geometry.output_size(x.shape[2:]))
     outputs = [
-        F.conv2d(image[None], _as_weight(kernel), None, *geometry.arguments)
-        for image, kernel in zip(x, kernels, strict=True)
+        F.conv2d(image[None], kernel, None, *geometry.arguments) for image, kernel in zip(x, kernels, strict=True)
     ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -107,7 +105,7 @@ def _convolve_backward(
     """The gradients of x and of the kernels."""
     if _is_product(x, kernels, geometry):
         grad = grad.flatten(2)
-        grad_kernels = _empty_gradient(kernels)
+        grad_kernels = scratch("gradient of kernels", kernels.shape, kernels.dtype, kernels.device)
         torch.bmm(grad, _patches(x, geometry).transpose(1, 2), out=grad_kernels.flatten(2))
         if not needs_x:
             return None, grad_kernels
@@ -115,28 +113,17 @@ def _convolve_backward(
         if geometry.is_pointwise:
             return grad_patches.view(x.shape), grad_kernels
         return fold_patches(grad_patches, x.shape[2:], geometry), grad_kernels
-    grad_x, grad_kernels = torch.empty_like(x) if needs_x else None, _empty_gradient(kernels)
-    for image in range(len(x)):
-        grad_image, grad_kernel, _ = torch.ops.aten.convolution_backward(
-            grad[image : image + 1], x[image : image + 1], _as_weight(kernels[image]), None,
-            geometry.stride, geometry.padding, geometry.dilation, False, (0, 0), geometry.groups,
-            (needs_x, True, False),
-        )  # fmt: skip
-        grad_kernels[image] = grad_kernel.permute(0, 2, 3, 1)
-        if needs_x:
-            grad_x[image] = grad_image[0]
-    return grad_x, grad_kernels
-
-
-def _empty_gradient(kernels: Tensor) -> Tensor:
-    return scratch("gradient of kernels", kernels.shape, kernels.dtype, kernels.device)
-
-
-def _as_weight(kernel: Tensor) -> Tensor:
-    """(O, a, b, I) to (O, I, a, b), as torch's convolutions take it."""
-    if kernel.shape[1:3] == (1, 1):  # the strides of a permuted single tap would turn the features channels_last
-        return kernel.view(kernel.shape[0], -1, 1, 1)
-    return kernel.permute(0, 3, 1, 2)
+    gradients = [
+        torch.ops.aten.convolution_backward(
+            image_grad[None], image[None], kernel, None, geometry.stride, geometry.padding, geometry.dilation,
+            False, (0, 0), geometry.groups, (needs_x, True, False),
+        )
+        for image_grad, image, kernel in zip(grad, x, kernels, strict=True)
+    ]  # fmt: skip
+    images, grad_kernels, _ = zip(*gradients, strict=True)
+    if len(gradients) == 1:
+        return images[0], grad_kernels[0][None]
+    return torch.cat(images) if needs_x else None, torch.stack(grad_kernels)
 
 
 def _is_product(x: Tensor, kernels: Tensor, geometry: Geometry) -> bool:
@@ -150,5 +137,5 @@ def _is_product(x: Tensor, kernels: Tensor, geometry: Geometry) -> bool:
 
 
 def _patches(x: Tensor, geometry: Geometry) -> Tensor:
-    """(b, a*b*I, H'*W'), in the order of the kernels."""
+    """(b, I*h*w, H'*W'), in the order of the kernels."""
     return x.flatten(2) if geometry.is_pointwise else extract_patches(x, geometry)

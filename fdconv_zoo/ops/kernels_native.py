@@ -27,8 +27,7 @@ class _Assembler:
         self._gradients: KernelTensors | None = None
 
     def make(self, images: slice) -> Tensor:
-        out_channels, in_channels, height, width = self._kernel_shape
-        kernels = _scratch("kernels", (images.stop - images.start, out_channels, height, width, in_channels))
+        kernels = _scratch("kernels", (images.stop - images.start, *self._kernel_shape))
         sizes = self._sizes(images)
         memory = self._memory(sizes)  # it has a name to stay alive during the call
         succeeded = self._library.fdconv_assemble_kernels(sizes, self._pointers, kernels.data_ptr(), memory.data_ptr())

@@ -46,7 +46,7 @@ class _Assembler:
             planes = planes * self.gate
         out_channels, in_channels, height, width = self.kernel_shape
         planes = self._scale(planes, images).view(-1, out_channels, height, in_channels, width)
-        return planes.transpose(3, 4).contiguous()
+        return planes.transpose(2, 3).contiguous()
 
     def add_gradient(self, images: slice, kernels: Tensor, grad: Tensor) -> None:
         product = self._to_planes(kernels * grad)
@@ -92,9 +92,9 @@ class _Assembler:
         return planes.view(planes.shape[0], self.groups, -1, self.kernel_shape[2], planes.shape[-1])
 
     def _to_planes(self, kernels: Tensor) -> Tensor:
-        """(b, O, a, b, I) to (b, R, C)."""
+        """(b, O, I, a, b) to (b, R, C)."""
         out_channels, _, height, _ = self.kernel_shape
-        return kernels.transpose(3, 4).reshape(len(kernels), out_channels * height, -1)
+        return kernels.transpose(2, 3).reshape(len(kernels), out_channels * height, -1)
 
 
 convolve_rebuild = register("rebuild", _Assembler)

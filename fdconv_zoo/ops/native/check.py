@@ -54,7 +54,7 @@ def _draw_tensors() -> dict[str, array]:
 
 
 def _run(library: ctypes.CDLL, tensors: dict[str, array]) -> tuple[array, dict[str, array]]:
-    """The library's kernel (O, a, b, I), and its gradients if that of the kernel is the kernel."""
+    """The library's kernel (O, I, a, b), and its gradients if that of the kernel is the kernel."""
     sizes = (ctypes.c_int64 * 12)(0, 1, 1, OUTPUTS, INPUTS, HEIGHT, WIDTH, 1, TAPS, KERNELS, 4, 2)
     library.fdconv_kernels_scratch.restype = ctypes.c_int64
     scratch = _floats(library.fdconv_kernels_scratch(sizes))
@@ -73,7 +73,7 @@ def _define(
     spectrum: array, index: array, attention: array, taps: array, windows: array, channel: array, filter: array,
     spatial: array,
 ) -> tuple[list[float], list[float]]:  # fmt: skip
-    """The local logits and the kernel, (O, a, b, I), in double precision."""
+    """The local logits and the kernel, (O, I, a, b), in double precision."""
     waves = [cmath.exp(2j * math.pi * k / ROWS) for k in range(ROWS)]  # COLS is ROWS
     weighed = [
         complex(spectrum[2 * at], spectrum[2 * at + 1]) * attention[index[at]] / (ROWS * COLS)
@@ -84,13 +84,13 @@ def _define(
         for row in range(ROWS)
     ]
     logits, kernel = [], []
-    for row, b, i in product(range(ROWS), range(WIDTH), range(INPUTS)):
-        col = i * WIDTH + b
+    for o, i, a, b in product(range(OUTPUTS), range(INPUTS), range(HEIGHT), range(WIDTH)):
+        row, col = o * HEIGHT + a, i * WIDTH + b
         bins = [columns[row][k] * waves[k * col % COLS] for k in range(BINS)]
         value = 2 * sum(bins).real - bins[0].real - bins[-1].real
         tap = (row * WIDTH + b) * TAPS
         logit = sum(taps[tap + t] * windows[i * TAPS + t] for t in range(TAPS))
-        factor = channel[i] * filter[row // HEIGHT] * spatial[row % HEIGHT * WIDTH + b]
+        factor = channel[i] * filter[o] * spatial[a * WIDTH + b]
         logits.append(logit)
         kernel.append(value * factor * 2 / (1 + math.exp(-logit)))
     return logits, kernel

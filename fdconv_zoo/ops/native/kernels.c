@@ -8,8 +8,6 @@
    The two passes of a transform have its other axis in the lanes of a vector, so that no transform shuffles lanes;
    between them a plane is transposed in blocks. What else happens to an element happens where a pass loads or stores it.
 
-   Kernels lie in memory as (O, a, b, I), so that the input channels of one tap follow each other, as columns of a tile do.
-
    The rows of a block belong to one group of the convolution: its last block may have fewer than LANES of them. */
 
 #include <stddef.h>
@@ -57,14 +55,16 @@ static int64_t middle_floats(const kernel_job *job) {
     return job->s.images * job->row_blocks * job->bin_blocks * LANES * 2 * LANES;
 }
 
-/* Buffers of transforms; factors and sums of a block of rows; sums for each input channel; for each kernel. */
+/* Buffers of transforms; factors of a block of rows, and its sums; sums for each input channel; for each kernel. */
 static int64_t transform_floats(const kernel_job *job) {
     return 2 * LANES * largest((job->strip + 1) * job->rows, 2 * job->cols);
 }
-static int64_t block_floats(const kernel_job *job) { return 2 * LANES * job->s.width * (1 + job->s.num_taps); }
+static int64_t factor_floats(const kernel_job *job) { return LANES * job->s.width * (3 + job->s.num_taps); }
+static int64_t block_floats(const kernel_job *job) { return LANES * job->s.width * (1 + job->s.num_taps); }
 static int64_t input_floats(const kernel_job *job) { return LANES * job->s.inputs * (1 + job->s.num_taps); }
 static int64_t buffer_floats(const kernel_job *job) {
-    int64_t others = largest(block_floats(job) + input_floats(job), LANES * job->s.num_kernels);
+    int64_t others = factor_floats(job) + block_floats(job) + input_floats(job);
+    others = largest(others, LANES * job->s.num_kernels);
     return transform_floats(job) + others;
 }
 
@@ -306,12 +306,9 @@ INLINE void from_real(const kernel_job *job, complex_lanes *x, complex_lanes *y,
 
 INLINE int64_t real_stride(const kernel_job *job) { return job->cols % 2 ? 2 : 1; }
 
-/* ---- Kernels in memory: tiles of LANES rows by LANES input channels of one tap ---- */
+/* ---- Kernels in memory, (O, I, a, b): a block of rows, for some input channels ---- */
 
-INLINE int64_t tile_offset(const kernel_job *job, int64_t row, int64_t tap_col, int64_t input) {
-    return row * job->cols + tap_col * job->s.inputs + input;
-}
-
+/* One tap: rows of LANES input channels, which follow each other, from and to vectors of rows. */
 INLINE void store_tile(const kernel_job *job, float *to, int64_t num_rows, int64_t count, lanes *tile) {
     transpose(tile);
     for (int64_t row = 0; row < num_rows; row++, to += job->cols) {
@@ -332,6 +329,19 @@ INLINE void load_tile(const kernel_job *job, const float *from, int64_t num_rows
     transpose(tile);
 }
 
+/* Several taps: those of a row and one input channel follow each other. There is a vector of rows for each column. */
+INLINE void store_taps(float *kernel, const int64_t *offsets, int64_t num_rows, const lanes *taps, int64_t width) {
+    for (int64_t row = 0; row < num_rows; row++)
+        for (int64_t col = 0; col < width; col++)
+            kernel[offsets[row] + col] = ((const float *)taps)[col * LANES + row];
+}
+
+INLINE void load_taps(const float *kernel, const int64_t *offsets, int64_t num_rows, lanes *taps, int64_t width) {
+    for (int64_t row = 0; row < num_rows; row++)
+        for (int64_t col = 0; col < width; col++)
+            ((float *)taps)[col * LANES + row] = kernel[offsets[row] + col];
+}
+
 /* ---- KSM's factors for a block of rows ---- */
 
 typedef struct {
@@ -339,11 +349,17 @@ typedef struct {
     lanes *taps;          /* (b, T) */
     const float *channel; /* I, or NULL */
     const float *windows; /* (I, T) */
+    lanes *staged;        /* room for a kernel's values, and for its gradient's: two times b */
+    int64_t offsets[LANES]; /* of each row's taps in memory, for input channel 0 */
 } block_factors;
 
 static block_factors load_factors(const kernel_job *job, int64_t image, row_block rows, lanes *memory) {
     const kernel_sizes *s = &job->s;
-    block_factors factors = {memory, memory + s->width, NULL, NULL};
+    block_factors factors = {memory, memory + s->width, NULL, NULL, memory + s->width * (1 + s->num_taps), {0}};
+    for (int64_t row = 0; row < rows.count; row++) {
+        int64_t output = (rows.first + row) / s->height, tap_row = (rows.first + row) % s->height;
+        factors.offsets[row] = (output * s->inputs * s->height + tap_row) * s->width;
+    }
     float scale = 1.0f / ((float)job->rows * (float)job->cols);
     if (job->taps != NULL) {
         scale *= 2; /* the local factor is 2 * sigmoid */
@@ -379,36 +395,49 @@ INLINE lanes local_gate(const lanes *taps, const float *window, int64_t num_taps
     return sigmoid(logit);
 }
 
-/* Call a function with T known at compile time, where it has one of the usual values. */
-#define FOR_TAPS(function, ...)             \
-    switch (job->s.num_taps) {              \
-    case 3: function(__VA_ARGS__, 3); break; \
-    case 5: function(__VA_ARGS__, 5); break; \
-    case 7: function(__VA_ARGS__, 7); break; \
-    default: function(__VA_ARGS__, job->s.num_taps); \
+/* Call a function with T and b known at compile time, where they have the usual values; `step` is the number of input
+   channels to load and store at once. */
+#define FOR_TAPS(width, step, function, ...)                            \
+    switch (job->s.num_taps) {                                          \
+    case 3: function(__VA_ARGS__, 3, width, step); break;               \
+    case 5: function(__VA_ARGS__, 5, width, step); break;               \
+    case 7: function(__VA_ARGS__, 7, width, step); break;               \
+    default: function(__VA_ARGS__, job->s.num_taps, width, step);       \
     }
+#define FOR_SHAPE(...)                                                  \
+    if (job->s.width == 1 && job->s.height == 1) {                      \
+        FOR_TAPS(1, LANES, __VA_ARGS__)                                 \
+    } else if (job->s.width == 3) {                                     \
+        FOR_TAPS(3, 1, __VA_ARGS__)                                     \
+    } else                                                              \
+        CALL(job->s.width, 1, __VA_ARGS__)
+#define CALL(width, step, function, ...) function(__VA_ARGS__, job->s.num_taps, width, step);
 
 /* ---- Forward, second pass: transform the rows, scale and store ---- */
 
 INLINE void scale_rows(
-    const kernel_job *job, const lanes *values, row_block rows, block_factors factors, float *kernel, int64_t num_taps
+    const kernel_job *job, const lanes *values, row_block rows, block_factors factors, float *kernel, int64_t num_taps,
+    int64_t width, int64_t step
 ) {
-    int64_t inputs = job->s.inputs, width = job->s.width, stride = real_stride(job);
-    for (int64_t tap_col = 0; tap_col < width; tap_col++) {
-        const lanes *taps = factors.taps + tap_col * num_taps;
-        for (int64_t input = 0; input < inputs; input += LANES) {
-            int64_t count = smallest(LANES, inputs - input);
-            lanes tile[LANES] = {0};
-            for (int64_t i = 0; i < count; i++) {
-                lanes value = values[((input + i) * width + tap_col) * stride] * factors.row[tap_col];
+    int64_t inputs = job->s.inputs, stride = real_stride(job);
+    lanes own[LANES] = {0}, *staged = width > LANES ? factors.staged : own;
+    for (int64_t input = 0; input < inputs; input += step) {
+        int64_t count = smallest(step, inputs - input);
+        for (int64_t i = 0; i < count; i++)
+            for (int64_t col = 0; col < width; col++) {
+                lanes value = values[((input + i) * width + col) * stride] * factors.row[col];
                 if (factors.channel != NULL)
                     value *= factors.channel[input + i];
-                if (factors.windows != NULL)
-                    value *= local_gate(taps, factors.windows + (input + i) * num_taps, num_taps);
-                tile[i] = value;
+                if (factors.windows != NULL) {
+                    const float *window = factors.windows + (input + i) * num_taps;
+                    value *= local_gate(factors.taps + col * num_taps, window, num_taps);
+                }
+                staged[i * width + col] = value;
             }
-            store_tile(job, kernel + tile_offset(job, rows.first, tap_col, input), rows.count, count, tile);
-        }
+        if (step == LANES)
+            store_tile(job, kernel + factors.offsets[0] + input, rows.count, count, staged);
+        else
+            store_taps(kernel + input * job->s.height * width, factors.offsets, rows.count, staged, width);
     }
 }
 
@@ -419,7 +448,7 @@ static void finish_rows(
     block_factors factors = load_factors(job, image, rows, memory);
     const lanes *values = to_real(job, middle_of(job, image, block), x, y);
     float *kernel = job->kernels + image * job->rows * job->cols;
-    FOR_TAPS(scale_rows, job, values, rows, factors, kernel)
+    FOR_SHAPE(scale_rows, job, values, rows, factors, kernel)
 }
 
 /* ---- Backward, first pass: what is summed over rows or columns, and the adjoint of `finish_rows` ---- */
@@ -432,27 +461,34 @@ typedef struct {
 
 INLINE void differentiate_scaling(
     const kernel_job *job, lanes *values, row_block rows, block_factors factors, block_sums sums, int64_t plane,
-    int64_t num_taps
+    int64_t num_taps, int64_t width, int64_t step
 ) {
-    int64_t inputs = job->s.inputs, width = job->s.width, stride = real_stride(job);
-    for (int64_t tap_col = 0; tap_col < width; tap_col++) {
-        const lanes *taps = factors.taps + tap_col * num_taps;
-        lanes *tap_sums = sums.taps + tap_col * num_taps, row_sum = all(0);
-        for (int64_t input = 0; input < inputs; input += LANES) {
-            int64_t count = smallest(LANES, inputs - input), at = plane + tile_offset(job, rows.first, tap_col, input);
-            lanes kernel[LANES], grad[LANES];
-            load_tile(job, job->kernels + at, rows.count, count, kernel);
-            load_tile(job, job->grad_kernels + at, rows.count, count, grad);
-            for (int64_t i = 0; i < count; i++) {
-                lanes product = kernel[i] * grad[i], value = grad[i] * factors.row[tap_col];
-                row_sum += product;
+    int64_t inputs = job->s.inputs, stride = real_stride(job);
+    const float *kernel = job->kernels + plane, *grad = job->grad_kernels + plane;
+    lanes own[2 * LANES] = {0}, *kernels = width > LANES ? factors.staged : own, *grads = kernels + step * width;
+    for (int64_t input = 0; input < inputs; input += step) {
+        int64_t count = smallest(step, inputs - input);
+        if (step == LANES) {
+            load_tile(job, kernel + factors.offsets[0] + input, rows.count, count, kernels);
+            load_tile(job, grad + factors.offsets[0] + input, rows.count, count, grads);
+        } else {
+            int64_t at = input * job->s.height * width;
+            load_taps(kernel + at, factors.offsets, rows.count, kernels, width);
+            load_taps(grad + at, factors.offsets, rows.count, grads, width);
+        }
+        for (int64_t i = 0; i < count; i++)
+            for (int64_t col = 0; col < width; col++) {
+                lanes product = kernels[i * width + col] * grads[i * width + col];
+                lanes value = grads[i * width + col] * factors.row[col];
+                sums.row[col] += product;
                 if (factors.channel != NULL) {
                     sums.channel[input + i] += product;
                     value *= factors.channel[input + i];
                 }
                 if (factors.windows != NULL) {
+                    const lanes *taps = factors.taps + col * num_taps;
                     const float *window = factors.windows + (input + i) * num_taps;
-                    lanes *window_sums = sums.windows + (input + i) * num_taps;
+                    lanes *tap_sums = sums.taps + col * num_taps, *window_sums = sums.windows + (input + i) * num_taps;
                     lanes gate = local_gate(taps, window, num_taps);
                     lanes grad_logit = product - product * gate;
                     for (int64_t tap = 0; tap < num_taps; tap++) {
@@ -461,13 +497,11 @@ INLINE void differentiate_scaling(
                     }
                     value *= gate;
                 }
-                int64_t col = (input + i) * width + tap_col;
-                values[col * stride] = value;
+                int64_t at = ((input + i) * width + col) * stride;
+                values[at] = value;
                 if (stride == 2)
-                    values[col * stride + 1] = all(0);
+                    values[at + 1] = all(0);
             }
-        }
-        sums.row[tap_col] += row_sum;
     }
 }
 
@@ -477,7 +511,7 @@ static void start_rows(
     row_block rows = find_block(job, block);
     block_factors factors = load_factors(job, image, rows, memory);
     int64_t plane = image * job->rows * job->cols;
-    FOR_TAPS(differentiate_scaling, job, (lanes *)x, rows, factors, sums, plane)
+    FOR_SHAPE(differentiate_scaling, job, (lanes *)x, rows, factors, sums, plane)
     from_real(job, x, y, middle_of(job, image, block));
 }
 
@@ -605,9 +639,9 @@ static void differentiate_rows(const void *data, int64_t part) {
     const kernel_sizes *s = &job->s;
     complex_lanes *x = (complex_lanes *)part_buffers(job, part), *y = x + job->cols;
     lanes *memory = (lanes *)(part_buffers(job, part) + transform_floats(job));
-    lanes *row = memory + block_floats(job) / (2 * LANES), *channel = memory + block_floats(job) / LANES;
+    lanes *row = memory + factor_floats(job) / LANES, *channel = row + block_floats(job) / LANES;
     block_sums sums = {row, row + s->width, channel, channel + s->inputs};
-    memset(row, 0, sizeof(float) * (size_t)(block_floats(job) / 2 + input_floats(job)));
+    memset(row, 0, sizeof(float) * (size_t)(block_floats(job) + input_floats(job)));
     int64_t tasks = s->images * job->row_blocks, end = share_start(tasks, part + 1, s->parts);
     for (int64_t task = share_start(tasks, part, s->parts); task < end; task++) {
         int64_t image = task / job->row_blocks, block = task % job->row_blocks;
@@ -724,7 +758,7 @@ static int start(kernel_job *job, const kernel_sizes *s, const kernel_tensors *t
     return find_plans(job);
 }
 
-/* Write the kernels (images, O, a, b, I). Returns 0 where memory has run out. */
+/* Write the kernels (images, O, I, a, b). Returns 0 where memory has run out. */
 int64_t fdconv_assemble_kernels(const kernel_sizes *sizes, const kernel_tensors *tensors, float *kernels, float *scratch) {
     kernel_job job;
     if (!start(&job, sizes, tensors, kernels, scratch))
@@ -734,7 +768,7 @@ int64_t fdconv_assemble_kernels(const kernel_sizes *sizes, const kernel_tensors 
     return 1;
 }
 
-/* Write the gradients of all tensors, from the kernels and their gradient, both (images, O, a, b, I). Those of what the
+/* Write the gradients of all tensors, from the kernels and their gradient, both (images, O, I, a, b). Those of what the
    images share are added to what is there if `accumulates`. Returns 0 where memory has run out. */
 int64_t fdconv_differentiate_kernels(
     const kernel_sizes *s, const kernel_tensors *tensors, float *kernels, const float *grad_kernels,

@@ -56,20 +56,14 @@ def _loop_backward(grad: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Te
     return torch.cat(grads_x), torch.cat(grads_kernels)
 
 
-def _planes(kernels: Tensor) -> Tensor:
-    """(B, O, a*b*I), in the order of the patches."""
-    return kernels.permute(0, 1, 3, 4, 2).flatten(2)
-
-
 def _patches(x: Tensor, kernels: Tensor) -> Tensor:
-    return (_planes(kernels) @ extract_patches(x, GEOMETRY)).unflatten(2, x.shape[2:])
+    return (kernels.flatten(2) @ extract_patches(x, GEOMETRY)).unflatten(2, x.shape[2:])
 
 
 def _patches_backward(grad: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
     grad, patches = grad.flatten(2), extract_patches(x, GEOMETRY)
-    grad_patches = _planes(kernels).transpose(1, 2) @ grad
-    grad_planes = grad @ patches.transpose(1, 2)
-    grad_kernels = grad_planes.view(*kernels.shape[:2], 3, 3, -1).permute(0, 1, 4, 2, 3)
+    grad_patches = kernels.flatten(2).transpose(1, 2) @ grad
+    grad_kernels = (grad @ patches.transpose(1, 2)).view(kernels.shape)
     return fold_patches(grad_patches, x.shape[2:], GEOMETRY), grad_kernels
 
 
