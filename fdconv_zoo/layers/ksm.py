@@ -5,6 +5,7 @@ modulators are ``2 * sigmoid(logit)``: a zero logit is an exact 1, so a fresh mo
 """
 
 import math
+from contextlib import suppress
 from typing import Literal, overload
 
 import torch
@@ -14,7 +15,18 @@ from torch import Tensor, nn
 
 from fdconv_zoo.layers.precision import no_autocast, parameter_dtype
 from fdconv_zoo.layers.sharding import hand_on, hand_through
-from fdconv_zoo.ops import KernelModulators, LocalFactors, Path, local_factors, modulate, neighbors, star_relu
+from fdconv_zoo.layers.untouched import TouchedError, check_calls, check_ordinary, untouched
+from fdconv_zoo.ops import (
+    KernelModulators,
+    LocalFactors,
+    Path,
+    choose_path,
+    local_factors,
+    modulate,
+    neighbors,
+    predict_modulators_native,
+    star_relu,
+)
 
 
 class StarReLU(nn.Module):
@@ -99,6 +111,24 @@ class GlobalBranch(nn.Module):
         if modulators.spatial is not None:
             modulators = modulators._replace(spatial=modulators.spatial.unflatten(1, self.kernel_size))
         return modulators
+
+    def tensors(self, batch: int) -> list[Tensor | None]:
+        """What :func:`predict_modulators_native` takes, if that does the same as calling the branch on B features.
+
+        Raises:
+            TouchedError: it does not.
+        """
+        norm = self.norm
+        if untouched(self, GlobalBranch) or (norm.training and batch > 1):
+            raise TouchedError
+        reduce, bias = untouched(self.reduce, nn.Linear)
+        if bias is not None:
+            raise TouchedError
+        tensors = [reduce, *untouched(norm, FeatureNorm), norm.running_mean, norm.running_var]
+        tensors += untouched(self.act, StarReLU)
+        for head in (self.kernel, self.channel, self.filter, self.spatial):
+            tensors += (None, None) if head is None else untouched(head, nn.Linear)
+        return tensors
 
     def _normalize(self, hidden: Tensor) -> Tensor:
         norm = self.norm
@@ -188,6 +218,13 @@ class LocalBranch(nn.Module):
         """Zero the logits: every factor starts at 1."""
         nn.init.zeros_(self.conv.weight)
 
+    def tensors(self) -> list[Tensor | None]:
+        """As :meth:`GlobalBranch.tensors`."""
+        if untouched(self, LocalBranch):
+            raise TouchedError
+        untouched(self.conv, ChannelConv1d)
+        return untouched(self.norm, nn.LayerNorm)
+
     @overload
     def forward(self, pooled: Tensor, *, assemble: Literal[True] = True) -> Tensor: ...
 
@@ -259,6 +296,9 @@ class KernelSpatialModulation(nn.Module):
             pooled: (B, I).
             assemble: False leaves the local factors to the operation that uses them.
         """
+        if not assemble and not torch.is_grad_enabled():
+            with suppress(TouchedError):
+                return self._predict_at_once(pooled)
         modulators = KernelModulators()
         with no_autocast(pooled.device.type):
             if self.global_branch is not None:
@@ -269,4 +309,31 @@ class KernelSpatialModulation(nn.Module):
                 if not assemble:
                     local = local._replace(taps=hand_through(self, local.taps))
                 modulators = modulators._replace(local=local)
+        return modulators
+
+    def _predict_at_once(self, pooled: Tensor) -> KernelModulators:
+        """What the branches predict, by one operation that stands for their modules.
+
+        Raises:
+            TouchedError: the modules have to be called.
+        """
+        branch, local = self.global_branch, self.local_branch
+        check_calls()
+        path, tensors, numbers, width = None, [], [1.0, 1.0, 0.0, 0.0], 0
+        if branch is not None:
+            path, tensors = branch.path, branch.tensors(len(pooled))
+            numbers[:3] = branch.kernel_temperature, branch.temperature, branch.norm.eps
+        if local is not None:
+            path, tensors = local.conv.path, tensors + local.tensors()
+            numbers[3], width = local.norm.eps, local.conv.kernel_size[0]
+        check_ordinary(pooled, *tensors)
+        if choose_path(pooled.device, pooled.dtype, path) != "native":
+            raise TouchedError
+        kernel, channel, filter_, spatial, windows = predict_modulators_native(pooled, tensors, numbers, width)
+        modulators = KernelModulators(kernel, channel, filter_, spatial)
+        if spatial is not None:
+            modulators = modulators._replace(spatial=spatial.unflatten(1, branch.kernel_size))
+        if local is not None:
+            windows = windows.unflatten(1, (local.conv.groups_of_layer, -1))
+            modulators = modulators._replace(local=LocalFactors(hand_on(local.conv, local.conv.weight), windows))
         return modulators

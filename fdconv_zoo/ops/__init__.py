@@ -20,6 +20,7 @@ from fdconv_zoo.ops.kernels_plain import (
     local_factors,
     mix_spectrum,
 )
+from fdconv_zoo.ops.modulators_native import predict_modulators_native
 
 __all__ = [
     "POINTWISE",
@@ -40,5 +41,6 @@ __all__ = [
     "modulate_bands_stretched",
     "neighbors",
     "pool",
+    "predict_modulators_native",
     "star_relu",
 ]

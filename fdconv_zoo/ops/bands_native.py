@@ -11,7 +11,7 @@ from torch import Tensor
 from fdconv_zoo.ops import native
 from fdconv_zoo.ops.bands_plain import count_passing, low_pass_basis
 from fdconv_zoo.ops.operators import memory_format, register_bands
-from fdconv_zoo.ops.scratch import scratch
+from fdconv_zoo.ops.scratch import scratch, scratch_memory
 
 
 class _Axis(ctypes.Structure):
@@ -72,7 +72,7 @@ def _run(x: Tensor, attention: Tensor, band_edges: Sequence[float], **tensors: T
         **{name: tensor.data_ptr() for name, tensor in tensors.items()},
     )
     pointer = ctypes.byref(job)
-    memory = scratch("bands", (library.fdconv_bands_scratch(pointer),), torch.float32, x.device)
+    memory = scratch_memory("bands", 4 * library.fdconv_bands_scratch(pointer))
     job.scratch = memory.data_ptr()
     library.fdconv_modulate_bands(pointer)
 

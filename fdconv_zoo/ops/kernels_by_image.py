@@ -90,7 +90,7 @@ def _chunks(x: Tensor, kernel_shape: KernelShape, geometry: Geometry) -> Iterato
 
 def _convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
     """Images (b, G*I, H, W) with their kernels, to (b, O, H', W')."""
-    if _is_product(x, kernels, geometry):
+    if _is_product(x, geometry):
         y = torch.bmm(kernels.flatten(2), _patches(x, geometry))
         return y.unflatten(2, geometry.output_size(x.shape[2:]))
     outputs = [
@@ -103,7 +103,7 @@ def _convolve_backward(
     grad: Tensor, x: Tensor, kernels: Tensor, geometry: Geometry, needs_x: bool
 ) -> tuple[Tensor | None, Tensor]:
     """The gradients of x and of the kernels."""
-    if _is_product(x, kernels, geometry):
+    if _is_product(x, geometry):
         grad = grad.flatten(2)
         grad_kernels = scratch("gradient of kernels", kernels.shape, kernels.dtype, kernels.device)
         torch.bmm(grad, _patches(x, geometry).transpose(1, 2), out=grad_kernels.flatten(2))
@@ -126,14 +126,9 @@ def _convolve_backward(
     return torch.cat(images) if needs_x else None, torch.stack(grad_kernels)
 
 
-def _is_product(x: Tensor, kernels: Tensor, geometry: Geometry) -> bool:
-    """Whether to convolve as a product of kernels and patches."""
-    if geometry.groups > 1:
-        return False
-    if len(x) > 1:  # small kernels, and small patches
-        return True
-    # The patches are smaller than the kernel then, and copying them out costs less than what a convolution does to it.
-    return not geometry.is_pointwise and kernels.shape[1] > math.prod(geometry.output_size(x.shape[2:]))
+def _is_product(x: Tensor, geometry: Geometry) -> bool:
+    """Whether to convolve as a product of kernels and patches: several images, of small kernels and patches."""
+    return len(x) > 1 and geometry.groups == 1
 
 
 def _patches(x: Tensor, geometry: Geometry) -> Tensor:

@@ -9,7 +9,7 @@ from fdconv_zoo.ops import native
 from fdconv_zoo.ops.convolution import Geometry
 from fdconv_zoo.ops.kernels_by_image import register
 from fdconv_zoo.ops.operators import KernelShape, KernelTensors
-from fdconv_zoo.ops.scratch import scratch
+from fdconv_zoo.ops.scratch import scratch, scratch_memory
 
 _Pointers = ctypes.c_void_p * len(KernelTensors._fields)
 
@@ -27,7 +27,8 @@ class _Assembler:
         self._gradients: KernelTensors | None = None
 
     def make(self, images: slice) -> Tensor:
-        kernels = _scratch("kernels", (images.stop - images.start, *self._kernel_shape))
+        shape = (images.stop - images.start, *self._kernel_shape)
+        kernels = scratch("kernels", shape, torch.float32, self._tensors.spectrum.device)
         sizes = self._sizes(images)
         memory = self._memory(sizes)  # it has a name to stay alive during the call
         succeeded = self._library.fdconv_assemble_kernels(sizes, self._pointers, kernels.data_ptr(), memory.data_ptr())
@@ -68,11 +69,7 @@ class _Assembler:
         return (ctypes.c_int64 * len(sizes))(*sizes)
 
     def _memory(self, sizes: ctypes.Array) -> Tensor:
-        return _scratch("native", (self._library.fdconv_kernels_scratch(sizes),))
-
-
-def _scratch(name: str, shape: tuple[int, ...]) -> Tensor:
-    return scratch(name, shape, torch.float32, torch.device("cpu"))
+        return scratch_memory("native", 4 * self._library.fdconv_kernels_scratch(sizes))
 
 
 def _pointers(tensors: KernelTensors) -> ctypes.Array:

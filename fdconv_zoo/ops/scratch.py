@@ -21,11 +21,17 @@ def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch
     if device.type != "cpu" or torch.compiler.is_compiling():
         return torch.empty(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
-    buffer = vars(_buffers).get(name)
-    if buffer is None or len(buffer) < size:
+    return scratch_memory(name, size)[:size].view(dtype).view(shape)
+
+
+def scratch_memory(name: str, size: int) -> Tensor:
+    """At least ``size`` bytes of a CPU's memory, which the next call with the same name, in this thread, overwrites."""
+    buffers = _buffers.__dict__
+    buffer = buffers.get(name)
+    if buffer is None or buffer.numel() < size:
         with torch.inference_mode(False):  # a tensor made in inference mode could not be written to outside of it
-            buffer = vars(_buffers)[name] = torch.empty(size, dtype=torch.uint8)
-    return buffer[:size].view(dtype).view(shape)
+            buffer = buffers[name] = torch.empty(size, dtype=torch.uint8)
+    return buffer
 
 
 def elements_at_once(device_type: str) -> int:

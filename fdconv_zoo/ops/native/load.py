@@ -20,6 +20,7 @@ _FUNCTIONS = {  # what each returns and takes
     "fdconv_bands_lanes": (_INTEGER, []),
     "fdconv_bands_scratch": (_INTEGER, [_POINTER]),
     "fdconv_modulate_bands": (None, [_POINTER]),
+    "fdconv_predict_modulators": (None, [_POINTER] * 6),
     "fdconv_differentiate_kernels": (_INTEGER, [*[_POINTER] * 5, _INTEGER, _POINTER]),
 }
 

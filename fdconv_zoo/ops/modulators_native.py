@@ -1,0 +1,96 @@
+"""KSM on a CPU in inference: all modulators in one call of ``native/modulators.c``.
+
+The arithmetic is little. But after a layer's kernels have gone through the caches, each of torch's operations first
+waits for its own code, several times as long as it runs, and KSM consists of some thirty of them.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from fdconv_zoo.ops import native
+from fdconv_zoo.ops.scratch import scratch_memory
+
+_WORTH_THREADS = 2**15  # elements of the weights
+_NUM_GLOBAL = 15  # tensors of the global branch
+_HEADS = (7, 9, 11, 13)  # among them, the weights of the heads
+
+_Sizes, _Numbers = ctypes.c_int64 * 9, ctypes.c_float * 6
+_Tensors, _Results = ctypes.c_void_p * (_NUM_GLOBAL + 2), ctypes.c_void_p * (len(_HEADS) + 1)
+
+
+def predict_modulators_native(
+    pooled: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[float], width: int
+) -> list[Tensor | None]:
+    """Predict modulators, without gradients.
+
+    Args:
+        pooled: (B, C), like all tensors contiguous, on a CPU, in float32.
+        tensors: of the global branch ``reduce`` (h, C), its normalization's weight, bias, mean and variance (h,),
+            StarReLU's scale and bias (1,), and weight (factors, h) and bias (factors,) of the kernel, channel, filter
+            and spatial heads, None for those that are not there; of the local branch its normalization's weight and
+            bias (C,). Nothing of a branch that is not there.
+        numbers: the kernel head's temperature, that of the other heads, and the epsilons of the two normalizations.
+        width: T, of the local branch; 0 without it.
+
+    Returns:
+        kernel (B, n), channel (B, C), filter (B, O), spatial (B, a*b) and windows (B, C, T); None for what is not there.
+    """
+    if len(tensors) < _NUM_GLOBAL:
+        tensors = [None] * _NUM_GLOBAL + list(tensors)
+    found = iter(_operator(pooled, tensors, numbers, width))
+    return [next(found) if size else None for size in (*_head_sizes(tensors), width)]
+
+
+def _predict(pooled: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[float], width: int) -> list[Tensor]:
+    images, channels = pooled.shape
+    hidden = 0 if tensors[0] is None else tensors[0].shape[0]
+    sizes = _head_sizes(tensors)
+    results = _empty_results(pooled, sizes, width)
+    found = iter(results)
+    pointers = [tensor if tensor is None else tensor.data_ptr() for tensor in tensors]
+    kernel_temperature, temperature, *epsilons = numbers
+    parts = native.num_threads() if hidden * (channels + sum(sizes)) >= _WORTH_THREADS else 1
+    memory = scratch_memory("modulators", 4 * max(images * hidden, channels))
+    native.library().fdconv_predict_modulators(
+        _Sizes(images, channels, hidden, width, *sizes, parts),
+        _Numbers(kernel_temperature, temperature, temperature, temperature, *epsilons),
+        pooled.data_ptr(),
+        _Tensors(*pointers),
+        _Results(*(next(found).data_ptr() if size else None for size in (*sizes, width))),
+        memory.data_ptr(),
+    )
+    return results
+
+
+def _head_sizes(tensors: Sequence[Tensor | None]) -> list[int]:
+    return [0 if tensors[head] is None else tensors[head].shape[0] for head in _HEADS]
+
+
+def _empty_results(pooled: Tensor, sizes: Sequence[int], width: int) -> list[Tensor]:
+    results = [pooled.new_empty(pooled.shape[0], size) for size in sizes if size]
+    return [*results, pooled.new_empty(*pooled.shape, width)] if width else results
+
+
+_operator = torch.library.custom_op(
+    "fdconv_zoo::predict_modulators_native",
+    _predict,
+    mutates_args=(),
+    schema="(Tensor pooled, Tensor?[] tensors, float[] numbers, int width) -> Tensor[]",
+)
+
+
+@_operator.register_fake
+def _(pooled: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[float], width: int) -> list[Tensor]:
+    return _empty_results(pooled, _head_sizes(tensors), width)
+
+
+@register_flop_formula(torch.ops.fdconv_zoo.predict_modulators_native)
+def _(pooled: torch.Size, tensors: Sequence[torch.Size | None], *_: Any, **__: Any) -> int:
+    """Those of the linear layers, as torch counts them."""
+    weights = [tensors[at] for at in (0, *_HEADS) if tensors[at] is not None]
+    return 2 * pooled[0] * sum(rows * cols for rows, cols in weights)
