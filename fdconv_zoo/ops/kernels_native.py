@@ -12,6 +12,7 @@ from fdconv_zoo.ops.operators import KernelShape, KernelTensors
 from fdconv_zoo.ops.scratch import scratch, scratch_memory
 
 _Pointers = ctypes.c_void_p * len(KernelTensors._fields)
+_Sizes = ctypes.c_int64 * 12
 
 
 class _Assembler:
@@ -20,18 +21,25 @@ class _Assembler:
     def __init__(self, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry) -> None:
         if tensors.group_index.dtype == torch.int64:
             tensors = tensors._replace(group_index=tensors.group_index.int())
-        self._tensors = KernelTensors(*(None if tensor is None else tensor.contiguous() for tensor in tensors))
-        self._pointers = _pointers(self._tensors)
-        self._kernel_shape, self._groups = kernel_shape, geometry.groups
-        self._library, self._num_parts = native.library(), native.num_threads()
+        self._tensors = tensors = KernelTensors(*(None if t is None else t.contiguous() for t in tensors))
+        self._pointers = _pointers(tensors)
+        self._kernel_shape = kernel_shape
+        self._library = native.library()
+        # The numbers that the C functions take, in the order of ``kernel_sizes``; the first two are of a call's images.
+        self._sizes = _Sizes(
+            0, 0, len(tensors.attention) == 1, *kernel_shape, geometry.groups,
+            0 if tensors.taps is None else tensors.taps.shape[2], tensors.attention.shape[1],
+            tensors.group_index.itemsize, native.num_threads(),
+        )  # fmt: skip
         self._gradients: KernelTensors | None = None
 
     def make(self, images: slice) -> Tensor:
+        memory = self._prepare(images)
         shape = (images.stop - images.start, *self._kernel_shape)
         kernels = scratch("kernels", shape, torch.float32, self._tensors.spectrum.device)
-        sizes = self._sizes(images)
-        memory = self._memory(sizes)  # it has a name to stay alive during the call
-        succeeded = self._library.fdconv_assemble_kernels(sizes, self._pointers, kernels.data_ptr(), memory.data_ptr())
+        succeeded = self._library.fdconv_assemble_kernels(
+            self._sizes, self._pointers, kernels.data_ptr(), memory.data_ptr()
+        )
         _check(succeeded)
         return kernels
 
@@ -41,10 +49,9 @@ class _Assembler:
             self._gradients = KernelTensors(
                 *(None if tensor is None else torch.empty_like(tensor) for tensor in self._tensors)
             )
-        sizes, grad = self._sizes(images), grad.contiguous()
-        memory = self._memory(sizes)
+        memory, grad = self._prepare(images), grad.contiguous()
         succeeded = self._library.fdconv_differentiate_kernels(
-            sizes,
+            self._sizes,
             self._pointers,
             kernels.data_ptr(),
             grad.data_ptr(),
@@ -57,19 +64,10 @@ class _Assembler:
     def gradients(self) -> KernelTensors:
         return self._gradients._replace(group_index=None)
 
-    def _sizes(self, images: slice) -> ctypes.Array:
-        """The numbers that the C functions take, in the order of ``kernel_sizes``."""
-        tensors = self._tensors
-        num_taps = 0 if tensors.taps is None else tensors.taps.shape[2]
-        num_kernels = tensors.attention.shape[1]
-        sizes = (
-            images.start, images.stop - images.start, len(tensors.attention) == 1, *self._kernel_shape, self._groups,
-            num_taps, num_kernels, tensors.group_index.itemsize, self._num_parts,
-        )  # fmt: skip
-        return (ctypes.c_int64 * len(sizes))(*sizes)
-
-    def _memory(self, sizes: ctypes.Array) -> Tensor:
-        return scratch_memory("native", 4 * self._library.fdconv_kernels_scratch(sizes))
+    def _prepare(self, images: slice) -> Tensor:
+        """Set the images that the next call is about, and return scratch memory for it, to keep alive during it."""
+        self._sizes[:2] = images.start, images.stop - images.start
+        return scratch_memory("native", 4 * self._library.fdconv_kernels_scratch(self._sizes))
 
 
 def _pointers(tensors: KernelTensors) -> ctypes.Array:

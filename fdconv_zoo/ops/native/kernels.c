@@ -177,7 +177,7 @@ INLINE mask load_groups(const kernel_job *job, int64_t at, int64_t count) {
 INLINE void prefetch_bins(const float *from, int64_t row_floats) {
     const char *ahead = (const char *)(from + 8 * row_floats);
     for (size_t byte = 0; byte < sizeof(complex_lanes); byte += 64)
-        __builtin_prefetch(ahead + byte);
+        __builtin_prefetch(ahead + byte, 0, 0);
 }
 
 /* ---- Forward, first pass: weigh the coefficients and transform the columns of the spectrum ---- */
