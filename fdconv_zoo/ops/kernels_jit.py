@@ -90,18 +90,16 @@ def _join_quarters(first, second, third, fourth):
 
 @triton.jit
 def _split_columns(vectors, WIDTH: tl.constexpr):
-    """A tensor (ROWS, channels) for each column of taps, from vectors at :func:`_vector_offsets`."""
+    """A tensor (ROWS, channels) for each column of taps, from its vectors, see :func:`_vector`."""
     if WIDTH == 1:
         return vectors
     elements = ()
     for vector in tl.static_range(WIDTH):
-        elements = elements + _quarters(vectors[vector])
+        elements += _quarters(vectors[vector])
     columns = ()
     for col in tl.static_range(WIDTH):
-        columns = columns + (
-            _join_quarters(
-                elements[col], elements[WIDTH + col], elements[2 * WIDTH + col], elements[3 * WIDTH + col]
-            ),
+        columns += (
+            _join_quarters(elements[col], elements[WIDTH + col], elements[2 * WIDTH + col], elements[3 * WIDTH + col]),
         )
     return columns
 
@@ -113,10 +111,10 @@ def _join_columns(columns, WIDTH: tl.constexpr):
         return columns
     elements = ()
     for col in tl.static_range(WIDTH):
-        elements = elements + _quarters(columns[col])
+        elements += _quarters(columns[col])
     vectors = ()
     for start in tl.static_range(0, 4 * WIDTH, 4):
-        vectors = vectors + (
+        vectors += (
             _join_quarters(
                 elements[start % WIDTH * 4 + start // WIDTH],
                 elements[(start + 1) % WIDTH * 4 + (start + 1) // WIDTH],
@@ -128,10 +126,15 @@ def _join_columns(columns, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _vector_offsets(col_block, vector, WIDTH: tl.constexpr, COLS: tl.constexpr):
-    """Places in a plane's row of a vector: 4 channels have 4 * WIDTH elements in a row, which are WIDTH times 4."""
+def _vector(vector, row, row_mask, col_block, in_channels, WIDTH: tl.constexpr, COLS: tl.constexpr):
+    """Places in a plane, (ROWS, COLS), and which of them there are.
+
+    Of 4 channels, which have 4 * WIDTH elements in a row, a vector has 4: each thread reads memory in order.
+    """
     channel = tl.arange(0, COLS)
-    return col_block * (COLS * WIDTH) + channel // 4 * (4 * WIDTH) + 4 * vector + channel % 4
+    place = col_block * (COLS * WIDTH) + channel // 4 * (4 * WIDTH) + 4 * vector + channel % 4
+    mask = row_mask[:, None] & (place < in_channels * WIDTH)[None, :]
+    return (row * (in_channels * WIDTH))[:, None] + place[None, :], mask
 
 
 @triton.jit
@@ -149,7 +152,7 @@ def _load_windows(pointers, mask, tap_stride, TAPS: tl.constexpr):
     """A tensor (1, COLS) for each tap."""
     windows = ()
     for tap in tl.static_range(TAPS):
-        windows = windows + (tl.load(pointers + tap * tap_stride, mask=mask, other=0.0)[None, :],)
+        windows += (tl.load(pointers + tap * tap_stride, mask=mask, other=0.0)[None, :],)
     return windows
 
 
@@ -158,7 +161,7 @@ def _load_taps(pointers, mask, TAPS: tl.constexpr):
     """A tensor (ROWS, 1) for each tap."""
     taps = ()
     for tap in tl.static_range(TAPS):
-        taps = taps + (tl.load(pointers + tap, mask=mask, other=0.0)[:, None],)
+        taps += (tl.load(pointers + tap, mask=mask, other=0.0)[:, None],)
     return taps
 
 
@@ -177,7 +180,7 @@ def _stack(tensors, ROWS: tl.constexpr, LEVELS: tl.constexpr):
     for level in tl.static_range(LEVELS):
         joined = ()
         for left in tl.static_range(1 << (LEVELS - level - 1)):
-            joined = joined + (tl.join(tensors[left], tensors[left + (1 << (LEVELS - level - 1))]),)
+            joined += (tl.join(tensors[left], tensors[left + (1 << (LEVELS - level - 1))]),)
         tensors = joined
     return tl.reshape(tensors[0], [ROWS, 1 << LEVELS])
 
@@ -218,10 +221,8 @@ def modulate(plane, taps, windows, channel_factors, filter_factors, spatial_fact
             left *= tl.load(filter_factors + image * (rows // HEIGHT) + row // HEIGHT, mask=row_mask, other=0.0)
         vectors = ()
         for vector in tl.static_range(WIDTH):
-            offset = _vector_offsets(col_block, vector, WIDTH, COLS)[None, :]
-            vector_mask = row_mask[:, None] & (offset < in_channels * WIDTH)
-            pointers = plane + (row * (in_channels * WIDTH))[:, None] + offset
-            vectors = vectors + (tl.load(pointers, mask=vector_mask, other=0.0),)
+            place, vector_mask = _vector(vector, row, row_mask, col_block, in_channels, WIDTH, COLS)
+            vectors += (tl.load(plane + place, mask=vector_mask, other=0.0),)
         columns = _split_columns(vectors, WIDTH)
         for col in tl.static_range(WIDTH):
             factors = left
@@ -274,7 +275,7 @@ def modulate_backward(plane, grad, taps, windows, channel_factors, filter_factor
     product_sums = tl.zeros([ROWS, COLS], tl.float32)
     logit_sums = ()
     for _ in tl.static_range(TAPS):
-        logit_sums = logit_sums + (tl.zeros([ROWS, COLS], tl.float32),)
+        logit_sums += (tl.zeros([ROWS, COLS], tl.float32),)
     for step in range(first, last):
         row = step * ROWS + tl.arange(0, ROWS)
         row_mask = row < rows_of_group
@@ -286,13 +287,11 @@ def modulate_backward(plane, grad, taps, windows, channel_factors, filter_factor
         vectors = ()
         grads = ()
         for col in tl.static_range(WIDTH):
-            offset = _vector_offsets(col_block, col, WIDTH, COLS)[None, :]
-            vector_mask = row_mask[:, None] & (offset < in_channels * WIDTH)
-            pointers = plane + (row * (in_channels * WIDTH))[:, None] + offset
-            vectors = vectors + (tl.load(pointers, mask=vector_mask, other=0.0),)
+            place, vector_mask = _vector(col, row, row_mask, col_block, in_channels, WIDTH, COLS)
+            vectors += (tl.load(plane + place, mask=vector_mask, other=0.0),)
             row_offset = (row // HEIGHT) * grad_filter + (row % HEIGHT) * grad_row + col * grad_col
             grad_pointers = grad + row_offset[:, None] + (channel * grad_channel)[None, :]
-            grads = grads + (tl.load(grad_pointers, mask=mask, other=0.0).to(tl.float32),)
+            grads += (tl.load(grad_pointers, mask=mask, other=0.0).to(tl.float32),)
         columns = _split_columns(vectors, WIDTH)
         grad_columns = ()
         for col in tl.static_range(WIDTH):
@@ -310,11 +309,11 @@ def modulate_backward(plane, grad, taps, windows, channel_factors, filter_factor
                 sums = ()
                 new_sums = ()
                 for tap in tl.static_range(TAPS):
-                    sums = sums + (tl.sum(grad_logits * window_values[tap], 1),)
-                    new_sums = new_sums + (logit_sums[tap] + grad_logits * tap_values[tap],)
+                    sums += (tl.sum(grad_logits * window_values[tap], 1),)
+                    new_sums += (logit_sums[tap] + grad_logits * tap_values[tap],)
                 logit_sums = new_sums
                 for _ in tl.static_range(TAPS, 1 << LEVELS):
-                    sums = sums + (tl.zeros([ROWS], tl.float32),)
+                    sums += (tl.zeros([ROWS], tl.float32),)
                 tap = tl.arange(0, 1 << LEVELS)[None, :]
                 share_mask = row_mask[:, None] & (tap < TAPS)
                 tl.store(tap_shares + tap_row[:, None] * TAPS + tap, _stack(sums, ROWS, LEVELS), mask=share_mask)
@@ -324,13 +323,11 @@ def modulate_backward(plane, grad, taps, windows, channel_factors, filter_factor
                 tl.store(row_shares + tap_row, tl.sum(product, 1), mask=row_mask)
             if CHANNEL:
                 product_sums += product
-            grad_columns = grad_columns + (grad_column,)
+            grad_columns += (grad_column,)
         vectors = _join_columns(grad_columns, WIDTH)
         for vector in tl.static_range(WIDTH):
-            offset = _vector_offsets(col_block, vector, WIDTH, COLS)[None, :]
-            vector_mask = row_mask[:, None] & (offset < in_channels * WIDTH)
-            pointers = grad_plane + (row * (in_channels * WIDTH))[:, None] + offset
-            tl.store(pointers, vectors[vector], mask=vector_mask)
+            place, vector_mask = _vector(vector, row, row_mask, col_block, in_channels, WIDTH, COLS)
+            tl.store(grad_plane + place, vectors[vector], mask=vector_mask)
     for tap in tl.static_range(TAPS):
         tl.store(col_shares + tap * in_channels + channel, tl.sum(logit_sums[tap], 0), mask=channel_mask)
     if CHANNEL:
@@ -469,8 +466,8 @@ def spectrum_backward(grad, spectrum, group_index, attention, grad_spectrum, sha
     """From the spectra (B, R, half, 2) of the planes' gradients to those of D and, in ``shares``, of attention.
 
     ``shares`` (blocks, B, n) has each program's sum over its coefficients of every group; blocks are ``share_size``
-    elements apart. Where there are more than IMAGES images, the thread that has written a sum for D adds the next to it.
-    DTYPE: of what tensor cores multiply.
+    elements apart. Where there are more than IMAGES images, the thread that has written a sum for D adds the next to
+    it. DTYPE: of what tensor cores multiply.
 
     Grid: blocks of ``steps * BLOCK`` coefficients, blocks of groups.
     """

@@ -29,6 +29,7 @@ _IMAGES_OF_PROGRAM = 16  # in the sums over coefficients: tensor cores multiply 
 _COEFFICIENTS = 128  # of a step of those sums
 _WARPS = 2112  # which a large GPU runs at once: 16 on each of 132 multiprocessors
 _MOST_STEPS = 32
+_AT_ONCE = {} if torch.version.hip else {"maxnreg": 168}  # three programs of 128 threads on a multiprocessor of CUDA
 
 
 class _Blocks(NamedTuple):
@@ -78,7 +79,7 @@ class _Gradients:
         self.grad_spectrum = torch.empty_like(tensors.spectrum)
         self.grad_attention = torch.empty_like(tensors.attention)
         self.coefficients = math.prod(tensors.spectrum.shape[:2])
-        self.steps = min(cdiv(self.coefficients, _COEFFICIENTS * _WARPS // 2), 16)
+        self.steps = min(cdiv(self.coefficients, _COEFFICIENTS * _WARPS // 2), _MOST_STEPS)
         programs = cdiv(self.coefficients, _COEFFICIENTS * self.steps)
         self.attention_shares = self._empty(programs, *tensors.attention.shape)
 
@@ -172,7 +173,7 @@ class _Gradients:
             # The interpreter does not multiply bfloat16.
             DTYPE=tl.float32 if is_interpreted() else tl.bfloat16,
             num_stages=1,  # more take the memory of programs that hide waiting better
-            maxnreg=168,  # three programs a multiprocessor
+            **_AT_ONCE,
         )
 
     def _finish(self) -> list[Tensor | None]:
