@@ -117,6 +117,9 @@ KERNELS = {
     "1x1, stride": (2, 5, 4, ((1, 1), (2, 1), (0, 0), (1, 1), 1), 4, 3, {}),
     "1x1, stride, channels_last": (2, 5, 4, ((1, 1), (2, 1), (0, 0), (1, 1), 1), 4, 3, {"layout": "channels_last"}),
     "1x1, several blocks": (2, 70, 66, ONE, 64, 5, {}),
+    "1x1, blocks of several steps": (2, 38, 20, ONE, 9, 5, {"steps": 3}),
+    "1x1, 18 images, 17 at once": (18, 38, 20, ONE, 9, 1, {"steps": 3, "chunk": 17 * 38 * 20}),
+    "3x3, blocks of several steps": (2, 13, 20, THREE, 70, 15, {"steps": 3}),
     "1x1, 300 kernels": (2, 40, 30, ONE, 300, 3, {}),
     "1x1, odd": (2, 6, 5, ONE, 4, 3, {}),
     "1x1, groups": (2, 6, 2, ((1, 1), (1, 1), (0, 0), (1, 1), 2), 4, 3, {}),
@@ -154,6 +157,9 @@ def test_kernels_match_plain_operations(case, monkeypatch):
     batch, out_channels, in_channels, sizes, num_kernels, num_taps, special = KERNELS[case]
     if "chunk" in special:
         monkeypatch.setattr(kernels_triton, "_ELEMENTS_AT_ONCE", special["chunk"])
+    if "steps" in special:
+        monkeypatch.setattr(kernels_triton, "_WARPS", 2)
+        monkeypatch.setattr(kernels_triton, "_MOST_STEPS", special["steps"])
     geometry, dtype = Geometry(*sizes), special.get("dtype", torch.float32)
     kernel_shape = (out_channels, in_channels, *geometry.kernel_size)
     tensors = random_tensors(

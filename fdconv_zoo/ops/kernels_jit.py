@@ -73,162 +73,277 @@ def weigh(spectrum, group_index, attention, out, rows, half, num_groups, images,
 
 
 @triton.jit
-def _block(group, rows_of_group, in_channels, col_blocks, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """The block of program 0: its rows, counted from the group's first, and its input channels."""
-    block = tl.program_id(0) % (tl.cdiv(rows_of_group, ROWS) * col_blocks)
-    row = (block // col_blocks) * ROWS + tl.arange(0, ROWS)
-    channel = (block % col_blocks) * COLS + tl.arange(0, COLS)
-    return row, channel
+def _quarters(x):
+    """Every fourth column of x, four tensors; a thread has four columns in a row, so nothing is exchanged."""
+    even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 4, 2, 2]))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
 
 
 @triton.jit
-def _logits(taps, windows, tap_row, tap_mask, window, window_mask, tap_stride, TAPS: tl.constexpr, ROWS: tl.constexpr,
-            COLS: tl.constexpr):  # fmt: skip
-    """The local branch's, (ROWS, COLS)."""
-    logits = tl.zeros([ROWS, COLS], tl.float32)
+def _join_quarters(first, second, third, fourth):
+    """The opposite of :func:`_quarters`."""
+    pairs = tl.join(tl.join(first, third), tl.join(second, fourth))
+    return tl.reshape(pairs, [first.shape[0], 4 * first.shape[1]])
+
+
+@triton.jit
+def _split_columns(vectors, WIDTH: tl.constexpr):
+    """A tensor (ROWS, channels) for each column of taps, from its vectors, see :func:`_vector`."""
+    if WIDTH == 1:
+        return vectors
+    elements = ()
+    for vector in tl.static_range(WIDTH):
+        elements += _quarters(vectors[vector])
+    columns = ()
+    for col in tl.static_range(WIDTH):
+        columns += (
+            _join_quarters(elements[col], elements[WIDTH + col], elements[2 * WIDTH + col], elements[3 * WIDTH + col]),
+        )
+    return columns
+
+
+@triton.jit
+def _join_columns(columns, WIDTH: tl.constexpr):
+    """The opposite of :func:`_split_columns`."""
+    if WIDTH == 1:
+        return columns
+    elements = ()
+    for col in tl.static_range(WIDTH):
+        elements += _quarters(columns[col])
+    vectors = ()
+    for start in tl.static_range(0, 4 * WIDTH, 4):
+        vectors += (
+            _join_quarters(
+                elements[start % WIDTH * 4 + start // WIDTH],
+                elements[(start + 1) % WIDTH * 4 + (start + 1) // WIDTH],
+                elements[(start + 2) % WIDTH * 4 + (start + 2) // WIDTH],
+                elements[(start + 3) % WIDTH * 4 + (start + 3) // WIDTH],
+            ),
+        )
+    return vectors
+
+
+@triton.jit
+def _vector(vector, row, row_mask, col_block, in_channels, WIDTH: tl.constexpr, COLS: tl.constexpr):
+    """Places in a plane, (ROWS, COLS), and which of them there are.
+
+    Of 4 channels, which have 4 * WIDTH elements in a row, a vector has 4: each thread reads memory in order.
+    """
+    channel = tl.arange(0, COLS)
+    place = col_block * (COLS * WIDTH) + channel // 4 * (4 * WIDTH) + 4 * vector + channel % 4
+    mask = row_mask[:, None] & (place < in_channels * WIDTH)[None, :]
+    return (row * (in_channels * WIDTH))[:, None] + place[None, :], mask
+
+
+@triton.jit
+def _block(rows_of_group, row_blocks, col_blocks, steps, ROWS: tl.constexpr):
+    """The block of program 0: group, row block, column block, and its tiles of rows, from the first to the last."""
+    block = tl.program_id(0)
+    row_block = block // col_blocks % row_blocks
+    first = row_block * steps
+    last = tl.minimum(first + steps, tl.cdiv(rows_of_group, ROWS))
+    return block // (col_blocks * row_blocks), row_block, block % col_blocks, first, last
+
+
+@triton.jit
+def _load_windows(pointers, mask, tap_stride, TAPS: tl.constexpr):
+    """A tensor (1, COLS) for each tap."""
+    windows = ()
     for tap in tl.static_range(TAPS):
-        left = tl.load(taps + tap_row * TAPS + tap, mask=tap_mask, other=0.0)
-        right = tl.load(windows + window + tap * tap_stride, mask=window_mask, other=0.0)
-        logits += left[:, None] * right[None, :]
-    return logits
+        windows += (tl.load(pointers + tap * tap_stride, mask=mask, other=0.0)[None, :],)
+    return windows
 
 
-@triton.jit(do_not_specialize=["col_blocks"])
+@triton.jit
+def _load_taps(pointers, mask, TAPS: tl.constexpr):
+    """A tensor (ROWS, 1) for each tap."""
+    taps = ()
+    for tap in tl.static_range(TAPS):
+        taps += (tl.load(pointers + tap, mask=mask, other=0.0)[:, None],)
+    return taps
+
+
+@triton.jit
+def _gate(taps, windows, TAPS: tl.constexpr):
+    """The sigmoid of the local branch's logits, (ROWS, COLS)."""
+    logits = taps[0] * windows[0]
+    for tap in tl.static_range(1, TAPS):
+        logits += taps[tap] * windows[tap]
+    return tl.sigmoid(logits)
+
+
+@triton.jit
+def _stack(tensors, ROWS: tl.constexpr, LEVELS: tl.constexpr):
+    """Tensors (ROWS,), of which there are 2**LEVELS, as one (ROWS, 2**LEVELS)."""
+    for level in tl.static_range(LEVELS):
+        joined = ()
+        for left in tl.static_range(1 << (LEVELS - level - 1)):
+            joined += (tl.join(tensors[left], tensors[left + (1 << (LEVELS - level - 1))]),)
+        tensors = joined
+    return tl.reshape(tensors[0], [ROWS, 1 << LEVELS])
+
+
+@triton.jit(do_not_specialize=["row_blocks", "col_blocks", "steps"])
 def modulate(plane, taps, windows, channel_factors, filter_factors, spatial_factors, out,
-             groups, rows_of_group, in_channels, col_blocks, plane_stride,
+             groups, rows_of_group, in_channels, row_blocks, col_blocks, steps, plane_stride,
              window_image, window_group, window_channel, window_tap,
              out_image, out_filter, out_channel, out_row, out_col,
              HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, CHANNEL: tl.constexpr,
              FILTER: tl.constexpr, SPATIAL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
     """Planes times all modulators, as kernels of any strides and dtype.
 
+    A program has COLS input channels of a group and goes through ``steps`` tiles of ROWS rows.
+
     Grid: blocks of each group's rows and input channels, images.
     """
     image = tl.program_id(1)
-    group = tl.program_id(0) // (tl.cdiv(rows_of_group, ROWS) * col_blocks)
-    row, channel = _block(group, rows_of_group, in_channels, col_blocks, ROWS, COLS)
-    row_mask = row < rows_of_group
+    group, _, col_block, first, last = _block(rows_of_group, row_blocks, col_blocks, steps, ROWS)
+    channel = col_block * COLS + tl.arange(0, COLS)
     channel_mask = channel < in_channels
-    mask = row_mask[:, None] & channel_mask[None, :]
-    row += group * rows_of_group
+    rows = groups * rows_of_group
     plane += image.to(tl.int64) * plane_stride
     out += image.to(tl.int64) * out_image
-    window = image * window_image + group * window_group + channel * window_channel
-    left = tl.full([ROWS], 1.0, tl.float32)
     right = tl.full([COLS], 1.0, tl.float32)
-    if FILTER:
-        left *= tl.load(filter_factors + image * (groups * rows_of_group // HEIGHT) + row // HEIGHT, mask=row_mask)
     if CHANNEL:
-        right *= tl.load(channel_factors + (image * groups + group) * in_channels + channel, mask=channel_mask)
-    for col in range(WIDTH):
-        values = tl.load(plane + row[:, None] * (in_channels * WIDTH) + (channel * WIDTH + col)[None, :], mask=mask)
-        if TAPS:
-            logits = _logits(taps, windows, row * WIDTH + col, row_mask, window, channel_mask, window_tap,
-                             TAPS, ROWS, COLS)  # fmt: skip
-            values *= 2 * tl.sigmoid(logits)
-        factors = left
-        if SPATIAL:
-            factors *= tl.load(spatial_factors + (image * HEIGHT + row % HEIGHT) * WIDTH + col)
-        values *= factors[:, None] * right[None, :]
-        row_offset = (row // HEIGHT) * out_filter + (row % HEIGHT) * out_row + col * out_col
-        pointers = out + row_offset[:, None] + (channel * out_channel)[None, :]
-        tl.store(pointers, values.to(out.dtype.element_ty), mask=mask)
+        channel_factors += (image * groups + group) * in_channels
+        right *= tl.load(channel_factors + channel, mask=channel_mask, other=0.0)
+    window = image * window_image + group * window_group + channel * window_channel
+    window_values = _load_windows(windows + window, channel_mask, window_tap, TAPS)
+    for step in range(first, last):
+        row = step * ROWS + tl.arange(0, ROWS)
+        row_mask = row < rows_of_group
+        mask = row_mask[:, None] & channel_mask[None, :]
+        row += group * rows_of_group
+        left = tl.full([ROWS], 1.0, tl.float32)
+        if FILTER:
+            left *= tl.load(filter_factors + image * (rows // HEIGHT) + row // HEIGHT, mask=row_mask, other=0.0)
+        vectors = ()
+        for vector in tl.static_range(WIDTH):
+            place, vector_mask = _vector(vector, row, row_mask, col_block, in_channels, WIDTH, COLS)
+            vectors += (tl.load(plane + place, mask=vector_mask, other=0.0),)
+        columns = _split_columns(vectors, WIDTH)
+        for col in tl.static_range(WIDTH):
+            factors = left
+            if SPATIAL:
+                factors *= tl.load(spatial_factors + (image * HEIGHT + row % HEIGHT) * WIDTH + col)
+            values = columns[col] * (factors[:, None] * right[None, :])
+            if TAPS:
+                tap_values = _load_taps(taps + (row * WIDTH + col) * TAPS, row_mask, TAPS)
+                values *= 2 * _gate(tap_values, window_values, TAPS)
+            row_offset = (row // HEIGHT) * out_filter + (row % HEIGHT) * out_row + col * out_col
+            out_pointers = out + row_offset[:, None] + (channel * out_channel)[None, :]
+            tl.store(out_pointers, values.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["col_blocks"])
+@triton.jit(do_not_specialize=["row_blocks", "col_blocks", "steps"])
 def modulate_backward(plane, grad, taps, windows, channel_factors, filter_factors, spatial_factors,
-                      grad_plane, row_sums, col_sums,
-                      groups, rows_of_group, in_channels, col_blocks, plane_stride,
+                      grad_plane, tap_shares, row_shares, col_shares,
+                      groups, rows_of_group, in_channels, row_blocks, col_blocks, steps, plane_stride,
                       window_image, window_group, window_channel, window_tap,
                       grad_image, grad_filter, grad_channel, grad_row, grad_col,
                       HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, CHANNEL: tl.constexpr,
                       FILTER: tl.constexpr, SPATIAL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-                      TERMS: tl.constexpr):  # fmt: skip
-    """The gradient of the planes, and each block's share of what :func:`finish` sums up.
+                      LEVELS: tl.constexpr):  # fmt: skip
+    """The gradient of the planes, and each program's share of what :func:`finish` sums up.
 
-    With P = K * dL/dK: ``row_sums`` (B, col_blocks, T + 1, R*b) is of dL/dlogit times each tap's window, and of P;
-    ``col_sums`` (B, G, row_blocks * b, T + 1, I) is of dL/dlogit times each tap, and of P. The last of T + 1 is there
-    where a factor needs it. ``grad_plane`` may be the plane itself. The sums for all taps are two products, with the
-    taps and windows filled up to TERMS; float32 factors are split into two of tf32 each, which has float32's accuracy.
+    With P = K * dL/dK: ``tap_shares`` (B, col_blocks, R*b, T) is of dL/dlogit times each tap's window, ``row_shares``
+    (B, col_blocks, R*b) of P, both summed over channels; ``col_shares`` (B, G, row_blocks, T + 1, I) is of dL/dlogit
+    times each tap and, last, of P, summed over rows. What no factor needs is left out. ``grad_plane`` may be the plane
+    itself. Sums over rows are collected in each thread, and exchanged once, at the end. 2**LEVELS is at least T.
 
-    Grid: as of :func:`modulate`.
+    Blocks and grid: as of :func:`modulate`.
     """
     image = tl.program_id(1)
-    row_blocks = tl.cdiv(rows_of_group, ROWS)
-    group = tl.program_id(0) // (row_blocks * col_blocks)
-    row, channel = _block(group, rows_of_group, in_channels, col_blocks, ROWS, COLS)
-    row_mask = row < rows_of_group
+    group, row_block, col_block, first, last = _block(rows_of_group, row_blocks, col_blocks, steps, ROWS)
+    channel = col_block * COLS + tl.arange(0, COLS)
     channel_mask = channel < in_channels
-    mask = row_mask[:, None] & channel_mask[None, :]
-    row += group * rows_of_group
     rows = groups * rows_of_group
     plane += image.to(tl.int64) * plane_stride
     grad += image.to(tl.int64) * grad_image
     grad_plane += image.to(tl.int64) * (rows * in_channels * WIDTH)
-    window = image * window_image + group * window_group + channel * window_channel
-    row_block = (tl.program_id(0) // col_blocks) % row_blocks
-    col_block = tl.program_id(0) % col_blocks
-    num_row_sums = TAPS + (1 if FILTER or SPATIAL else 0)
-    num_col_sums = TAPS + CHANNEL
-    row_sums += (image * col_blocks + col_block) * (num_row_sums * rows * WIDTH)
-    col_sums += ((image * groups + group) * row_blocks + row_block) * (WIDTH * num_col_sums * in_channels)
-    left = tl.full([ROWS], 1.0, tl.float32)
+    tap_shares += (image * col_blocks + col_block) * (rows * WIDTH * TAPS)
+    row_shares += (image * col_blocks + col_block) * (rows * WIDTH)
+    col_shares += ((image * groups + group) * row_blocks + row_block) * ((TAPS + CHANNEL) * in_channels)
     right = tl.full([COLS], 1.0, tl.float32)
-    if FILTER:
-        left *= tl.load(filter_factors + image * (rows // HEIGHT) + row // HEIGHT, mask=row_mask, other=0.0)
     if CHANNEL:
-        right *= tl.load(
-            channel_factors + (image * groups + group) * in_channels + channel, mask=channel_mask, other=0.0
-        )
-    tap = tl.arange(0, TERMS)
-    tap_mask = (tap < TAPS)[None, :]
-    if TAPS:
-        window_values = tl.load(windows + window[:, None] + tap[None, :] * window_tap,
-                                mask=channel_mask[:, None] & tap_mask, other=0.0)  # fmt: skip
-    for col in range(WIDTH):
-        offsets = row[:, None] * (in_channels * WIDTH) + (channel * WIDTH + col)[None, :]
-        values = tl.load(plane + offsets, mask=mask, other=0.0)
-        row_offset = (row // HEIGHT) * grad_filter + (row % HEIGHT) * grad_row + col * grad_col
-        grad_pointers = grad + row_offset[:, None] + (channel * grad_channel)[None, :]
-        grads = tl.load(grad_pointers, mask=mask, other=0.0).to(tl.float32)
-        factors = left
-        if SPATIAL:
-            factors *= tl.load(spatial_factors + (image * HEIGHT + row % HEIGHT) * WIDTH + col)
-        grads *= factors[:, None] * right[None, :]
-        tap_row = row * WIDTH + col
-        if TAPS:
-            tap_values = tl.load(taps + tap_row[:, None] * TAPS + tap[None, :],
-                                 mask=row_mask[:, None] & tap_mask, other=0.0)  # fmt: skip
-            gate = tl.sigmoid(tl.dot(tap_values, tl.trans(window_values), input_precision="tf32x3"))
-            grads *= 2 * gate
-            product = values * grads
-            grad_logits = product * (1 - gate)
-            sums = tl.dot(grad_logits, window_values, input_precision="tf32x3")
-            pointers = row_sums + tap[None, :] * (rows * WIDTH) + tap_row[:, None]
-            tl.store(pointers, sums, mask=row_mask[:, None] & tap_mask)
-            sums_of_rows = tl.dot(tl.trans(grad_logits), tap_values, input_precision="tf32x3")
-            pointers_of_rows = col_sums + (col * num_col_sums + tap[None, :]) * in_channels + channel[:, None]
-            tl.store(pointers_of_rows, sums_of_rows, mask=channel_mask[:, None] & tap_mask)
-        else:
-            product = values * grads
-        tl.store(grad_plane + offsets, grads, mask=mask)
-        if FILTER or SPATIAL:
-            tl.store(row_sums + TAPS * (rows * WIDTH) + tap_row, tl.sum(product, 1), mask=row_mask)
-        if CHANNEL:
-            products = col_sums + (col * num_col_sums + TAPS) * in_channels + channel
-            tl.store(products, tl.sum(product, 0), mask=channel_mask)
+        channel_factors += (image * groups + group) * in_channels
+        right *= tl.load(channel_factors + channel, mask=channel_mask, other=0.0)
+    window = image * window_image + group * window_group + channel * window_channel
+    window_values = _load_windows(windows + window, channel_mask, window_tap, TAPS)
+    product_sums = tl.zeros([ROWS, COLS], tl.float32)
+    logit_sums = ()
+    for _ in tl.static_range(TAPS):
+        logit_sums += (tl.zeros([ROWS, COLS], tl.float32),)
+    for step in range(first, last):
+        row = step * ROWS + tl.arange(0, ROWS)
+        row_mask = row < rows_of_group
+        mask = row_mask[:, None] & channel_mask[None, :]
+        row += group * rows_of_group
+        left = tl.full([ROWS], 1.0, tl.float32)
+        if FILTER:
+            left *= tl.load(filter_factors + image * (rows // HEIGHT) + row // HEIGHT, mask=row_mask, other=0.0)
+        vectors = ()
+        grads = ()
+        for col in tl.static_range(WIDTH):
+            place, vector_mask = _vector(col, row, row_mask, col_block, in_channels, WIDTH, COLS)
+            vectors += (tl.load(plane + place, mask=vector_mask, other=0.0),)
+            row_offset = (row // HEIGHT) * grad_filter + (row % HEIGHT) * grad_row + col * grad_col
+            grad_pointers = grad + row_offset[:, None] + (channel * grad_channel)[None, :]
+            grads += (tl.load(grad_pointers, mask=mask, other=0.0).to(tl.float32),)
+        columns = _split_columns(vectors, WIDTH)
+        grad_columns = ()
+        for col in tl.static_range(WIDTH):
+            factors = left
+            if SPATIAL:
+                factors *= tl.load(spatial_factors + (image * HEIGHT + row % HEIGHT) * WIDTH + col)
+            grad_column = grads[col] * (factors[:, None] * right[None, :])
+            tap_row = row * WIDTH + col
+            if TAPS:
+                tap_values = _load_taps(taps + tap_row * TAPS, row_mask, TAPS)
+                gate = _gate(tap_values, window_values, TAPS)
+                grad_column *= 2 * gate
+                product = columns[col] * grad_column
+                grad_logits = product * (1 - gate)
+                sums = ()
+                new_sums = ()
+                for tap in tl.static_range(TAPS):
+                    sums += (tl.sum(grad_logits * window_values[tap], 1),)
+                    new_sums += (logit_sums[tap] + grad_logits * tap_values[tap],)
+                logit_sums = new_sums
+                for _ in tl.static_range(TAPS, 1 << LEVELS):
+                    sums += (tl.zeros([ROWS], tl.float32),)
+                tap = tl.arange(0, 1 << LEVELS)[None, :]
+                share_mask = row_mask[:, None] & (tap < TAPS)
+                tl.store(tap_shares + tap_row[:, None] * TAPS + tap, _stack(sums, ROWS, LEVELS), mask=share_mask)
+            else:
+                product = columns[col] * grad_column
+            if FILTER or SPATIAL:
+                tl.store(row_shares + tap_row, tl.sum(product, 1), mask=row_mask)
+            if CHANNEL:
+                product_sums += product
+            grad_columns += (grad_column,)
+        vectors = _join_columns(grad_columns, WIDTH)
+        for vector in tl.static_range(WIDTH):
+            place, vector_mask = _vector(vector, row, row_mask, col_block, in_channels, WIDTH, COLS)
+            tl.store(grad_plane + place, vectors[vector], mask=vector_mask)
+    for tap in tl.static_range(TAPS):
+        tl.store(col_shares + tap * in_channels + channel, tl.sum(logit_sums[tap], 0), mask=channel_mask)
+    if CHANNEL:
+        tl.store(col_shares + TAPS * in_channels + channel, tl.sum(product_sums, 0), mask=channel_mask)
 
 
 @triton.jit
 def _sum_terms(pointer, offsets, mask, count, inner, outer_stride, inner_stride, TERMS: tl.constexpr,
                BLOCK: tl.constexpr):  # fmt: skip
     """For each offset, the sum of ``count`` terms: ``inner`` at a stride, those again and again at another."""
-    total = tl.zeros([BLOCK], tl.float32)
+    total = tl.zeros([TERMS, BLOCK], tl.float32)
     for start in range(0, count, TERMS):
         term = start + tl.arange(0, TERMS)
         pointers = pointer + (term // inner * outer_stride + term % inner * inner_stride)[:, None] + offsets[None, :]
-        total += tl.sum(tl.load(pointers, mask=(term < count)[:, None] & mask[None, :], other=0.0), 0)
-    return total
+        total += tl.load(pointers, mask=(term < count)[:, None] & mask[None, :], other=0.0)
+    return tl.sum(total, 0)
 
 
 @triton.jit
@@ -238,14 +353,15 @@ def _divide(sums, factors):
 
 
 @triton.jit
-def _finish_cols(block, col_sums, channel_factors, grad_windows, grad_channel, in_channels, count,
+def _finish_cols(block, col_shares, channel_factors, grad_windows, grad_channel, in_channels, row_blocks,
                  TAPS: tl.constexpr, CHANNEL: tl.constexpr, TERMS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    size = (TAPS + CHANNEL) * in_channels  # of one image, group, row block and column of taps
+    size = (TAPS + CHANNEL) * in_channels  # of one image, group and row block
     per_image = tl.cdiv(size, BLOCK)
     image_group = block // per_image
     output = block % per_image * BLOCK + tl.arange(0, BLOCK)
     mask = output < size
-    sums = _sum_terms(col_sums + image_group * (count * size), output, mask, count, 1, size, 0, TERMS, BLOCK)
+    pointer = col_shares + image_group * (row_blocks * size)
+    sums = _sum_terms(pointer, output, mask, row_blocks, 1, size, 0, TERMS, BLOCK)
     tap = output // in_channels
     position = image_group * in_channels + output % in_channels
     if TAPS:
@@ -257,22 +373,14 @@ def _finish_cols(block, col_sums, channel_factors, grad_windows, grad_channel, i
 
 
 @triton.jit
-def _finish_taps(block, row_sums, grad_taps, elements, row_size, count, TAPS: tl.constexpr, TERMS: tl.constexpr,
-                 BLOCK: tl.constexpr):  # fmt: skip
-    output = block * BLOCK + tl.arange(0, BLOCK)
-    mask = output < TAPS * elements
-    sums = _sum_terms(row_sums, output, mask, count, 1, row_size, 0, TERMS, BLOCK)
-    tl.store(grad_taps + output % elements * TAPS + output // elements, sums, mask=mask)
-
-
-@triton.jit
-def _finish_filter(block, row_sums, filter_factors, grad_filter, out_channels, row_size, col_blocks,
+def _finish_filter(block, row_shares, filter_factors, grad_filter, out_channels, col_blocks,
                    SIZE: tl.constexpr, TERMS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     per_image = tl.cdiv(out_channels, BLOCK)
     image = block // per_image
     output = block % per_image * BLOCK + tl.arange(0, BLOCK)
     mask = output < out_channels
-    pointer = row_sums + image * (col_blocks * row_size)
+    row_size = out_channels * SIZE  # of one image and column block
+    pointer = row_shares + image * (col_blocks * row_size)
     sums = _sum_terms(pointer, output * SIZE, mask, col_blocks * SIZE, SIZE, row_size, 1, TERMS, BLOCK)
     position = image * out_channels + output
     factors = tl.load(filter_factors + position, mask=mask, other=1.0)
@@ -280,114 +388,118 @@ def _finish_filter(block, row_sums, filter_factors, grad_filter, out_channels, r
 
 
 @triton.jit
-def _finish_spatial(block, row_sums, spatial_factors, grad_spatial, out_channels, row_size, col_blocks,
+def _finish_spatial(block, row_shares, spatial_factors, grad_spatial, out_channels, col_blocks,
                     SIZE: tl.constexpr, TERMS: tl.constexpr):  # fmt: skip
     one = tl.arange(0, 1)
-    pointer = row_sums + block // SIZE * (col_blocks * row_size)
     count = col_blocks * out_channels
-    sums = _sum_terms(pointer, block % SIZE + one, one == 0, count, out_channels, row_size, SIZE, TERMS, 1)
+    pointer = row_shares + block // SIZE * (count * SIZE)
+    sums = _sum_terms(pointer, block % SIZE + one, one == 0, count, count, 0, SIZE, TERMS, 1)
     factors = tl.load(spatial_factors + block + one)
     tl.store(grad_spatial + block + one, _divide(sums, factors))
 
 
 @triton.jit
-def _finish_attention(block, shares, grad_attention, size, count, TERMS: tl.constexpr, BLOCK: tl.constexpr):
+def _finish_sum(block, shares, gradient, size, count, TERMS: tl.constexpr, BLOCK: tl.constexpr):
+    """``gradient`` as the sum of ``count`` shares of its size."""
     output = block * BLOCK + tl.arange(0, BLOCK)
     mask = output < size
-    sums = _sum_terms(shares, output, mask, count, 1, size, 0, TERMS, BLOCK)
-    tl.store(grad_attention + output, sums, mask=mask)
+    tl.store(gradient + output, _sum_terms(shares, output, mask, count, 1, size, 0, TERMS, BLOCK), mask=mask)
 
 
 @triton.jit(do_not_specialize=["images", "row_blocks", "col_blocks", "share_size", "share_blocks"])
-def finish(row_sums, col_sums, shares, channel_factors, filter_factors, spatial_factors,
+def finish(tap_shares, row_shares, col_shares, attention_shares, channel_factors, filter_factors, spatial_factors,
            grad_taps, grad_windows, grad_channel, grad_filter, grad_spatial, grad_attention,
            images, groups, rows, in_channels, row_blocks, col_blocks, share_size, share_blocks,
            HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, CHANNEL: tl.constexpr,
-           FILTER: tl.constexpr, SPATIAL: tl.constexpr, TERMS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+           FILTER: tl.constexpr, SPATIAL: tl.constexpr, MANY: tl.constexpr, FEW: tl.constexpr):  # fmt: skip
     """Sum up, for all images, the shares that :func:`modulate_backward` and :func:`spectrum_backward` leave.
 
-    Grid: programs for windows and channel, then for taps, for filter, for spatial, and for attention, 16 each.
+    A program takes MANY outputs of FEW terms at a time, or the other way around, as there are more outputs or terms.
+
+    Grid: programs for windows and channel, then for taps, for filter, for spatial, and for attention.
     """
     block = tl.program_id(0)
     elements = rows * WIDTH
     out_channels = rows // HEIGHT
-    row_size = (TAPS + (1 if FILTER or SPATIAL else 0)) * elements  # of one image and column block
-    products = row_sums + TAPS * elements
-    tap_block = block - images * groups * tl.cdiv((TAPS + CHANNEL) * in_channels, BLOCK)
-    filter_block = tap_block - tl.cdiv(TAPS * elements, BLOCK)
-    spatial_block = filter_block - FILTER * images * tl.cdiv(out_channels, BLOCK)
+    tap_block = block - images * groups * tl.cdiv((TAPS + CHANNEL) * in_channels, MANY)
+    filter_block = tap_block - tl.cdiv(TAPS * elements, FEW)
+    spatial_block = filter_block - FILTER * images * tl.cdiv(out_channels, MANY)
     attention_block = spatial_block - SPATIAL * images * HEIGHT * WIDTH
     if tap_block < 0:
-        _finish_cols(block, col_sums, channel_factors, grad_windows, grad_channel, in_channels, row_blocks * WIDTH,
-                     TAPS, CHANNEL, TERMS, BLOCK)  # fmt: skip
+        _finish_cols(block, col_shares, channel_factors, grad_windows, grad_channel, in_channels, row_blocks,
+                     TAPS, CHANNEL, FEW, MANY)  # fmt: skip
     elif filter_block < 0:
         if TAPS:
-            _finish_taps(tap_block, row_sums, grad_taps, elements, row_size, images * col_blocks, TAPS, TERMS, BLOCK)
+            _finish_sum(tap_block, tap_shares, grad_taps, TAPS * elements, images * col_blocks, MANY, FEW)
     elif spatial_block < 0:
         if FILTER:
-            _finish_filter(filter_block, products, filter_factors, grad_filter, out_channels, row_size, col_blocks,
-                           HEIGHT * WIDTH, TERMS, BLOCK)  # fmt: skip
+            _finish_filter(filter_block, row_shares, filter_factors, grad_filter, out_channels, col_blocks,
+                           HEIGHT * WIDTH, FEW, MANY)  # fmt: skip
     elif attention_block < 0:
         if SPATIAL:
-            _finish_spatial(spatial_block, products, spatial_factors, grad_spatial, out_channels, row_size,
-                            col_blocks, HEIGHT * WIDTH, TERMS * BLOCK // 2)  # fmt: skip
+            _finish_spatial(spatial_block, row_shares, spatial_factors, grad_spatial, out_channels, col_blocks,
+                            HEIGHT * WIDTH, MANY * FEW // 2)  # fmt: skip
     else:
-        _finish_attention(attention_block, shares, grad_attention, share_size, share_blocks, TERMS * BLOCK // 16, 16)
+        _finish_sum(attention_block, attention_shares, grad_attention, share_size, share_blocks, MANY, FEW)
 
 
 @triton.jit
-def _load_gradient(grad, coefficient, half, cols, scale, mask):
-    """Gradients with respect to coefficients, each of which stands for its conjugate, too."""
-    real, imaginary = _load_complex(grad, coefficient, mask)
-    col = coefficient % half
-    counts = tl.where((col == 0) | (2 * col == cols), scale, 2 * scale)
-    return real * counts, imaginary * counts
+def _add_sums_by_group(is_of_group, values, total):
+    """``total`` plus the product of zeros and ones (n, k) with float32 numbers (b, k), (n, b).
+
+    A number is the sum of three of bfloat16, to float32's accuracy, and products of those with 0 and 1 are exact.
+    """
+    high = values.to(is_of_group.dtype)
+    rest = values - high.to(tl.float32)
+    middle = rest.to(is_of_group.dtype)
+    low = (rest - middle.to(tl.float32)).to(is_of_group.dtype)
+    total = tl.dot(is_of_group, tl.trans(low), total)
+    total = tl.dot(is_of_group, tl.trans(middle), total)
+    return tl.dot(is_of_group, tl.trans(high), total)
 
 
 @triton.jit(do_not_specialize=["images", "steps"])
 def spectrum_backward(grad, spectrum, group_index, attention, grad_spectrum, shares,
                       coefficients, half, cols, num_groups, share_size, images, steps, scale,
-                      ACCUMULATE: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr):  # fmt: skip
+                      ACCUMULATE: tl.constexpr, IMAGES: tl.constexpr, BLOCK: tl.constexpr,
+                      GROUPS: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
     """From the spectra (B, R, half, 2) of the planes' gradients to those of D and, in ``shares``, of attention.
 
-    ``shares`` (blocks, B, n) has each block's sum over its coefficients of every group; blocks are ``share_size``
-    elements apart. It is taken by comparison, with an accumulator for every group and coefficient of a step: no
-    atomics, and nothing is exchanged before the end.
+    ``shares`` (blocks, B, n) has each program's sum over its coefficients of every group; blocks are ``share_size``
+    elements apart. Where there are more than IMAGES images, the thread that has written a sum for D adds the next to
+    it. DTYPE: of what tensor cores multiply.
 
-    Grid: blocks of ``steps * BLOCK`` coefficients; images, and one more for the gradients of D; blocks of groups.
+    Grid: blocks of ``steps * BLOCK`` coefficients, blocks of groups.
     """
-    image = tl.program_id(1)
-    first = tl.program_id(0) * steps * BLOCK
-    if image < images:
-        group = tl.program_id(2) * GROUPS + tl.arange(0, GROUPS)
-        own_grad = grad + image.to(tl.int64) * (2 * coefficients)
-        total = tl.zeros([BLOCK, GROUPS], tl.float32)
+    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)[:, None]
+    for start in range(0, images, IMAGES):
+        image = start + tl.arange(0, IMAGES)
+        is_image = image < images
+        total = tl.zeros([GROUPS, IMAGES], tl.float32)
         for step in range(steps):
-            coefficient = first + step * BLOCK + tl.arange(0, BLOCK)
+            coefficient = (tl.program_id(0) * steps + step) * BLOCK + tl.arange(0, BLOCK)
             mask = coefficient < coefficients
-            grad_re, grad_im = _load_gradient(own_grad, coefficient, half, cols, scale, mask)
-            re, im = _load_complex(spectrum, coefficient, mask)
-            index = tl.load(group_index + coefficient, mask=mask, other=0).to(tl.int32)
-            product = grad_re * re + grad_im * im
-            total += tl.where(index[:, None] == group[None, :], product[:, None], 0.0)
-        pointers = shares + tl.program_id(0) * share_size + image * num_groups + group
-        tl.store(pointers, tl.sum(total, 0), mask=group < num_groups)
-    elif tl.program_id(2) == 0:
-        for step in range(steps):
-            place = first + step * BLOCK + tl.arange(0, BLOCK)
-            inside = place < coefficients
-            own_group = tl.load(group_index + place, mask=inside, other=0).to(tl.int32)
-            sum_re = tl.zeros([BLOCK], tl.float32)
-            sum_im = tl.zeros([BLOCK], tl.float32)
-            for one in range(images):
-                one_grad = grad + one * (2 * coefficients)
-                one_re, one_im = _load_gradient(one_grad, place, half, cols, scale, inside)
-                weight = tl.load(attention + one * num_groups + own_group)
-                sum_re += one_re * weight
-                sum_im += one_im * weight
-            pointers_re = grad_spectrum + 2 * place
-            if ACCUMULATE:
-                sum_re += tl.load(pointers_re, mask=inside, other=0.0)
-                sum_im += tl.load(pointers_re + 1, mask=inside, other=0.0)
-            tl.store(pointers_re, sum_re, mask=inside)
-            tl.store(pointers_re + 1, sum_im, mask=inside)
+            col = coefficient % half
+            # A coefficient stands for its conjugate, too.
+            counts = tl.where((col == 0) | (2 * col == cols), scale, 2 * scale)[:, None]
+            pairs = 2 * coefficient[:, None] + tl.arange(0, 2)[None, :]
+            values = tl.load(spectrum + pairs, mask=mask[:, None], other=0.0) * counts
+            own_group = tl.load(group_index + coefficient, mask=mask, other=0).to(tl.int32)
+            number = (tl.program_id(0) * steps + step) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)[None, :]
+            grad_mask = is_image[:, None] & (number < 2 * coefficients)
+            grads = tl.load(grad + (image * (2 * coefficients))[:, None] + number, mask=grad_mask, other=0.0)
+            grads = tl.reshape(grads, [IMAGES, BLOCK, 2])
+            # The real part of gradients times conjugate coefficients.
+            products = tl.sum(grads * values[None, :, :], 2)
+            is_of_group = tl.where(own_group[None, :] == group, 1.0, 0.0).to(DTYPE)
+            total = _add_sums_by_group(is_of_group, products, total)
+            if tl.program_id(1) == 0:
+                # In one dimension: the compiler then gives neighbors, which mostly have one group, to a warp.
+                place = tl.reshape((image * num_groups)[:, None] + own_group[None, :], [IMAGES * BLOCK])
+                weight = tl.load(attention + place, mask=place < images * num_groups, other=0.0)
+                sums = tl.sum(grads * tl.reshape(weight, [IMAGES, BLOCK, 1]), 0) * counts
+                is_added = mask & (start + ACCUMULATE > 0)
+                sums += tl.load(grad_spectrum + pairs, mask=is_added[:, None], other=0.0)
+                tl.store(grad_spectrum + pairs, sums, mask=mask[:, None])
+        share_pointers = shares + tl.program_id(0) * share_size + (image * num_groups)[None, :] + group
+        tl.store(share_pointers, total, mask=is_image[None, :] & (group < num_groups))

@@ -16,22 +16,28 @@ from fdconv_zoo.ops.convolution import Geometry
 from fdconv_zoo.ops.image_convolution import convolve_images, convolve_images_backward, empty_kernels, is_channels_last
 from fdconv_zoo.ops.kernels_plain import DisjointWeights, mix_spectrum
 from fdconv_zoo.ops.operators import KernelShape, KernelTensors, register_convolution
-from fdconv_zoo.ops.triton_support import cdiv, on_device_of, power_of_two, triton, with_fallback
+from fdconv_zoo.ops.triton_support import cdiv, is_interpreted, on_device_of, power_of_two, triton, with_fallback
 
 if triton is not None:
+    import triton.language as tl
+
     from fdconv_zoo.ops import kernels_jit
 
 _ELEMENTS_AT_ONCE = 2**25  # of kernels: 128 MiB in float32
 _IMAGES_AT_ONCE = 64  # one block of the sums over images
-_COEFFICIENTS = 128  # a block of the sums over coefficients
-_ENOUGH_PROGRAMS = 264  # two for each multiprocessor of a large GPU
+_IMAGES_OF_PROGRAM = 16  # in the sums over coefficients: tensor cores multiply no fewer
+_COEFFICIENTS = 128  # of a step of those sums
+_WARPS = 2112  # which a large GPU runs at once: 16 on each of 132 multiprocessors
+_MOST_STEPS = 32
+_AT_ONCE = {} if torch.version.hip else {"maxnreg": 168}  # three programs of 128 threads on a multiprocessor of CUDA
 
 
 class _Blocks(NamedTuple):
-    """How planes are cut into blocks; rows are those of one group."""
+    """How planes are cut into blocks, each a warp's: steps of tiles, one below the other. Rows are those of a group."""
 
-    rows: int
+    rows: int  # of a tile
     cols: int  # input channels
+    steps: int
     row_blocks: int
     col_blocks: int
 
@@ -63,18 +69,19 @@ class _Gradients:
         self.x, self.tensors, self.kernel_shape, self.geometry = x, tensors, kernel_shape, geometry
         _, in_channels, _, width = kernel_shape
         self.num_taps = 0 if tensors.taps is None else tensors.taps.shape[-1]
-        self.num_row_sums = self.num_taps + (tensors.filter is not None or tensors.spatial is not None)
         self.num_col_sums = self.num_taps + (tensors.channel is not None)
-        self.blocks = blocks = _cut(kernel_shape, geometry.groups, len(x), 64, 32)
+        needs_rows = tensors.filter is not None or tensors.spatial is not None
+        self.blocks = blocks = _cut(kernel_shape, geometry.groups, min(len(x), _images_at_once(kernel_shape)))
         elements = len(tensors.spectrum) * width
-        self.row_sums = self._empty(len(x), blocks.col_blocks, self.num_row_sums, elements)
-        self.col_sums = self._empty(len(x), geometry.groups, blocks.row_blocks * width, self.num_col_sums, in_channels)
+        self.tap_shares = self._empty(len(x), blocks.col_blocks, elements, self.num_taps)
+        self.row_shares = self._empty(len(x), blocks.col_blocks, elements * needs_rows)
+        self.col_shares = self._empty(len(x), geometry.groups, blocks.row_blocks, self.num_col_sums, in_channels)
         self.grad_spectrum = torch.empty_like(tensors.spectrum)
         self.grad_attention = torch.empty_like(tensors.attention)
         self.coefficients = math.prod(tensors.spectrum.shape[:2])
-        images = min(len(tensors.attention), _images_at_once(kernel_shape))
-        self.steps = min(max(self.coefficients * images // (_COEFFICIENTS * 8 * _ENOUGH_PROGRAMS), 1), 16)
-        self.shares = self._empty(cdiv(self.coefficients, _COEFFICIENTS * self.steps), *tensors.attention.shape)
+        self.steps = min(cdiv(self.coefficients, _COEFFICIENTS * _WARPS // 2), _MOST_STEPS)
+        programs = cdiv(self.coefficients, _COEFFICIENTS * self.steps)
+        self.attention_shares = self._empty(programs, *tensors.attention.shape)
 
     def run(self, grad: Tensor, needs_x: bool) -> tuple[Tensor | None, KernelTensors]:
         """The gradients of x, if needed, and of all tensors that are there."""
@@ -114,12 +121,15 @@ class _Gradients:
             grad_kernels,
             *_factors(part, planes),
             grad_planes,
-            self.row_sums[images],
-            self.col_sums[images],
+            self.tap_shares[images],
+            self.row_shares[images],
+            self.col_shares[images],
             groups,
             planes.shape[1] // groups,
             self.kernel_shape[1],
+            blocks.row_blocks,
             blocks.col_blocks,
+            blocks.steps,
             0 if is_shared else planes.stride(0),
             *_window_strides(part),
             *grad_kernels.stride(),
@@ -128,9 +138,8 @@ class _Gradients:
             **_flags(part),
             ROWS=blocks.rows,
             COLS=blocks.cols,
-            TERMS=power_of_two(self.num_taps, 16),
-            num_stages=1,
-            num_warps=_num_warps(blocks, 8),  # more elements take more registers than there are
+            LEVELS=max(self.num_taps - 1, 0).bit_length(),
+            num_warps=1,
         )
         return grad_planes
 
@@ -141,25 +150,30 @@ class _Gradients:
         grads = torch.fft.rfft2(grad_planes)
         num_groups = attention.shape[1]
         groups_block = power_of_two(num_groups, 16, 64)
-        grid = (len(self.shares), batch + 1, cdiv(num_groups, groups_block))
+        grid = (len(self.attention_shares), cdiv(num_groups, groups_block))
         kernels_jit.spectrum_backward[grid](
             torch.view_as_real(grads),
             self.tensors.spectrum,
             group_index,
             attention,
             self.grad_spectrum,
-            self.shares[:, images],
+            self.attention_shares[:, images],
             self.coefficients,
             grads.shape[2],
             cols,
             num_groups,
-            self.shares.stride(0),
+            self.attention_shares.stride(0),
             batch,
             self.steps,
             1 / (rows * cols),
             ACCUMULATE=images.start > 0,
+            IMAGES=_IMAGES_OF_PROGRAM,
             BLOCK=_COEFFICIENTS,
             GROUPS=groups_block,
+            # The interpreter does not multiply bfloat16.
+            DTYPE=tl.float32 if is_interpreted() else tl.bfloat16,
+            num_stages=1,  # more take the memory of programs that hide waiting better
+            **_AT_ONCE,
         )
 
     def _finish(self) -> list[Tensor | None]:
@@ -169,20 +183,21 @@ class _Gradients:
         gradients = [None if t is None else self._empty(*t.shape) for t in (taps, windows, *factors)]
         out_channels, in_channels, height, width = self.kernel_shape
         batch, rows, groups = len(self.x), len(self.tensors.spectrum), self.geometry.groups
-        flags, block, share_size = _flags(self.tensors), 128, self.grad_attention.numel()
+        flags, many, few, share_size = _flags(self.tensors), 128, 16, self.grad_attention.numel()
         programs = (
-            batch * groups * cdiv(self.num_col_sums * in_channels, block)
-            + cdiv(self.num_taps * rows * width, block)
-            + flags["FILTER"] * batch * cdiv(out_channels, block)
+            batch * groups * cdiv(self.num_col_sums * in_channels, many)
+            + cdiv(self.num_taps * rows * width, few)
+            + flags["FILTER"] * batch * cdiv(out_channels, many)
             + flags["SPATIAL"] * batch * height * width
-            + cdiv(share_size, 16)
+            + cdiv(share_size, few)
         )
         kernels_jit.finish[(programs,)](
-            self.row_sums,
-            self.col_sums,
-            self.shares,
-            *_or_any(factors, self.row_sums),
-            *_or_any(gradients, self.row_sums),
+            self.tap_shares,
+            self.row_shares,
+            self.col_shares,
+            self.attention_shares,
+            *_or_any(factors, self.attention_shares),
+            *_or_any(gradients, self.attention_shares),
             self.grad_attention,
             batch,
             groups,
@@ -191,12 +206,12 @@ class _Gradients:
             self.blocks.row_blocks,
             self.blocks.col_blocks,
             share_size,
-            len(self.shares),
+            len(self.attention_shares),
             HEIGHT=height,
             WIDTH=width,
             **flags,
-            TERMS=16,
-            BLOCK=block,
+            MANY=many,
+            FEW=few,
         )
         return gradients
 
@@ -236,7 +251,7 @@ def _mix(part: KernelTensors, kernel_shape: KernelShape) -> Tensor:
 def _assemble(x: Tensor, part: KernelTensors, planes: Tensor, kernel_shape: KernelShape, geometry: Geometry) -> Tensor:
     """The kernels (b, O, I, a, b), in the dtype and layout in which x (b, G*I, H, W) is convolved."""
     kernels = empty_kernels(x, len(x), kernel_shape)
-    blocks = _cut(kernel_shape, geometry.groups, len(x), 32, 64)
+    blocks = _cut(kernel_shape, geometry.groups, len(x))
     grid = (geometry.groups * blocks.row_blocks * blocks.col_blocks, len(x))
     kernels_jit.modulate[grid](
         planes,
@@ -245,7 +260,9 @@ def _assemble(x: Tensor, part: KernelTensors, planes: Tensor, kernel_shape: Kern
         geometry.groups,
         planes.shape[1] // geometry.groups,
         kernel_shape[1],
+        blocks.row_blocks,
         blocks.col_blocks,
+        blocks.steps,
         planes.stride(0) if len(planes) > 1 else 0,
         *_window_strides(part),
         *kernels.stride(),
@@ -254,7 +271,7 @@ def _assemble(x: Tensor, part: KernelTensors, planes: Tensor, kernel_shape: Kern
         **_flags(part),
         ROWS=blocks.rows,
         COLS=blocks.cols,
-        num_warps=_num_warps(blocks, 16),
+        num_warps=1,
     )
     return kernels
 
@@ -287,20 +304,16 @@ def _contiguous(tensors: KernelTensors) -> KernelTensors:
     )
 
 
-def _cut(kernel_shape: KernelShape, groups: int, batch: int, most_rows: int, most_cols: int) -> _Blocks:
-    """Cut planes into blocks of a size, or of a smaller one where the device would not be filled."""
+def _cut(kernel_shape: KernelShape, groups: int, images: int) -> _Blocks:
+    """Cut planes into blocks: high ones where there are many, so that little is left to :func:`kernels_jit.finish`."""
     out_channels, in_channels, height, _ = kernel_shape
     rows_of_group = out_channels // groups * height
-    for most in ((most_rows, most_cols), (32, 32)):
-        rows, cols = power_of_two(rows_of_group, 16, most[0]), power_of_two(in_channels, 16, most[1])
-        blocks = _Blocks(rows, cols, cdiv(rows_of_group, rows), cdiv(in_channels, cols))
-        if groups * blocks.row_blocks * blocks.col_blocks * batch >= _ENOUGH_PROGRAMS:
-            break
-    return blocks
-
-
-def _num_warps(blocks: _Blocks, elements_of_thread: int) -> int:
-    return power_of_two(blocks.rows * blocks.cols // (32 * elements_of_thread), 1, 8)
+    cols = power_of_two(in_channels, 4, 64)
+    rows = 32 * 4 // cols  # a thread has 4 channels, which are 16 bytes of a plane
+    tiles, col_blocks = cdiv(rows_of_group, rows), cdiv(in_channels, cols)
+    steps = min(cdiv(images * groups * tiles * col_blocks, _WARPS), tiles, _MOST_STEPS)
+    row_blocks = cdiv(tiles, steps)
+    return _Blocks(rows, cols, cdiv(tiles, row_blocks), row_blocks, col_blocks)
 
 
 def _factors(part: KernelTensors, unused: Tensor) -> list[Tensor]:
