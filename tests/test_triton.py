@@ -193,6 +193,7 @@ BANDS = {
     "one band, half precision": ((1, 3, 6, 5), (0.4,), {"dtype": torch.float16}),
     "one pixel": ((2, 3, 1, 1), EDGES, {"chunk": 1}),
     "bfloat16": ((1, 3, 5, 7), EDGES, {"dtype": torch.bfloat16}),
+    "bfloat16, several blocks": ((1, 17, 34, 21), EDGES, {"dtype": torch.bfloat16, "layout": "channels_last"}),
 }
 
 
@@ -203,7 +204,7 @@ def test_bands_match_plain_operations(case, monkeypatch):
     monkeypatch.setattr(bands_triton, "_BLOCK", 16)
     monkeypatch.setattr(bands_triton, "_ELEMENTS_AT_ONCE", special.get("chunk", 2**20))
     dtype, layout = special.get("dtype", torch.float32), LAYOUTS[special.get("layout", "contiguous")]
-    x, grad = (torch.randn(shape).to(dtype).double() for _ in range(2))
+    x, grad = (torch.randn(shape).relu().to(dtype).double() for _ in range(2))  # most of it in the lowest band
     attention = torch.rand(shape[0], len(edges), *shape[2:], dtype=torch.float64) * 2
     leaves = x.requires_grad_(), attention.requires_grad_()
     y = modulate_bands_plain(*leaves, edges)
@@ -214,7 +215,12 @@ def test_bands_match_plain_operations(case, monkeypatch):
     if shape[2:] == (1, 1):  # all of it is in the lowest band, and the gradient of attention 0
         assert found.pop().abs().max() < 1e-5
         expected.pop()
-    assert max(relative_errors(found, expected)) < LIMITS[dtype]
+    errors = relative_errors(found, expected)
+    assert max(errors) < LIMITS[dtype]
+    if dtype != torch.float32:  # about as far from exact as rounding the exact maps; the interpreter truncates bfloat16
+        rounding = relative_errors([tensor.to(dtype) for tensor in expected[:2]], expected[:2])
+        limit = 2.2 if HAS_GPU or dtype == torch.float16 else 6
+        assert all(error < limit * least for error, least in zip(errors[:2], rounding, strict=True))
     if case == "odd":
         for one, other in zip(found[1:], bands_triton._backward(grad, x, attention, edges), strict=True):
             assert torch.equal(one, other)

@@ -1,4 +1,4 @@
-"""Frequency Band Modulation for GPUs: all bands at once, in four launches forward and five backward.
+"""Frequency Band Modulation for GPUs: all bands at once, in four launches forward and four or five backward.
 
 The columns go through a basis of sinusoids and the rows through the low-passes themselves, which is little more
 arithmetic than a basis and needs one pass less. The bases are made on the device at every call: a launch costs less
@@ -7,6 +7,7 @@ than what a cache would have to get right (graphs, other modes of torch, the mem
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +18,12 @@ from fdconv_zoo.ops.operators import register_bands
 from fdconv_zoo.ops.triton_support import cdiv, is_interpreted, on_device_of, power_of_two, triton, with_fallback
 
 if triton is not None:
+    import triton.language as tl
+
     from fdconv_zoo.ops import bands_jit
 
-_BLOCK = 64  # the largest side of a block
-_PADDING = 64  # a multiple of all sides of blocks
+_BLOCK = 64  # the largest side of a block; of rows of bfloat16, twice that
+_PADDING = 128  # a multiple of all sides of blocks
 _IMAGES_AT_ONCE = 2**15  # an axis of a grid has a limit
 _ELEMENTS_AT_ONCE = 2**24  # of maps; several tensors of float32 that large are held
 
@@ -33,17 +36,27 @@ class _Bands:
         self.num_bands = len(band_edges)
         rows, cols = zip(*count_passing((self.height, self.width), band_edges), strict=True)
         self.passing, self.num_waves = cols, cols[0]
-        # Float32 products split into three of fewer bits, on the matrix units: as exact as float32 for float32 maps,
-        # and finer than the maps themselves for those of half precision.
-        self.precision = "tf32x3" if x.dtype == torch.float32 or is_interpreted() else "bf16x3"
+        # Bfloat16 maps have bfloat16 coefficients and factors: together they round about as much as the result itself.
+        # Others have float32, in products split into three of fewer bits on the matrix units: as exact as float32 for
+        # float32 maps, and finer than the maps themselves for float16. The interpreter does not multiply bfloat16.
+        is_bfloat16 = x.dtype == torch.bfloat16
+        self.coefficient_dtype = torch.bfloat16 if is_bfloat16 else torch.float32
+        self.options = {
+            "BANDS": self.num_bands,
+            "DTYPE": tl.bfloat16 if is_bfloat16 and not is_interpreted() else tl.float32,
+            "PRECISION": "bf16x3" if x.dtype == torch.float16 and not is_interpreted() else "tf32x3",
+            # With 4, a thread needs twice the registers and fewer warps have room; float32 takes as many with 8.
+            "num_warps": 8 if is_bfloat16 else 4,
+        }
+        self.inner_block = _BLOCK if is_bfloat16 else _BLOCK // 2
         self.cols_block = power_of_two(self.width, 16, _BLOCK)
         self.waves_block = power_of_two(self.num_waves, 16, _BLOCK)
         self.channels_block = power_of_two(self.channels, 16, _BLOCK)
         padded = [cdiv(size, _PADDING) * _PADDING for size in (self.height, self.width, self.num_waves)]
         self.padded_height, padded_width, self.padded_waves = padded
         self.sizes = (self.channels, self.height, self.width, self.num_waves, self.padded_waves)
-        self.basis = self._empty(x, padded_width, self.padded_waves)
-        self.projectors = self._empty(x, self.num_bands, self.padded_height, self.padded_height)
+        self.basis = self._empty_coefficients(x, padded_width, self.padded_waves)
+        self.projectors = self._empty_coefficients(x, self.num_bands, self.padded_height, self.padded_height)
         block = 256
         grid = (cdiv(padded_width * self.padded_waves, block) + cdiv(self.padded_height**2, block),)
         bands_jit.make_bases[grid](
@@ -59,14 +72,14 @@ class _Bands:
         )
 
     def low_pass(self, x: Tensor, grad: Tensor | None, attention: Tensor) -> Tensor:
-        """The coefficients (M, b, H, Q, C) of x's low-passes and, with grad, one more: of grad's, weighed and summed.
+        """The coefficients (M, b, H, Q, C) of x's parts and, with grad, one more: of grad's weighed low-passes' sum.
 
         Those of sinusoids that do not pass their edge are not set.
         """
         batch, num_bands = len(x), self.num_bands
         num_sources = 1 if grad is None else 1 + num_bands
         grad = x if grad is None else grad
-        coefficients = self._empty(x, num_sources, batch, self.height, self.num_waves, self.channels)
+        coefficients = self._empty_coefficients(x, num_sources, batch, self.height, self.num_waves, self.channels)
         channel_blocks = cdiv(self.channels, self.channels_block)
         grid = (cdiv(self.num_waves, self.waves_block) * channel_blocks * batch * self.height, num_sources)
         bands_jit.analyze[grid](
@@ -80,16 +93,16 @@ class _Bands:
             *x.stride(),
             *grad.stride(),
             coefficients.stride(0),
-            BANDS=num_bands,
             WAVES=self.waves_block,
             CHANNELS=self.channels_block,
-            COLS=power_of_two(self.width, 16, 32),
-            PRECISION=self.precision,
+            COLS=power_of_two(self.width, 16, self.inner_block),
+            **self.options,
         )
-        num_results = num_bands if num_sources == 1 else num_bands + 1
-        results = self._empty(x, num_results, batch, self.height, self.num_waves, self.channels)
-        rows, columns = power_of_two(self.height, 16, _BLOCK), power_of_two(self.num_waves * self.channels, 16, _BLOCK)
-        grid = (cdiv(self.height, rows) * cdiv(self.num_waves * self.channels, columns), batch, num_results)
+        num_sums = int(num_sources > 1)
+        results = self._empty_coefficients(x, num_bands + num_sums, batch, self.height, self.num_waves, self.channels)
+        rows = power_of_two(self.height, 16, 2 * self.inner_block)
+        columns = power_of_two(self.num_waves * self.channels, 16, _BLOCK)
+        grid = (cdiv(self.height, rows) * cdiv(self.num_waves * self.channels, columns), batch, 1 + num_sums)
         bands_jit.project[grid](
             coefficients,
             self.projectors,
@@ -100,11 +113,10 @@ class _Bands:
             self.num_waves,
             self.passing,
             coefficients.stride(0),
-            BANDS=num_bands,
             ROWS=rows,
             COEFFICIENTS=columns,
-            INNER=power_of_two(self.height, 16, 32),
-            PRECISION=self.precision,
+            INNER=power_of_two(self.height, 16, self.inner_block),
+            **self.options,
         )
         return results
 
@@ -128,9 +140,9 @@ class _Bands:
         self, grad: Tensor, x: Tensor, attention: Tensor, grad_x: Tensor, grad_attention: Tensor
     ) -> None:
         """Write the gradients of x, of its strides, and of attention."""
-        batch, num_bands, plane = len(x), self.num_bands, self.height * self.width
         coefficients = self.low_pass(x, grad, attention)
-        sums = self._empty(x, cdiv(self.channels, self.channels_block), batch, num_bands + 1, plane)
+        shares = cdiv(self.channels, self.channels_block)
+        sums = grad_attention[None] if shares == 1 else attention.new_empty(shares, *attention.shape)
         bands_jit.synthesize_backward[self._synthesis_grid(x)](
             grad,
             x,
@@ -147,27 +159,23 @@ class _Bands:
             sums.stride(0),
             **self._synthesis_blocks(),
         )
-        size, block = batch * num_bands * plane, 256
-        bands_jit.finish[(cdiv(size, block),)](
-            sums, grad_attention, size, plane, len(sums), sums.stride(0), BANDS=num_bands, BLOCK=block
-        )
+        if shares > 1:
+            torch.sum(sums, 0, out=grad_attention)
 
     def _synthesis_grid(self, x: Tensor) -> tuple[int]:
         blocks = cdiv(self.width, self.cols_block) * cdiv(self.channels, self.channels_block)
         return (blocks * len(x) * self.height,)
 
-    def _synthesis_blocks(self) -> dict[str, int | str]:
+    def _synthesis_blocks(self) -> dict[str, Any]:
         return {
-            "BANDS": self.num_bands,
             "COLS": self.cols_block,
             "CHANNELS": self.channels_block,
-            "WAVES": power_of_two(self.num_waves, 16, 32),
-            "PRECISION": self.precision,
+            "WAVES": power_of_two(self.num_waves, 16, self.inner_block),
+            **self.options,
         }
 
-    @staticmethod
-    def _empty(x: Tensor, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=x.device)
+    def _empty_coefficients(self, x: Tensor, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.coefficient_dtype, device=x.device)
 
 
 def _forward(x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> Tensor:
