@@ -97,10 +97,10 @@ def check_computation(
     Raises:
         MismatchError: they differ by more than rounding; names what differs.
     """
-    actual = _outcomes(model, [x], dtype, training)
+    actual, precision = _outcomes(model, [x], dtype, training), _precision(x, dtype)
     with _without_tf32():
         expected = _outcomes(reference, x.split(1), torch.float32, training)
-        _round_weights(reference, _precision(x, dtype))
+        _round_weights(reference, precision)
         rounded = _outcomes(reference, x.split(1), torch.float32, training)
     for name, value in expected.items():
         error, rounding = ((other[name] - value).norm() / value.norm() for other in (actual, rounded))
