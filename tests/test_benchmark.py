@@ -19,6 +19,7 @@ import fdconv_zoo
 from fdconv_zoo import FDConv2d, ops, profiling
 from fdconv_zoo.errors import MismatchError
 from fdconv_zoo.profiling import timing
+from fdconv_zoo.profiling.checks import randomize_constants
 from fdconv_zoo.profiling.graphs import capture, graphable_step
 from fdconv_zoo.profiling.picture import draw_ratios
 
@@ -105,7 +106,7 @@ def test_peak_bytes_exclude_other_models():
 def test_steps_replayed_from_cuda_graphs():
     models = {"one": timm.create_model("test_resnet"), "two": timm.create_model(SMALL)}
     for model in models.values():
-        model.cuda()
+        randomize_constants(model.cuda())
     found = profiling.profile(models, torch.randn(2, 3, 32, 32, device="cuda"), cuda_graphs=True, repeats=2)
     assert all(costs.forward_seconds > 0 and costs.train_seconds > 0 for costs in found.values())
 

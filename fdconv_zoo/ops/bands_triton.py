@@ -23,6 +23,7 @@ if triton is not None:
     from fdconv_zoo.ops import bands_jit
 
 _BLOCK = 64  # the largest side of a block; of rows of bfloat16, twice that
+_INNER_BLOCK = 32  # of what a product sums over; of bfloat16, twice that
 _PADDING = 128  # a multiple of all sides of blocks
 _IMAGES_AT_ONCE = 2**15  # an axis of a grid has a limit
 _ELEMENTS_AT_ONCE = 2**24  # of maps; several tensors of float32 that large are held
@@ -48,7 +49,7 @@ class _Bands:
             # With 4, a thread needs twice the registers and fewer warps have room; float32 takes as many with 8.
             "num_warps": 8 if is_bfloat16 else 4,
         }
-        self.inner_block = _BLOCK if is_bfloat16 else _BLOCK // 2
+        self.inner_block = 2 * _INNER_BLOCK if is_bfloat16 else _INNER_BLOCK
         self.cols_block = power_of_two(self.width, 16, _BLOCK)
         self.waves_block = power_of_two(self.num_waves, 16, _BLOCK)
         self.channels_block = power_of_two(self.channels, 16, _BLOCK)
