@@ -38,7 +38,8 @@ def predict_modulators_native(
         width: T, of the local branch; 0 without it.
 
     Returns:
-        kernel (B, n), channel (B, C), filter (B, O), spatial (B, a*b) and windows (B, C, T); None for what is not there.
+        kernel (B, n), channel (B, C), filter (B, O), spatial (B, a*b) and windows (B, C, T), None for those that are
+        not there.
     """
     if len(tensors) < _NUM_GLOBAL:
         tensors = [None] * _NUM_GLOBAL + list(tensors)
