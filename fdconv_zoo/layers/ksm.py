@@ -335,5 +335,6 @@ class KernelSpatialModulation(nn.Module):
             modulators = modulators._replace(spatial=spatial.unflatten(1, branch.kernel_size))
         if local is not None:
             windows = windows.unflatten(1, (local.conv.groups_of_layer, -1))
-            modulators = modulators._replace(local=LocalFactors(hand_on(local.conv, local.conv.weight), windows))
+            taps = hand_through(self, hand_on(local.conv, local.conv.weight))
+            modulators = modulators._replace(local=LocalFactors(taps, windows))
         return modulators
