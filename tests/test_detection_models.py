@@ -323,7 +323,9 @@ def test_frozen_weights_are_saved_unchanged(tmp_path):
     train_mode(model)
     model(*data())
     model.save_pretrained(tmp_path)
-    assert_equal_detections(detect(Detector.from_pretrained(tmp_path)), detect(model))
+    for found, expected in zip(detect(Detector.from_pretrained(tmp_path)), detect(model), strict=True):
+        for key, value in expected.items():  # frozen norms are modules of their own, which are called one by one
+            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-3)
 
 
 def test_synchronized_norms():
