@@ -89,19 +89,30 @@ def _join_quarters(first, second, third, fourth):
 
 
 @triton.jit
+def _transpose_elements(tensors, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Transpose the ROWS x COLS elements that a thread has in tensors (rows, channels), four in a row in each."""
+    elements = ()
+    for tensor in tl.static_range(ROWS * COLS // 4):
+        elements += _quarters(tensors[tensor])
+    transposed = ()
+    for first in tl.static_range(0, ROWS * COLS, 4):
+        transposed += (
+            _join_quarters(
+                elements[first % ROWS * COLS + first // ROWS],
+                elements[(first + 1) % ROWS * COLS + (first + 1) // ROWS],
+                elements[(first + 2) % ROWS * COLS + (first + 2) // ROWS],
+                elements[(first + 3) % ROWS * COLS + (first + 3) // ROWS],
+            ),
+        )
+    return transposed
+
+
+@triton.jit
 def _split_columns(vectors, WIDTH: tl.constexpr):
     """A tensor (ROWS, channels) for each column of taps, from its vectors, see :func:`_vector`."""
     if WIDTH == 1:
         return vectors
-    elements = ()
-    for vector in tl.static_range(WIDTH):
-        elements += _quarters(vectors[vector])
-    columns = ()
-    for col in tl.static_range(WIDTH):
-        columns += (
-            _join_quarters(elements[col], elements[WIDTH + col], elements[2 * WIDTH + col], elements[3 * WIDTH + col]),
-        )
-    return columns
+    return _transpose_elements(vectors, 4, WIDTH)
 
 
 @triton.jit
@@ -109,20 +120,7 @@ def _join_columns(columns, WIDTH: tl.constexpr):
     """The opposite of :func:`_split_columns`."""
     if WIDTH == 1:
         return columns
-    elements = ()
-    for col in tl.static_range(WIDTH):
-        elements += _quarters(columns[col])
-    vectors = ()
-    for start in tl.static_range(0, 4 * WIDTH, 4):
-        vectors += (
-            _join_quarters(
-                elements[start % WIDTH * 4 + start // WIDTH],
-                elements[(start + 1) % WIDTH * 4 + (start + 1) // WIDTH],
-                elements[(start + 2) % WIDTH * 4 + (start + 2) // WIDTH],
-                elements[(start + 3) % WIDTH * 4 + (start + 3) // WIDTH],
-            ),
-        )
-    return vectors
+    return _transpose_elements(columns, WIDTH, 4)
 
 
 @triton.jit
