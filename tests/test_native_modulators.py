@@ -4,9 +4,11 @@ import pytest
 import torch
 from conftest import randomize
 from torch import nn
+from torch.nn.modules import module as torch_module
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from fdconv_zoo import FDConv2d, set_path
+from fdconv_zoo import FDConv2d, convert_model, set_path
 from fdconv_zoo.layers.untouched import TouchedError
 from fdconv_zoo.ops import native
 from fdconv_zoo.ops.kernels_plain import LocalFactors
@@ -106,6 +108,27 @@ def test_touched_modules_are_called(touch):
         touch(layer, layer.ksm.get_submodule(name))
         with pytest.raises(TouchedError):
             layer.ksm._predict_at_once(torch.randn(2, 48))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("register", [register_module_forward_hook, register_module_forward_pre_hook])
+def test_modules_are_called_while_all_calls_are_observed(register):
+    layer, pooled = make(), torch.randn(2, 48)
+    handle = register(lambda *_: None)
+    try:
+        with pytest.raises(TouchedError):
+            layer.ksm._predict_at_once(pooled)
+    finally:
+        handle.remove()
+    layer.ksm._predict_at_once(pooled)
+
+
+@torch.no_grad()
+def test_a_conversion_leaves_later_calls_as_they_were():
+    net = nn.Sequential(nn.Conv2d(3, 48, 3), nn.Conv2d(48, 48, 3))
+    convert_model(net, example=torch.randn(1, 3, 8, 8))
+    assert not torch_module._has_any_global_hook()
+    make().ksm._predict_at_once(torch.randn(2, 48))
 
 
 class Tagged(torch.Tensor):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 
 from fdconv_zoo.layers.replace import find_plain_layers
@@ -43,7 +43,7 @@ def run(
     modes = {module: module.training for module in model.modules()}
     # A global hook: some parents (torch's transformer layers) take another code path if their children have hooks.
     # Modes are set one by one: train() may be overridden and have other effects.
-    handle = register_module_forward_hook(hook, with_kwargs=True)
+    handle = torch_module.register_module_forward_hook(hook, with_kwargs=True)
     try:
         for module in modes:
             module.training = False
@@ -53,6 +53,8 @@ def run(
             return model(*example) if isinstance(example, tuple) else model(example)
     finally:
         handle.remove()
+        # torch leaves the mark of the hook's keyword arguments, and with it every later call of a module is slower.
+        torch_module._global_forward_hooks_with_kwargs.pop(handle.id, None)
         for module, mode in modes.items():
             module.training = mode
 
