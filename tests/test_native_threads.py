@@ -186,7 +186,7 @@ class Outputs(Dataset):
         with torch.no_grad():
             return layer(x)
 
-# Groups are convolved without MKL: in a forked child its products of matrices may wait forever for threads that are gone.
+# Groups are convolved without MKL, whose products may wait forever in a forked child for threads that are gone.
 layer = FDConv2d(24, 40, 3, padding=1, groups=2).eval()
 for parameter in layer.parameters():
     torch.nn.init.normal_(parameter, std=0.3)
