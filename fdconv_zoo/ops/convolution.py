@@ -1,10 +1,8 @@
 """Convolution of each image of a batch with a kernel of its own."""
 
 import itertools
-import math
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -76,33 +74,6 @@ def _convolve_by_taps(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
     for kernel, seen in zip(taps, _seen_by_taps(geometry, (height, width)), strict=True):
         result = result + kernel @ x[(..., *seen)].flatten(3)
     return result.unflatten(3, (height, width)).flatten(1, 2)
-
-
-def extract_patches(x: Tensor, geometry: Geometry) -> Tensor:
-    """Copy out the inputs of each output position, as columns: a convolution is their product with the kernel.
-
-    Args:
-        x: (B, I, H, W).
-        geometry: without groups.
-
-    Returns:
-        (B, I*a*b, H'*W').
-    """
-    size = geometry.output_size(x.shape[2:])
-    x = F.pad(x, _pad_argument(geometry)) if any(geometry.padding) else x
-    taps = [x[(slice(None), slice(None), *seen)] for seen in _seen_by_taps(geometry, size)]
-    return torch.stack(taps, dim=2).flatten(3).flatten(1, 2)
-
-
-def fold_patches(patches: Tensor, input_size: tuple[int, int], geometry: Geometry) -> Tensor:
-    """The adjoint of :func:`extract_patches`: sum patches (B, I*a*b, H'*W') into (B, I, H, W)."""
-    size = geometry.output_size(input_size)
-    patches = patches.view(len(patches), -1, math.prod(geometry.kernel_size), *size)
-    padded = [length + 2 * padding for length, padding in zip(input_size, geometry.padding, strict=True)]
-    x = patches.new_zeros(*patches.shape[:2], *padded)
-    for tap, seen in enumerate(_seen_by_taps(geometry, size)):
-        x[(slice(None), slice(None), *seen)] += patches[:, :, tap]
-    return F.pad(x, [-length for length in _pad_argument(geometry)]) if any(geometry.padding) else x
 
 
 def _seen_by_taps(geometry: Geometry, output_size: tuple[int, int]) -> list[tuple[slice, slice]]:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fdconv_zoo.ops.convolution import Geometry, extract_patches, fold_patches
+from fdconv_zoo.ops.convolution import Geometry
 from fdconv_zoo.ops.operators import (
     Convolution,
     KernelShape,
@@ -52,7 +52,7 @@ def register(path: str, assembler: Callable[[KernelTensors, KernelShape, Geometr
     def forward(x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry) -> Tensor:
         assemble = assembler(tensors, kernel_shape, geometry)
         y = None
-        for images in _chunks(x, kernel_shape, geometry):
+        for images in _chunks(x, kernel_shape):
             y_chunk = _convolve(x[images], assemble.make(images).to(x.dtype), geometry)
             if len(y_chunk) == len(x):
                 return y_chunk.contiguous(memory_format=memory_format(x))
@@ -66,7 +66,7 @@ def register(path: str, assembler: Callable[[KernelTensors, KernelShape, Geometr
     ) -> tuple[Tensor | None, KernelTensors]:
         assemble = assembler(tensors, kernel_shape, geometry)
         grad_x = torch.empty_like(x) if needs_x else None
-        for images in _chunks(x, kernel_shape, geometry):
+        for images in _chunks(x, kernel_shape):
             kernels = assemble.make(images)
             grad_x_chunk, grad_kernels = _convolve_backward(
                 grad[images], x[images], kernels.to(x.dtype), geometry, needs_x
@@ -79,24 +79,18 @@ def register(path: str, assembler: Callable[[KernelTensors, KernelShape, Geometr
     return register_convolution(path, forward, backward)
 
 
-def _chunks(x: Tensor, kernel_shape: KernelShape, geometry: Geometry) -> Iterator[slice]:
-    """The images that are worked on at once: one, or as many as leave kernels and patches in the cache."""
-    num_elements = math.prod(kernel_shape)
-    if not geometry.is_pointwise:
-        num_elements += math.prod(kernel_shape[1:]) * math.prod(geometry.output_size(x.shape[2:]))
-    step = max(elements_at_once(x.device.type) // num_elements, 1)
+def _chunks(x: Tensor, kernel_shape: KernelShape) -> Iterator[slice]:
+    """The images that are worked on at once: one, or as many as leave their kernels in the cache."""
+    step = max(elements_at_once(x.device.type) // math.prod(kernel_shape), 1)
     return (slice(start, min(start + step, len(x))) for start in range(0, len(x), step))
 
 
 def _convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
     """Images (b, G*I, H, W) with their kernels, to (b, O, H', W')."""
     if _is_product(x, geometry):
-        y = torch.bmm(kernels.flatten(2), _patches(x, geometry))
-        return y.unflatten(2, geometry.output_size(x.shape[2:]))
-    outputs = [
-        F.conv2d(image[None], kernel, None, *geometry.arguments) for image, kernel in zip(x, kernels, strict=True)
-    ]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return torch.bmm(kernels.flatten(2), x.flatten(2)).unflatten(2, x.shape[2:])
+    y = F.conv2d(_join(x), kernels.flatten(0, 1), None, *_join_groups(geometry, len(x)).arguments)
+    return y.view(*kernels.shape[:2], *y.shape[2:])
 
 
 def _convolve_backward(
@@ -104,33 +98,27 @@ def _convolve_backward(
 ) -> tuple[Tensor | None, Tensor]:
     """The gradients of x and of the kernels."""
     if _is_product(x, geometry):
-        grad = grad.flatten(2)
+        grad, matrices = grad.flatten(2), kernels.flatten(2)
         grad_kernels = scratch("gradient of kernels", kernels.shape, kernels.dtype, kernels.device)
-        torch.bmm(grad, _patches(x, geometry).transpose(1, 2), out=grad_kernels.flatten(2))
-        if not needs_x:
-            return None, grad_kernels
-        grad_patches = torch.bmm(kernels.flatten(2).transpose(1, 2), grad)
-        if geometry.is_pointwise:
-            return grad_patches.view(x.shape), grad_kernels
-        return fold_patches(grad_patches, x.shape[2:], geometry), grad_kernels
-    gradients = [
-        torch.ops.aten.convolution_backward(
-            image_grad[None], image[None], kernel, None, geometry.stride, geometry.padding, geometry.dilation,
-            False, (0, 0), geometry.groups, (needs_x, True, False),
-        )
-        for image_grad, image, kernel in zip(grad, x, kernels, strict=True)
-    ]  # fmt: skip
-    images, grad_kernels, _ = zip(*gradients, strict=True)
-    if len(gradients) == 1:
-        return images[0], grad_kernels[0][None]
-    return torch.cat(images) if needs_x else None, torch.stack(grad_kernels)
+        torch.bmm(grad, x.flatten(2).transpose(1, 2), out=grad_kernels.flatten(2))
+        return torch.bmm(matrices.transpose(1, 2), grad).view(x.shape) if needs_x else None, grad_kernels
+    stride, padding, dilation, groups = _join_groups(geometry, len(x)).arguments
+    grad_x, grad_kernels, _ = torch.ops.aten.convolution_backward(
+        _join(grad), _join(x), kernels.flatten(0, 1), None, stride, padding, dilation, False, (0, 0), groups,
+        (needs_x, True, False),
+    )  # fmt: skip
+    return grad_x.view(x.shape) if needs_x else None, grad_kernels.view(kernels.shape)
 
 
 def _is_product(x: Tensor, geometry: Geometry) -> bool:
-    """Whether to convolve as a product of kernels and patches: several images, of small kernels and patches."""
-    return len(x) > 1 and geometry.groups == 1
+    """Whether to convolve as a product: several images, whose pixels are rows of a matrix as they are."""
+    return len(x) > 1 and geometry.is_pointwise
 
 
-def _patches(x: Tensor, geometry: Geometry) -> Tensor:
-    """(b, I*h*w, H'*W'), in the order of the kernels."""
-    return x.flatten(2) if geometry.is_pointwise else extract_patches(x, geometry)
+def _join(x: Tensor) -> Tensor:
+    """Images (b, C, H, W) as one image of b groups of channels, (1, b*C, H, W)."""
+    return x if len(x) == 1 else x.reshape(1, -1, *x.shape[2:])
+
+
+def _join_groups(geometry: Geometry, images: int) -> Geometry:
+    return geometry._replace(groups=images * geometry.groups)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # Elements that are worked on at once: few enough for a processor's cache; enough to fill a GPU.
-_ELEMENTS_AT_ONCE = {"cpu": 2**18, "default": 2**26}
+_ELEMENTS_AT_ONCE = {"cpu": 2**20, "default": 2**26}
 
 _buffers = threading.local()
 

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fdconv_zoo.ops import Geometry, convolve, triton_support
-from fdconv_zoo.ops.convolution import extract_patches, fold_patches
 from fdconv_zoo.ops.image_convolution import convolve_images, convolve_images_backward
 from fdconv_zoo.profiling.gpu_report.clock import interleave
 from fdconv_zoo.profiling.gpu_report.section import Item, Recorder, Settings
 from fdconv_zoo.profiling.graphs import capture
 
 GEOMETRY = Geometry((3, 3), (1, 1), (1, 1))
+UNFOLDING = {"kernel_size": GEOMETRY.kernel_size, "padding": GEOMETRY.padding}
 # Channels and map sizes of the stages, by batch size, in images of 224x224 and of 800x1344.
 CLASSIFICATION = {64: (56, 56), 128: (28, 28), 256: (14, 14), 512: (7, 7)}
 DETECTION = {64: (200, 336), 128: (100, 168), 256: (50, 84), 512: (25, 42)}
@@ -57,14 +57,14 @@ def _loop_backward(grad: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Te
 
 
 def _patches(x: Tensor, kernels: Tensor) -> Tensor:
-    return (kernels.flatten(2) @ extract_patches(x, GEOMETRY)).unflatten(2, x.shape[2:])
+    return (kernels.flatten(2) @ F.unfold(x, **UNFOLDING)).unflatten(2, x.shape[2:])
 
 
 def _patches_backward(grad: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
-    grad, patches = grad.flatten(2), extract_patches(x, GEOMETRY)
+    grad, patches = grad.flatten(2), F.unfold(x, **UNFOLDING)
     grad_patches = kernels.flatten(2).transpose(1, 2) @ grad
     grad_kernels = (grad @ patches.transpose(1, 2)).view(kernels.shape)
-    return fold_patches(grad_patches, x.shape[2:], GEOMETRY), grad_kernels
+    return F.fold(grad_patches, x.shape[2:], **UNFOLDING), grad_kernels
 
 
 WAYS = {
