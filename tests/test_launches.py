@@ -9,6 +9,7 @@ from run_scripts import ROOT, load_script
 from torch import Tensor, nn
 
 from fdconv_zoo import FDConv2d, set_path
+from fdconv_zoo.ops import triton_support
 from fdconv_zoo.profiling.backward import run_backward
 from fdconv_zoo.profiling.launches import count_launches
 from fdconv_zoo.profiling.triton_launches import observed_launches
@@ -121,6 +122,15 @@ def test_kernels_that_the_compiler_sees_count_too():
     forward, backward, *_ = counted(nn.Sequential(nn.Linear(4, 4), Traced()), 2, 4)
     assert forward == {"addmm": 1, "double_kernel": 1}
     assert backward == {"double_kernel": 1, "mm": 1, "sum": 1}
+
+
+@pytest.mark.skipif(triton_support.is_interpreted(), reason="the interpreter stands for a GPU's kernels on a CPU only")
+def test_layers_take_the_path_of_a_gpu():
+    """Also where there is none: the kernels are chosen, and not executed."""
+    forward, backward, *_ = counted(FDConv2d(32, 32, 3), 2, 32, 8, 8)
+    assert forward["weigh"] == backward["weigh"] == 1  # to assemble the kernels, and to do so again
+    assert forward["neighbors"] == backward["neighbors_backward"] == 1
+    assert triton_support.problem("cuda") is not None or torch.cuda.is_available()
 
 
 def test_kernels_are_watched_where_they_run():

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fdconv_zoo.ops import triton_support
 from fdconv_zoo.profiling.backward import run_backward
 from fdconv_zoo.profiling.triton_launches import observed_launches
 
@@ -132,8 +134,13 @@ class LaunchCounter(TorchDispatchMode):
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count within the block, in which Triton kernels are not executed."""
-        with observed_launches(self._count_kernel, execute=False), self:
+        """Count within the block, in which Triton kernels are not executed, and chosen as if there were a GPU."""
+        with (
+            patch.object(triton_support, "_driver_problem", lambda: None),
+            patch.object(torch.cuda, "current_device", lambda: 0),
+            observed_launches(self._count_kernel, execute=False),
+            self,
+        ):
             yield
 
     def __torch_dispatch__(
