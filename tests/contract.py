@@ -30,6 +30,13 @@ SMALL = {
     "swin": dict(depths=(2, 1, 2, 1), embed_dim=24, img_size=SIZE),
     "vit": dict(depth=3, embed_dim=48, num_heads=2, img_size=SIZE),
 }
+# With few FDConv layers, of every kind: tracing takes seconds for each. Stages of 16 or fewer channels are plain.
+FEW_LAYERS = {
+    "resnet": dict(layers=(1, 1, 1, 1), channels=(8, 8, 8, 24)),
+    "convnext": dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 24), ls_init_value=None),
+    "swin": dict(embed_dim=24, depths=(2,), num_heads=(2,)),
+    "vit": dict(depth=1),
+}
 _PLAIN_NAMES = {"convnext_fdconv": "convnext_tiny", "swin_fdconv": "swin_tiny_patch4_window7_224"}
 
 
@@ -69,6 +76,13 @@ def example(name: str) -> nn.Module:
     """A small model in eval mode that is nowhere neutral; tests that change it work on a copy."""
     torch.manual_seed(1)
     return settle(randomize(small(name), std=0.1))
+
+
+@cache
+def traced_example(name: str) -> nn.Module:
+    """:func:`example` with few layers, for what takes seconds a layer."""
+    torch.manual_seed(1)
+    return settle(randomize(small(name, **FEW_LAYERS[family(name)]), std=0.1))
 
 
 @cache

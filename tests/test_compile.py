@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from conftest import needs_cpp_compiler
-from contract import FAMILIES, assert_same, each_family, every_model, example, images, small
+from contract import FAMILIES, assert_same, each_family, every_model, example, images, small, traced_example
 from torch.export import Dim, export
 
 IS_TORCH_26 = torch.__version__.startswith("2.6.")
@@ -22,7 +22,7 @@ def _fresh_compiler():
 @each_family
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_compiles_to_one_graph(name):
-    model, x = copy.deepcopy(example(name)), images()
+    model, x = copy.deepcopy(traced_example(name)), images()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     results = []
     for run in (compiled, model):
@@ -46,7 +46,7 @@ def test_compiles_with_the_default_backend():
 
 @each_family
 def test_exports(name):
-    model, x = example(name), images()
+    model, x = traced_example(name), images()
     program = export(model, (images(),), strict=False)
     with torch.no_grad():
         assert_same(program.module()(x), model(x))
@@ -55,7 +55,7 @@ def test_exports(name):
 @pytest.mark.parametrize("name", [FAMILIES["resnet"], FAMILIES["convnext"]], ids=["resnet", "convnext"])
 @pytest.mark.skipif(IS_TORCH_26, reason="torch 2.6 cannot trace irfft over an axis of unknown size")
 def test_exports_of_free_batch_and_size(name):
-    model = example(name)
+    model = traced_example(name)
     free = ({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)
     program = export(model, (images(2, size=(64, 96)),), dynamic_shapes=free, strict=False).module()
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_exports_of_free_batch_and_size(name):
 
 @pytest.mark.skipif(IS_TORCH_26, reason="torch 2.6 cannot trace irfft over an axis of unknown size")
 def test_swin_exports_of_free_batch():
-    model = example(FAMILIES["swin"])
+    model = traced_example(FAMILIES["swin"])
     program = export(model, (images(2),), dynamic_shapes=({0: Dim.AUTO},), strict=False).module()
     with torch.no_grad():
         x = images(3)
