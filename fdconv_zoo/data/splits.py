@@ -38,7 +38,10 @@ def choose_splits(available: Iterable[str], train: str | None, validation: str |
 
 
 def resolve_splits(
-    available: Iterable[str], train: str | None, validation: str | None, wanted: Literal["both", "validation"]
+    available: Iterable[str],
+    train: str | None,
+    validation: str | None,
+    wanted: Literal["both", "validation", "held out"],
 ) -> tuple[str | None, str | None]:
     """Apply `choose_splits` to what is wanted: for "validation" alone, a single split is the validation split.
 

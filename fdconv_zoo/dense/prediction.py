@@ -97,7 +97,7 @@ def _segmentation_predictor(model: Segmenter, short_side: int | None) -> Predict
         classes, pixels = np.unique(mask, return_counts=True)
         shares = sorted(zip(pixels / mask.size, classes, strict=True), reverse=True)
         summary = ", ".join(f"{model.class_names[index]} {100 * share:.1f} %" for share, index in shares)
-        return draw_segmentation(image, mask), summary, mask
+        return draw_segmentation(image, mask), summary, model.mask_values(mask)
 
     return predictor
 
