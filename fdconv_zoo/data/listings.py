@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import re
 from collections import defaultdict
@@ -24,6 +25,10 @@ LISTING_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 _USUAL_NAMES = ("file_name", "filename", "file", "path", "image")
 _INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})")  # 007 is a name
+
+
+class NamesNoImagesError(DataError):
+    """A file is a table, but no list of images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +122,8 @@ def read_listing(file: Path, *, image: str | None = None, outside: bool = False)
         outside: Also accept paths that lead out of the folder of the file.
 
     Raises:
-        DataError: the file cannot be read, no column names images, or a name fits several of them.
+        NamesNoImagesError: no column names images.
+        DataError: the file cannot be read, or a name fits several images.
     """
     file = Path(os.path.abspath(file))
     rows, names = _read_rows(file), _Names(file, outside)
@@ -154,9 +160,7 @@ def _read_rows(file: Path) -> pd.DataFrame:
 
 def _plain(column: pd.Series) -> list | None:
     """Return strings, or integers if all are, and None for missing values. Returns None for lists and the like."""
-    values = [
-        None if value is None or value != value else value for value in column.tolist()
-    ]  # NaN is not equal to itself
+    values = [None if isinstance(value, float) and math.isnan(value) else value for value in column.tolist()]
     if any(not isinstance(value, str | int | float | None) for value in values):
         return None
     texts = [None if value is None or not str(value).strip() else str(value) for value in values]
@@ -219,7 +223,7 @@ def _choose_column(file: Path, rows: pd.DataFrame, names: _Names) -> str:
         for name in ordered:
             if any(names.find(str(value).strip(), by) for value in rows[name].iloc[:20] if value is not None):
                 return name
-    raise DataError(
+    raise NamesNoImagesError(
         f"{file}: none of its columns ({', '.join(rows)}) names images in {file.parent}. Put the images there, "
         "and their paths, relative to that folder, into a column file_name."
     )

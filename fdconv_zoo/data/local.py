@@ -11,7 +11,7 @@ from datasets import Dataset, Features, Image, Value
 
 from fdconv_zoo.data.files import has_images, sub_folders
 from fdconv_zoo.data.folders import SPLIT_NAME, ClassFolders, find_class_folders
-from fdconv_zoo.data.listings import LISTING_SUFFIXES, METADATA_FILES, Listing, read_listing
+from fdconv_zoo.data.listings import LISTING_SUFFIXES, METADATA_FILES, Listing, NamesNoImagesError, read_listing
 from fdconv_zoo.data.splits import TRAIN_NAMES, VALIDATION_NAMES
 from fdconv_zoo.errors import DataError, first_of
 
@@ -48,15 +48,19 @@ def folder_splits(folder: Path, image: str | None, label: str | None) -> dict[st
     else:
         classes = find_class_folders(folder)
     listings = _files_with(folder, LISTING_SUFFIXES)
-    if classes.children and not (classes.doubtful and listings):
-        if metadata:
-            _logger.warning(
-                "%s: the folders are the classes. Choose a column of it with --label-column.", metadata.file
-            )
-        return {"train": partial(_open_classes, classes)}
-    if listings:
-        return listing_splits(listings, image, label)
-    raise _no_classes(folder)
+    if len(classes.children) > 1:
+        listings = [file for file in listings if file.name.lower() not in METADATA_FILES]  # without a certain label
+    if listings and classes.doubtful:
+        try:
+            return listing_splits(listings, image, label)
+        except NamesNoImagesError:
+            if not classes.children:
+                raise
+    if not classes.children:
+        raise _no_classes(folder)
+    if metadata:
+        _logger.warning("%s: not read, the folders are the classes; --label-column uses it instead.", metadata.file)
+    return {"train": partial(_open_classes, classes)}
 
 
 def listing_splits(
@@ -122,7 +126,15 @@ def _find_metadata(folder: Path, image: str | None) -> Listing | None:
     files = _metadata_files(folder)
     if len(files) > 1:
         raise DataError(f"{folder}: has {' and '.join(file.name for file in files)}. Keep one of them.")
-    return read_listing(files[0], image=image) if files else None
+    if not files:
+        return None
+    try:
+        return read_listing(files[0], image=image)
+    except NamesNoImagesError as error:
+        if not any(map(has_images, sub_folders(folder))):
+            raise
+        _logger.warning("Not read: %s", error)
+        return None
 
 
 def _metadata_files(folder: Path) -> list[Path]:
