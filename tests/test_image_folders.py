@@ -140,8 +140,10 @@ def test_a_class_named_like_a_split_is_told(tmp_path, caplog):
 
 def test_a_list_of_images_decides_about_folders_that_are_hardly_classes(tmp_path):
     folder = make_folder(tmp_path / "set", train_images=2, test_images=2)
-    write(folder / "train.csv", "image_id,breed", "train_images/000,pug", "train_images/001,boxer")
-    assert load_image_data(str(folder), split="validation").class_names == ["boxer", "pug"]
+    write(folder / "train.csv", "image_id,breed", "000,pug", "001,boxer")
+    data = load_image_data(str(folder), split="validation")
+    assert data.class_names == ["boxer", "pug"]
+    assert {Path(record["image"]["path"]).parent.name for record in data.validation} == {"train_images"}
     vehicles = make_folder(tmp_path / "vehicles", bus=2, train=2)
     write(vehicles / "classes.csv", "class,name", "0,bus", "1,train")
     write(vehicles / "metadata.csv", "file_name,photographer", *(f"{name},ann" for name in by_folder("bus", "train")))
@@ -215,7 +217,7 @@ def test_class_folders_beside_metadata(tmp_path, caplog):
 @pytest.mark.parametrize(
     "lines",
     [
-        ["file_name,label", "0.png,cat", "images/1.png,dog", "./images\\2.png,cat", "3,dog"],
+        ["file_name,label", "0.png,cat", "images/1.png,dog", "./images\\2.png,cat", "images/3,dog"],
         ["label;id", "cat;0", "dog;1", "cat;2", "dog;3"],
         ["\ufeffid\tbreed", "0\tcat", "1\tdog", "2\tcat", "3\tdog"],
         ["images/0.png,cat", "images/1.png,dog", "images/2.png,cat", "images/3.png,dog"],

@@ -1,18 +1,15 @@
 """Reads images whose classes are the names of their folders."""
 
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from fdconv_zoo.data.files import find_images, has_images, report_left_out, sub_folders
 from fdconv_zoo.data.listings import METADATA_FILES
-from fdconv_zoo.data.splits import TRAIN_NAMES, VALIDATION_NAMES
+from fdconv_zoo.data.splits import SPLIT_NAME, TRAIN_NAMES
 from fdconv_zoo.errors import DataError, first_of
 
 _logger = logging.getLogger(__name__)
-
-SPLIT_NAME = re.compile(rf"({'|'.join(TRAIN_NAMES + VALIDATION_NAMES)})(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

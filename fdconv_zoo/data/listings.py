@@ -15,7 +15,7 @@ from datasets import Features, Image, Value
 
 from fdconv_zoo.data.columns import find_label_column
 from fdconv_zoo.data.files import find_images, report_left_out
-from fdconv_zoo.data.splits import TRAIN_NAMES, VALIDATION_NAMES
+from fdconv_zoo.data.splits import SPLIT_NAME, TRAIN_NAMES, VALIDATION_NAMES
 from fdconv_zoo.errors import DataError, first_of, listed
 
 _logger = logging.getLogger(__name__)
@@ -23,6 +23,8 @@ _logger = logging.getLogger(__name__)
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # as the Hub calls them
 LISTING_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
+# What a name of an image can be. A class called 1 is the stem of 1.png, so this comes last.
+_WAYS = ("path", "path without suffix", "name", "stem")
 _USUAL_NAMES = ("file_name", "filename", "file", "path", "image")
 _INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})")  # 007 is a name
 
@@ -179,16 +181,18 @@ class _Names:
 
     @cached_property
     def _below(self) -> dict[str, dict[str, list[str]]]:
-        found = {"name": defaultdict(list), "stem": defaultdict(list)}
+        found = {by: defaultdict(list) for by in _WAYS[1:]}
         for file in find_images(self.file.parent)[0]:
-            for part, files in found.items():
-                files[getattr(file, part)].append(str(file))
+            place = file.relative_to(self.file.parent).with_suffix("")
+            for by, name in zip(_WAYS[1:], (place.as_posix(), file.name, file.stem), strict=True):
+                found[by][name].append(str(file))
         return found
 
     def find(self, name: str, by: str) -> list[str]:
-        """Return the files that a name stands for: as a "path", a file "name" or the "stem" of one."""
+        """Return the files that a name stands for in one of `_WAYS`."""
         if by != "path":
-            return self._below[by].get(re.split(r"[\\/]", name)[-1], [])
+            name = name.replace("\\", "/")
+            return self._below[by].get(name if by == "path without suffix" else name.split("/")[-1], [])
         path = self._join(name)
         return [path] if path and os.path.isfile(path) else []
 
@@ -201,8 +205,11 @@ class _Names:
         if value is None:
             raise DataError(f"{self.file}: a row names no image. Add the name, or remove the row.")
         name = str(value).strip()
-        for by in ("path", "name", "stem"):
+        for by in _WAYS:
             found = self.find(name, by)
+            if len(found) > 1 and (split := SPLIT_NAME.match(self.file.name)):  # train.csv rather names images in train
+                places = {path: os.path.relpath(path, self.file.parent).lower() for path in found}
+                found = [path for path in found if places[path].startswith(split[1].lower())] or found
             if len(found) > 1:
                 raise DataError(f"{self.file}: {name} could be {first_of(found)}. Write paths relative to the file.")
             if found:
@@ -219,7 +226,7 @@ class _Names:
 
 def _choose_column(file: Path, rows: pd.DataFrame, names: _Names) -> str:
     ordered = sorted(rows, key=lambda name: (*_USUAL_NAMES, name.lower()).index(name.lower()))
-    for by in ("path", "name", "stem"):  # a class called 1 is the stem of 1.png, so this comes last
+    for by in _WAYS:
         for name in ordered:
             if any(names.find(str(value).strip(), by) for value in rows[name].iloc[:20] if value is not None):
                 return name

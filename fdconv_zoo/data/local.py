@@ -10,9 +10,9 @@ from typing import Any
 from datasets import Dataset, Features, Image, Value
 
 from fdconv_zoo.data.files import has_images, sub_folders
-from fdconv_zoo.data.folders import SPLIT_NAME, ClassFolders, find_class_folders
+from fdconv_zoo.data.folders import ClassFolders, find_class_folders
 from fdconv_zoo.data.listings import LISTING_SUFFIXES, METADATA_FILES, Listing, NamesNoImagesError, read_listing
-from fdconv_zoo.data.splits import TRAIN_NAMES, VALIDATION_NAMES
+from fdconv_zoo.data.splits import SPLIT_NAME, TRAIN_NAMES, VALIDATION_NAMES
 from fdconv_zoo.errors import DataError, first_of
 
 _logger = logging.getLogger(__name__)

@@ -12,10 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fdconv_zoo.data.files import sub_folders
-from fdconv_zoo.data.folders import SPLIT_NAME
 from fdconv_zoo.data.listings import LISTING_SUFFIXES, METADATA_FILES
 from fdconv_zoo.data.local import folder_splits, listing_splits
-from fdconv_zoo.data.splits import TRAIN_NAMES, VALIDATION_NAMES
+from fdconv_zoo.data.splits import SPLIT_NAME, TRAIN_NAMES, VALIDATION_NAMES
 from fdconv_zoo.errors import DataError
 
 SAMPLE = "fashion_mnist_sample"
