@@ -156,6 +156,11 @@ def test_names_that_are_not_utf8(tmp_path):
     assert "caf\\udce9.png" in refused(folder)
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", "/proc/no/such/place")
+    assert "cannot be written to /proc/no/such/place" in refused(make_folder(tmp_path / "photos", a=2, b=2))
+
+
 # Files that list images
 
 

@@ -171,6 +171,12 @@ def test_a_run_is_evaluated_on_the_part_that_it_held_out(folder, tmp_path, capsy
 
     validate.main(["--model", "run", *flags[2:], "--dataset", str(folder)])
     assert "images: all of train; the figures mean little if" in capsys.readouterr().out
+    (photos / "cat").rename(photos / "elk")
+    load_script("train").main(
+        ["--model", "run", *training[2:], *flags, "--pretrained", "--output", "other", "--updates-per-epoch", "1"]
+    )
+    assert "run was trained on other classes: its classifier is drawn anew" in capsys.readouterr().out
+    (photos / "elk").rename(photos / "cat")
     shutil.copy(photos / "ant/0.png", photos / "ant/10.png")
     with pytest.raises(ConfigError, match="changed since: 21 images of 3 classes were for training then, 22 of 3"):
         validate.main(["--model", "run", *flags])

@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     boolean = {"action": argparse.BooleanOptionalAction, "default": False}
     parser.add_argument("--model", nargs="+", required=True, help="timm names, hf-hub:NAME, or output folders of runs")
     parser.add_argument(
-        "--dataset", required=True, help=f"folder, parquet or arrow files, Hub dataset, or {SAMPLE} (packaged)"
+        "--dataset", required=True, help=f"folder, CSV, parquet or arrow files, Hub dataset, or {SAMPLE} (packaged)"
     )
     parser.add_argument("--image-column", metavar="NAME", help="required if several columns hold images")
     parser.add_argument("--label-column", metavar="NAME", help="required if several columns could be the class")

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, Value, config
+from datasets.exceptions import DatasetGenerationError
 
 from fdconv_zoo.data.files import has_images, sub_folders
 from fdconv_zoo.data.folders import ClassFolders, find_class_folders
@@ -166,7 +167,14 @@ def _open_listing(listing: Listing, label: str) -> Dataset:
 def _as_dataset(columns: dict[str, tuple], image: str, features: Features) -> Dataset:
     stamps = tuple(map(_stamp, columns[image]))
     # `datasets` would take lists for shards, and call `_rows` for each item of the longest.
-    return Dataset.from_generator(_rows, features, gen_kwargs={"columns": columns, "stamps": stamps})
+    arguments = {"columns": columns, "stamps": stamps}
+    try:
+        return Dataset.from_generator(_rows, features, gen_kwargs=arguments)
+    except (OSError, DatasetGenerationError) as error:
+        raise DataError(
+            f"The list of images cannot be written to {config.HF_DATASETS_CACHE}, the cache of the datasets library "
+            f"({error.__cause__ or error}). Make room there, or set HF_DATASETS_CACHE or HF_HOME to another folder."
+        ) from error
 
 
 def _rows(columns: dict[str, tuple], stamps: tuple) -> Iterator[dict[str, Any]]:
