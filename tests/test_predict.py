@@ -65,9 +65,7 @@ def test_class_names_that_do_not_fit_are_refused(folder, data, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "label_names": data.class_names[1:]}))
-    with pytest.raises(
-        ConfigError, match="9 different label_names in its configuration do not name its 10"
-    ):
+    with pytest.raises(ConfigError, match="9 different label_names in its configuration do not name its 10"):
         predict.main(["--model", str(other), "--sample", "1", "--device", "cpu"])
 
 
