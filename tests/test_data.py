@@ -208,13 +208,6 @@ def test_no_images(tmp_path):
     assert "not empty" in refused(tmp_path / "tables")
 
 
-def test_folders_inside_class_folders(tmp_path):
-    make_folder(tmp_path / "photos", dog=2)
-    make_folder(tmp_path / "photos/cat", indoors=1, outdoors=1)
-    message = refused(tmp_path / "photos")
-    assert str(tmp_path / "photos/cat/indoors") in message
-
-
 def test_one_class(tmp_path):
     assert "one class (cat)" in refused(make_folder(tmp_path / "photos", cat=4))
     make_table(tmp_path / "train.parquet", [1, 1, 1], datasets.ClassLabel(names=["cat", "dog"]))

@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import pytest
 import timm
 import torch
@@ -56,6 +59,14 @@ def test_shows_the_true_class_of_sample_images(data, folder, capsys):
         f"{SAMPLE} ({data.class_names[record['label']]})" for record in data.validation
     ]
     assert all(line.count(" %") == 3 for line in lines)
+
+
+def test_class_names_that_do_not_fit_are_refused(folder, data, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "label_names": data.class_names[1:]}))
+    with pytest.raises(ConfigError, match="9 different label_names in its configuration do not name its 10"):
+        predict.main(["--model", str(other), "--sample", "1", "--device", "cpu"])
 
 
 def test_says_what_is_missing(folder, tmp_path):

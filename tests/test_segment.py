@@ -1,6 +1,7 @@
 """segment.py: training, stopping and going on, evaluation, and its recipes on stand-ins for their data."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -87,6 +88,33 @@ def test_evaluation_gives_the_runs_figures_and_those_of_other_code(finished, sma
     views = ["--overwrite", "--window", "32", "--scales", "0.75", "1", "--flip"]
     segment.main([*map(str, flags), *views])
     assert json.loads((tmp_path / "whole" / "results.json").read_text())["images"] == 5
+
+
+def test_a_run_keeps_its_ignored_value_and_its_part_of_the_images(small_canvases, tmp_path, capsys):
+    """Masks whose value 0 is ignored, in one split: without any flag the evaluation is that of the run."""
+    for name in ("images", "masks"):
+        shutil.copytree(small_canvases / name / "train", tmp_path / "set" / name)
+    flags = ["--dataset", str(tmp_path / "set"), "--workers", "0"]
+    run = tmp_path / "run"
+    only = ["--epochs", "1", "--ignore-index", "0", "--validation-fraction", "0.3", "--seed", "2"]
+    segment.main([*TINY, *flags, *only, "--output", str(run)])
+    (row,) = read_figures(run)
+    assert Segmenter.from_pretrained(run).ignore_index == 0
+    segment.main(["--evaluate", str(run), *flags, "--output", str(tmp_path / "again")])
+    found = json.loads((tmp_path / "again/results.json").read_text())
+    assert (found["images"], found["miou"]) == (row["images"], pytest.approx(row["miou"]))
+    assert row["images"] == 5
+    assert "the part of train that the run held out" in capsys.readouterr().out
+
+    image = next((tmp_path / "set/images").iterdir())
+    picture = ["--model", str(run), "--output", str(tmp_path / "seen"), "--device", "cpu", str(image)]
+    load_script("predict").main(picture)
+    assert np.asarray(Image.open(tmp_path / "seen" / f"{image.stem}.mask.png")).min() >= 1
+
+    shutil.copy(image, image.with_stem("more"))
+    shutil.copy(tmp_path / "set/masks" / image.name, tmp_path / "set/masks" / image.with_stem("more").name)
+    with pytest.raises(ConfigError, match="which has changed since"):
+        segment.main(["--evaluate", str(run), *flags, "--output", str(tmp_path / "changed")])
 
 
 def test_a_compiled_run_compiles_the_backbone(finished, small_canvases, tmp_path, monkeypatch):

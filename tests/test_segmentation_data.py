@@ -16,7 +16,7 @@ from fdconv_zoo.dense.segmentation.augment import RandomScale, VariedCrop, train
 from fdconv_zoo.dense.segmentation.classes import IGNORE, cityscapes_classes
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset, SegmentationDataset
 from fdconv_zoo.dense.segmentation.loading import load_segmentation_data
-from fdconv_zoo.errors import DataError
+from fdconv_zoo.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
@@ -94,8 +94,50 @@ def test_class_names(tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("\ufeffa\r\nb\r\nc\r\nd\r\n\r\n", encoding="utf-8")
     assert load_segmentation_data(str(folder), class_names_file=other).class_names == ["a", "b", "c", "d"]
-    data = load_segmentation_data(str(folder), class_names=["x", "y", "z"], split="validation")
-    assert data.class_names == ["x", "y", "z"]
+
+
+def evaluated(folder: Path, names: str, **options) -> tuple[list[str], list[set[int]]]:
+    """Class names and indices of the validation masks for a model with these classes."""
+    data = load_segmentation_data(str(folder), trained=("runs/mine", names.split()), split="validation", **options)
+    return data.class_names, values(data.validation)
+
+
+def test_classes_of_a_model_are_found_by_name(tmp_path):
+    folder = good_pairs(tmp_path)
+    (folder / "classes.txt").write_text("ground\ntree\nhouse\n")
+    assert evaluated(folder, "ground tree house") == (["ground", "tree", "house"], [{0, 2}])
+    assert evaluated(folder, "tree house ground") == (["tree", "house", "ground"], [{1, 2}])
+    assert evaluated(folder, "sky ground tree house") == (["sky", "ground", "tree", "house"], [{1, 3}])
+    for names, words in (
+        ("tree house sky", "runs/mine was trained on 3 classes, but .* does not know 'ground'"),
+        ("Ground tree house", "'ground' is 'Ground' in the model"),
+        ("ground tree", "does not know 'house'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            evaluated(folder, names)
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    assert evaluated(folder, "c b a", class_names_file=tmp_path / "names.txt")[1] == [{2, 0}]
+    with pytest.raises(ConfigError, match="does not know 'a', 'b', 'c'"):
+        evaluated(folder, "ground tree house", class_names_file=tmp_path / "names.txt")
+
+
+def test_classes_of_a_model_in_a_dataset_without_names(tmp_path, caplog):
+    folder = make_pairs(tmp_path, train=[mask_of(0, 1, 2, 3)], validation=[mask_of(0, 1, 3)])
+    assert evaluated(folder, "p q r", ignore_index=1) == (["p", "q", "r"], [{0, 2, IGNORE}])
+    assert "takes its mask values as the classes of runs/mine" in caplog.text
+    named_by_value = load_segmentation_data(str(folder), ignore_index=0).class_names
+    trained = ("runs/mine", named_by_value)
+    data = load_segmentation_data(str(folder), trained=trained, split="validation", ignore_index=0)
+    assert values(data.validation) == [{IGNORE, 0, 2}]
+    with pytest.raises(DataError, match=r"000.png: 0\n"):  # the ignored value forgotten: no class moves
+        load_segmentation_data(str(folder), trained=trained, split="validation")
+    with pytest.raises(DataError, match="ignored value 2 is a class of runs/mine"):
+        load_segmentation_data(str(folder), trained=trained, split="validation", ignore_index=2)
+    (folder / "classes.txt").write_text("a\nb\nc\nd\n")
+    assert load_segmentation_data(str(folder), trained=trained, split="validation", ignore_index=0).class_names == [
+        "class 1", "class 2", "class 3"
+    ]  # fmt: skip
+    assert "takes both in the order of their numbers" in caplog.text
 
 
 def test_one_split_is_divided_by_the_seed(tmp_path):
@@ -113,6 +155,9 @@ def test_one_split_is_divided_by_the_seed(tmp_path):
     assert train | validation == set(range(1, 21))
     assert parts() == (train, validation)
     assert parts(seed=1)[1] != validation
+    held_out = load_segmentation_data(str(tmp_path), validation_fraction=0.25, split="held out")
+    assert (held_out.train, held_out.split, held_out.train_count) == (None, "train", 15)
+    assert {int(mask.max()) for _, mask in held_out.validation} == validation
     data = load_segmentation_data(str(tmp_path), split="validation", limit=3)
     assert data.train is None
     assert len(data.validation) == 3
@@ -138,9 +183,6 @@ def test_the_ignored_value(tmp_path):
     np.testing.assert_array_equal(data.train[0][1].flat[:4], [0, IGNORE, 1, 2])
     (folder / "classes.txt").write_text("a\nb\nc\nd")
     assert load_segmentation_data(str(folder), ignore_index=1).class_names == ["a", "c", "d"]
-    again = load_segmentation_data(str(folder), ignore_index=1, class_names=["p", "q", "r"], split="validation")
-    assert again.class_names == ["p", "q", "r"]
-    assert values(again.validation) == [{0, IGNORE}]
 
 
 def test_palette_and_bilevel_masks(tmp_path):
@@ -179,9 +221,9 @@ def test_ade20k(tmp_path):
     assert data.class_names == [f"name {n}" for n in range(1, 151)]
     assert values(data.train) == [{IGNORE, 0, 149}, {1, 12}]
     assert values(data.validation) == [{0, 1}]
-    assert load_segmentation_data(str(folder), class_names=["x"] * 149 + ["y"]).class_names[-1] == "y"
+    (tmp_path / "names.txt").write_text("x\ny")
     with pytest.raises(DataError, match="Got 2 class names, but this dataset has 150"):
-        load_segmentation_data(str(folder), class_names=["x", "y"])
+        load_segmentation_data(str(folder), class_names_file=tmp_path / "names.txt")
     with pytest.raises(DataError, match="--ignore-index"):
         load_segmentation_data(str(folder), ignore_index=0)
     write(folder / "annotations/training/ADE_training_00000000.png", mask_of(0, 151))
@@ -417,7 +459,6 @@ def test_values_outside_the_classes(tmp_path):
     )
     assert "255 are ignored" in message
     refused(folder, "3 to 4, 9", ignore_index=200)
-    refused(folder, "train/001.png: 9, 200", class_names=list("abcde"))
 
 
 def test_too_many_classes(tmp_path):

@@ -15,7 +15,7 @@ from timm.data import ImageNetInfo, create_transform
 from fdconv_zoo.cli.recipes import HelpFormatter
 from fdconv_zoo.data import open_image
 from fdconv_zoo.errors import ConfigError
-from fdconv_zoo.store.build import build_model, image_mode, resolve_preprocessing
+from fdconv_zoo.store.build import build_model, image_mode, resolve_preprocessing, stored_class_names
 from fdconv_zoo.store.fetch import fetch_file
 from fdconv_zoo.store.names import CONFIG_FILE, HUB, LOCAL
 
@@ -107,7 +107,7 @@ def _print_classes(args: argparse.Namespace) -> None:
     model.eval().to(args.device)
     preprocessing = resolve_preprocessing(model, use_test_size=True)
     transform = create_transform(**preprocessing)
-    names = class_names(model)
+    names = class_names(model, args.model)
 
     for name, image in read_images(args.images, args.sample, image_mode(preprocessing)):
         with torch.inference_mode():
@@ -119,11 +119,15 @@ def _print_classes(args: argparse.Namespace) -> None:
         print(f"{name}: {classes}")
 
 
-def class_names(model: torch.nn.Module) -> list[str]:
-    """The class names in a model's configuration; without them ImageNet's for 1000 classes, else numbers."""
-    labels = model.pretrained_cfg.get("label_names") or ()
-    if len(labels) == model.num_classes:
-        return list(labels)
+def class_names(model: torch.nn.Module, name: str) -> list[str]:
+    """The class names in a model's configuration; without them ImageNet's for 1000 classes, else numbers.
+
+    Raises:
+        ConfigError: the names do not fit the model.
+    """
+    names = stored_class_names(model, name)
+    if names is not None:
+        return names
     if model.num_classes == 1000:
         info = ImageNetInfo()
         return [info.index_to_description(index) for index in range(1000)]

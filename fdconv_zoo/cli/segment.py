@@ -9,8 +9,10 @@ from PIL import Image
 from fdconv_zoo.cli.dense import DENSE_SMOKE, DenseTask, add_backbone_flags, add_weights_flags
 from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag, add_split_flags, add_workers_flag
 from fdconv_zoo.cli.task import run_task
+from fdconv_zoo.cli.trained_on import Evaluated, evaluated_part
 from fdconv_zoo.dense.canvases import FASHION_CANVASES
 from fdconv_zoo.dense.segmentation.augment import training_transform
+from fdconv_zoo.dense.segmentation.classes import IGNORE
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset, SegmentationDataset
 from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter
 from fdconv_zoo.dense.segmentation.loading import SegmentationData, load_segmentation_data
@@ -34,6 +36,7 @@ class SegmentationTask(DenseTask):
     defaults: ClassVar = {"batch_size": 16, "lr": 1e-4, "sched": "poly", "warmup_epochs": 0.5, "min_lr": 0.0}
     model_type = Segmenter
     data: SegmentationData
+    part: Evaluated
 
     @classmethod
     def add_flags(cls, parser: ArgumentParser) -> None:
@@ -50,7 +53,9 @@ class SegmentationTask(DenseTask):
         data.add_argument("--image-column", metavar="NAME", help="required if several columns could be the images")
         data.add_argument("--mask-column", metavar="NAME", help="required if several columns could be the masks")
         data.add_argument("--class-names-file", metavar="FILE", help="one name per line, in order of the mask values")
-        data.add_argument("--ignore-index", type=int, default=255, help="mask value of pixels without a label")
+        data.add_argument(
+            "--ignore-index", type=int, help="mask value of pixels without a label; default: 255, or the model's"
+        )
         add_split_flags(data)
         add_workers_flag(data)
 
@@ -94,27 +99,37 @@ class SegmentationTask(DenseTask):
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: must be one or two numbers of at least 1")
         if min(args.scales) <= 0:
             raise ConfigError(f"--scales {args.scales}: must be above 0")
+        if args.ignore_index is None and not args.evaluate:
+            args.ignore_index = IGNORE
 
     def load_data(self, dataset: str, trained: Segmenter | None = None) -> None:
         """Find and check images and masks, and set `data`."""
         args = self.args
-        if trained is None:
-            wanted = {"class_names_file": args.class_names_file}
-        else:
-            wanted = {"class_names": trained.class_names, "split": "validation"}
+        options = {
+            "train_split": args.train_split,
+            "validation_split": args.validation_split,
+            "validation_fraction": args.validation_fraction,
+            "seed": args.seed,
+            "ignore_index": args.ignore_index,
+        }
+        if trained is not None:
+            self.part = evaluated_part(args.evaluate, dataset, args.validation_split)
+            options |= {**self.part.options, "trained": (args.evaluate, trained.class_names)}
+            if args.ignore_index is None:
+                options["ignore_index"] = trained.ignore_index
         self.data = load_segmentation_data(
             dataset,
             image_column=args.image_column,
             mask_column=args.mask_column,
-            train_split=args.train_split,
-            validation_split=args.validation_split,
-            validation_fraction=args.validation_fraction,
-            ignore_index=args.ignore_index,
-            seed=args.seed,
+            class_names_file=args.class_names_file,
             limit=args.limit,
             num_workers=args.workers,
-            **wanted,
+            **options,
         )
+        if trained is not None:
+            self.part.check_unchanged(args.evaluate, self.data.train_count, self.data.class_names)
+            remark = self.part.remark(self.data.split, self.data.train_count)
+            self.accelerator.print(f"images of {args.evaluate}: {remark}")
 
     def build_model(self) -> Segmenter:
         """Build the segmenter that the flags name, for the classes of `data`, on the CPU."""
@@ -125,6 +140,7 @@ class SegmentationTask(DenseTask):
             args.decoder,
             backbone_args=args.model_kwargs,
             decoder_args=args.decoder_kwargs,
+            ignore_index=args.ignore_index,
             ce_weight=args.ce_weight,
             dice_weight=args.dice_weight,
             pretrained=args.checkpoint or args.pretrained,

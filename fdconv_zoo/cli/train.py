@@ -49,7 +49,7 @@ class ClassificationTask(CommandTask):
         boolean = {"action": argparse.BooleanOptionalAction}
 
         data = parser.add_argument_group("data")
-        data.add_argument("--dataset", help=f"folder, parquet or arrow files, Hub dataset, or {SAMPLE} (packaged)")
+        data.add_argument("--dataset", help=f"folder, CSV, parquet or arrow files, Hub dataset, or {SAMPLE} (packaged)")
         data.add_argument("--image-column", metavar="NAME", help="required if several columns hold images")
         data.add_argument("--label-column", metavar="NAME", help="required if several columns could be the class")
         add_split_flags(data)
@@ -156,6 +156,7 @@ class ClassificationTask(CommandTask):
             crop_pct=args.crop_pct,
         )
         check_forward(model, self.preprocessing["input_size"])
+        self._reset_other_classifier(model)
         freeze(model, args.tune)
         if args.grad_checkpointing:
             try:
@@ -163,6 +164,15 @@ class ClassificationTask(CommandTask):
             except AssertionError as error:
                 raise ConfigError(f"--grad-checkpointing: {args.model} does not support it") from error
         return model
+
+    def _reset_other_classifier(self, model: nn.Module) -> None:
+        """Draw the classifier anew if it is of as many other classes; timm does so for another number of them."""
+        args = self.args
+        labels = list(model.pretrained_cfg.get("label_names") or ())
+        loaded = args.pretrained and not args.checkpoint and len(labels) == model.num_classes
+        if loaded and labels != self.data.class_names:
+            self.accelerator.print(f"{args.model} was trained on other classes: its classifier is drawn anew")
+            model.reset_classifier(model.num_classes)
 
     def training_batches(self, model: nn.Module) -> TrainingBatches:
         """Make this process's batches of images (B, C, H, W) and class numbers (B,)."""

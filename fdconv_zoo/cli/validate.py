@@ -2,18 +2,33 @@
 
 import argparse
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from datasets import Dataset, IterableDataset
+from torch import nn
 
 from fdconv_zoo.cli.recipes import HelpFormatter, add_workers_flag
-from fdconv_zoo.data import SAMPLE, load_image_data
-from fdconv_zoo.store.build import build_model, check_classes, check_forward, check_model_name, resolve_preprocessing
+from fdconv_zoo.cli.trained_on import Evaluated, evaluated_part
+from fdconv_zoo.data import SAMPLE, ImageData, load_image_data
+from fdconv_zoo.data.class_names import match_classes
+from fdconv_zoo.data.columns import renumber_labels
+from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.store.build import (
+    build_model,
+    check_forward,
+    check_model_name,
+    resolve_preprocessing,
+    stored_class_names,
+)
 from fdconv_zoo.store.files import write_text
 from fdconv_zoo.training.evaluate import evaluate, evaluation_loader
+
+_logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,11 +41,15 @@ def build_parser() -> argparse.ArgumentParser:
     boolean = {"action": argparse.BooleanOptionalAction, "default": False}
     parser.add_argument("--model", nargs="+", required=True, help="timm names, hf-hub:NAME, or output folders of runs")
     parser.add_argument(
-        "--dataset", required=True, help=f"folder, parquet or arrow files, Hub dataset, or {SAMPLE} (packaged)"
+        "--dataset", required=True, help=f"folder, CSV, parquet or arrow files, Hub dataset, or {SAMPLE} (packaged)"
     )
     parser.add_argument("--image-column", metavar="NAME", help="required if several columns hold images")
     parser.add_argument("--label-column", metavar="NAME", help="required if several columns could be the class")
-    parser.add_argument("--validation-split", metavar="NAME", help="default: validation, val, valid, dev or test")
+    parser.add_argument(
+        "--validation-split",
+        metavar="NAME",
+        help="default: as the run of the model, or else validation, val, valid, dev or test",
+    )
     parser.add_argument("--limit", type=int, help="use only N images")
     parser.add_argument("--skip-bad-images", **boolean, help="skip and count unreadable images")
     parser.add_argument("--streaming", **boolean, help="read while evaluating, for large datasets")
@@ -46,41 +65,78 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     names = [check_model_name(name) for name in args.model]
-    with accelerator.local_main_process_first():
-        data = load_image_data(
-            args.dataset,
-            image_column=args.image_column,
-            label_column=args.label_column,
-            validation_split=args.validation_split,
-            streaming=args.streaming,
-            skip_bad_images=args.skip_bad_images,
-            num_workers=args.workers,
-            limit=args.limit,
-            split="validation",
-        )
-
+    loaded: dict[str, ImageData] = {}  # models with the same images share them
     results = []
     for name in names:
+        part = evaluated_part(name, args.dataset, args.validation_split)
+        key = repr(part.options)
         with accelerator.local_main_process_first():
+            if key not in loaded:
+                loaded[key] = load_data(args, part)
+            data = loaded[key]
+            part.check_unchanged(name, data.train_count, data.class_names)
             model, _ = build_model(name)
-        check_classes(name, model, data.class_names)
+        validation = as_numbered_by(name, model, data)
         preprocessing = resolve_preprocessing(model, use_test_size=True)
         check_forward(model, preprocessing["input_size"])
         loader = evaluation_loader(
-            data.validation, preprocessing, args.batch_size, args.workers, skip_bad_images=args.skip_bad_images
+            validation, preprocessing, args.batch_size, args.workers, skip_bad_images=args.skip_bad_images
         )
         model, loader = model.to(accelerator.device), accelerator.prepare(loader)
         result = evaluate(accelerator, model, loader)
         size = "x".join(map(str, preprocessing["input_size"][1:]))
-        results.append({"model": name, "image_size": size, **asdict(result)})
+        split = part.remark(data.split, data.train_count)
+        results.append({"model": name, "image_size": size, **asdict(result), "split": split})
         accelerator.free_memory()
 
     accelerator.print(as_table(results))
-    if data.skipped:
-        accelerator.print(f"skipped {data.skipped} images that could not be read")
+    if skipped := max(data.skipped for data in loaded.values()):
+        accelerator.print(f"skipped {skipped} images that could not be read")
     if args.json and accelerator.is_main_process:
         write_text(args.json, json.dumps({"dataset": args.dataset, "results": results}, indent=2) + "\n")
     accelerator.end_training()
+
+
+def load_data(args: argparse.Namespace, part: Evaluated) -> ImageData:
+    """Load the images of a part of the dataset.
+
+    Raises:
+        DataError: something is wrong with them.
+    """
+    return load_image_data(
+        args.dataset,
+        image_column=args.image_column or part.run.get("image_column"),
+        label_column=args.label_column or part.run.get("label_column"),
+        streaming=args.streaming,
+        skip_bad_images=args.skip_bad_images,
+        num_workers=args.workers,
+        limit=args.limit,
+        **part.options,
+    )
+
+
+def as_numbered_by(name: str, model: nn.Module, data: ImageData) -> Dataset | IterableDataset:
+    """Return the validation images with the class numbers of a model, which it has for the same names.
+
+    Args:
+        name: Name of the model.
+        model: A timm model. If it has no class names, only the number of classes is compared.
+        data: The dataset.
+
+    Raises:
+        ConfigError: the model does not have the classes of the dataset.
+    """
+    trained = stored_class_names(model, name)
+    if trained is not None:
+        numbers = match_classes(name, trained, data.class_names)
+        return renumber_labels(data.validation, numbers, trained)
+    if model.num_classes != len(data.class_names):
+        raise ConfigError(
+            f"{name} was trained on {model.num_classes} classes, but the dataset has {len(data.class_names)}: "
+            "evaluate a model trained on the dataset's classes (see scripts/train.py), or choose another dataset"
+        )
+    _logger.warning("%s has no class names: its classes are taken to be in the order of the dataset's.", name)
+    return data.validation
 
 
 def as_table(results: Sequence[dict[str, Any]]) -> str:
@@ -95,6 +151,10 @@ def as_table(results: Sequence[dict[str, Any]]) -> str:
             f"{row['model']:<{width}}  {row['image_size']:>9}  {row['top1']:>7.2f}  {top5:>7}  {row['loss']:>7.4f}  "
             f"{row['images']:>7}  {row['images_per_second']:>8.1f}"
         )
+    if len(splits := {row["split"] for row in results}) == 1:
+        lines.append(f"images: {splits.pop()}")
+    else:
+        lines += [f"images of {row['model']}: {row['split']}" for row in results]
     if any(row["top5"] is None for row in results):
         lines.append("(top-5 is reported for more than five classes only)")
     return "\n".join(lines)

@@ -1,9 +1,14 @@
 """Finds the image column and the label column, and converts labels to class indices."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
 
+from fdconv_zoo.data.class_names import check_spelling
 from fdconv_zoo.errors import DataError
 
 _LABEL_TYPES = ("string", "large_string", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
@@ -70,7 +75,7 @@ def encode_labels(splits: dict[str, Dataset]) -> dict[str, Dataset]:
     """Convert the labels of all splits to class indices, numbered alike in every split.
 
     Raises:
-        DataError: a label is missing, or outside the range of its ClassLabel.
+        DataError: a label is missing, or outside the range of its ClassLabel, or classes differ only in case or blanks.
     """
     for name, source in splits.items():
         _check_labels(name, source)
@@ -78,11 +83,37 @@ def encode_labels(splits: dict[str, Dataset]) -> dict[str, Dataset]:
         return splits
     names = _distinct_labels(list(splits.values()))
     feature = ClassLabel(names=[str(name) for name in names])
+    check_spelling(feature.names)
     encoded = {}
     for name, source in splits.items():
         labels = np.searchsorted(np.asarray(names), np.asarray(_label_column(source).to_pylist()))
         encoded[name] = source.remove_columns("label").add_column("label", labels, feature=feature)
     return encoded
+
+
+def renumber_labels(
+    source: Dataset | IterableDataset, numbers: Sequence[int], class_names: Sequence[str]
+) -> Dataset | IterableDataset:
+    """Convert class indices to those of other classes.
+
+    Args:
+        source: Dataset with a column `label`.
+        numbers: The new index of each class.
+        class_names: Names of the new classes.
+    """
+    if list(numbers) == list(range(len(class_names))):
+        return source
+    feature = ClassLabel(names=list(class_names))
+    if isinstance(source, Dataset):
+        labels = np.asarray(numbers)[read_labels(source)]
+        return source.remove_columns("label").add_column("label", labels, feature=feature)
+    lookup = partial(_renumbered, numbers=list(numbers))
+    return source.map(lookup, input_columns="label", features=Features({**source.features, "label": feature}))
+
+
+def _renumbered(label: int | None, numbers: list[int]) -> dict[str, int | None]:
+    known = label is not None and 0 <= label < len(numbers)
+    return {"label": numbers[label] if known else label}  # reading the stream refuses others
 
 
 def read_labels(source: Dataset) -> np.ndarray:
@@ -101,9 +132,12 @@ def _distinct_labels(splits: list[Dataset]) -> list:
 def _check_labels(name: str, source: Dataset) -> None:
     labels = _label_column(source)
     feature = source.features["label"]
-    if labels.null_count:
-        row = labels.is_null().index(True).as_py()
-        raise DataError(f"Split {name!r}: {labels.null_count} rows have no label, the first is row {row}. Remove them.")
+    missing = labels.is_null()
+    if pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type):
+        missing = pc.or_kleene(missing, pc.equal(pc.utf8_trim_whitespace(labels), "")).fill_null(True)
+    if count := pc.sum(missing).as_py():
+        row = missing.index(True).as_py()
+        raise DataError(f"Split {name!r}: {count} rows have no label, the first is row {row}. Remove them.")
     if isinstance(feature, ClassLabel):
         indices = labels.to_numpy()
         bad = np.flatnonzero((indices < 0) | (indices >= feature.num_classes))

@@ -63,7 +63,10 @@ def read_bytes(record: dict | None) -> bytes:
     if record.get("bytes") is not None:
         return record["bytes"]
     if "://" not in record["path"]:
-        return Path(record["path"]).read_bytes()
+        path = Path(record["path"])
+        if path.exists() and not path.is_file():
+            raise ValueError("not a file")  # a device or a pipe could be read for ever
+        return path.read_bytes()
     with fsspec.open(record["path"], "rb") as file:  # streamed from the Hub
         return file.read()
 

@@ -1,41 +1,85 @@
-"""Loads the splits of a dataset by `datasets.load_dataset`, with explicit files for each split."""
+"""Finds the splits of a dataset: image files, or tables that `datasets.load_dataset` reads."""
 
-import logging
 import re
 from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from glob import escape, glob, has_magic
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from fdconv_zoo.data.splits import TRAIN_NAMES, VALIDATION_NAMES
+from fdconv_zoo.data.files import sub_folders
+from fdconv_zoo.data.listings import LISTING_SUFFIXES, METADATA_FILES
+from fdconv_zoo.data.local import folder_splits, listing_splits
+from fdconv_zoo.data.splits import SPLIT_NAME, TRAIN_NAMES, VALIDATION_NAMES
 from fdconv_zoo.errors import DataError
-
-_logger = logging.getLogger(__name__)
 
 SAMPLE = "fashion_mnist_sample"
 SAMPLE_FOLDER = Path(__file__).resolve().parents[1] / "sample"
 
-_SPLIT_NAME = re.compile(rf"({'|'.join(TRAIN_NAMES + VALIDATION_NAMES)})(?![a-z])", re.IGNORECASE)
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?")
 _TABLE_SUFFIXES = {".parquet": "parquet", ".arrow": "arrow"}
 
-Splits = datasets.DatasetDict | datasets.IterableDatasetDict
+
+class Splits(Mapping[str, datasets.Dataset | datasets.IterableDataset]):
+    """Splits by name, each opened when it is asked for."""
+
+    def __init__(self, opened: Mapping[str, Callable[[], datasets.Dataset | datasets.IterableDataset]]):
+        self._open = opened
+
+    def __getitem__(self, name: str) -> datasets.Dataset | datasets.IterableDataset:
+        """Open a split. Raises DataError if its files cannot be listed."""
+        return self._open[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._open)
+
+    def __len__(self) -> int:
+        return len(self._open)
 
 
-def load_splits(dataset: str, *, streaming: bool) -> Splits:
-    """Load all splits of the sample, of local files or of a dataset on the Hugging Face Hub.
+def load_splits(
+    dataset: str, *, streaming: bool, image_column: str | None = None, label_column: str | None = None
+) -> Splits:
+    """Find all splits of the sample, of local files or of a dataset on the Hugging Face Hub.
+
+    Args:
+        dataset: As in `load_image_data`.
+        streaming: Read parquet and arrow files and the Hub as streams.
+        image_column, label_column: The columns of files that list images.
 
     Raises:
         DataError: the path does not exist or contains no images, the splits are ambiguous, the Hub dataset is unknown
             or unreachable, or files cannot be read.
     """
-    builder, arguments = _load_arguments(dataset)
+    path = SAMPLE_FOLDER if dataset == SAMPLE else Path(dataset).expanduser()
+    if path.is_dir():
+        files = _find_tables(path)
+        if not files:
+            return Splits(folder_splits(path, image_column, label_column))
+    elif path.is_file():
+        files = [path]
+    elif has_magic(dataset):
+        files = [Path(name) for name in sorted(glob(str(path), recursive=True))]
+        if not files:
+            raise DataError(f"{dataset}: no file matches this pattern.")
+    elif not _HUB_NAME.fullmatch(dataset) or path.suffix in (*_TABLE_SUFFIXES, *LISTING_SUFFIXES):
+        raise DataError(f"{dataset}: no such file or folder, and not the name of a dataset on the Hugging Face Hub.")
+    else:
+        name, _, config = dataset.partition(":")
+        return _load(dataset, name, {"name": config or None}, streaming)
+    if all(file.suffix.lower() in LISTING_SUFFIXES for file in files):
+        return Splits(listing_splits(files, image_column, label_column, outside=True))
+    return _load(dataset, *_table_arguments(files), streaming)
+
+
+def _load(dataset: str, builder: str, arguments: dict, streaming: bool) -> Splits:
     try:
-        return datasets.load_dataset(builder, **arguments, streaming=streaming)
+        loaded = datasets.load_dataset(builder, **arguments, streaming=streaming)
     except Exception as error:  # whatever the file formats and the network raise
         cause = error.__cause__ or error
         detail = f"{type(cause).__name__}: {cause}"
@@ -46,66 +90,17 @@ def load_splits(dataset: str, *, streaming: bool) -> Splits:
             f"There is no local file or folder {dataset!r}, and it could not be loaded from the Hugging Face Hub "
             f"({detail}). Check the name and the network, or give a local folder of images or parquet files."
         ) from error
+    return Splits({name: partial(loaded.__getitem__, name) for name in loaded})
 
 
-def _load_arguments(dataset: str) -> tuple[str, dict]:
-    """Return the builder and the arguments of `datasets.load_dataset`."""
-    path = SAMPLE_FOLDER if dataset == SAMPLE else Path(dataset).expanduser()
-    if path.is_dir():
-        return _folder_arguments(path)
-    if path.is_file():
-        return _table_arguments([path])
-    if has_magic(dataset):
-        files = [Path(name) for name in sorted(glob(str(path), recursive=True))]
-        if not files:
-            raise DataError(f"{dataset}: no file matches this pattern.")
-        return _table_arguments(files)
-    if not _HUB_NAME.fullmatch(dataset) or path.suffix in _TABLE_SUFFIXES:
-        raise DataError(f"{dataset}: no such file or folder, and not the name of a dataset on the Hugging Face Hub.")
-    name, _, config = dataset.partition(":")
-    return name, {"name": config or None}
-
-
-def _folder_arguments(folder: Path) -> tuple[str, dict]:
-    # `datasets` would infer splits from the name of any file or folder: it would take a class called "train", or an
-    # image called "test 1.jpg", for a split and silently drop everything else.
-    children = sub_folders(folder)
-    named = [child for child in children if child.name.lower() in TRAIN_NAMES + VALIDATION_NAMES]
+def _find_tables(folder: Path) -> list[Path]:
+    """Return the parquet files, or else the arrow files, in a folder, its `data`, and folders with names of splits."""
+    named = [child for child in sub_folders(folder) if child.name.lower() in TRAIN_NAMES + VALIDATION_NAMES]
     for suffix in _TABLE_SUFFIXES:
-        tables = [file for parent in (folder, folder / "data", *named) for file in sorted(parent.glob(f"*{suffix}"))]
-        if tables:
-            return _table_arguments(tables)
-    if named and (named == children or any(sub_folders(child) for child in named)):
-        if ignored := [child.name for child in children if child not in named]:
-            _logger.warning("%s: reads only %s and ignores %s.", folder, [child.name for child in named], ignored)
-        files = {split.name: _image_files(split) for split in named}
-    else:
-        files = {"train": _image_files(folder)}
-    # By default, `datasets` drops the labels if there is only one class.
-    return "imagefolder", {"data_files": files, "drop_labels": False}
-
-
-def sub_folders(folder: Path) -> list[Path]:
-    """Return the visible sub-folders in alphabetical order, none if there is no such folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-
-
-def _image_files(folder: Path) -> str:
-    """Return the pattern of the images in class folders. Raises DataError for no images, or for nested folders."""
-    class_folders = sub_folders(folder)
-    for class_folder in class_folders:
-        if nested := sub_folders(class_folder):
-            raise DataError(
-                f"{nested[0]}: a folder inside a class folder. Put all images of a class directly into {class_folder}."
-            )
-    files = [file for class_folder in class_folders for file in class_folder.iterdir()]
-    if not any(file.suffix.lower() in ImageFolder.EXTENSIONS for file in files):
-        raise DataError(
-            f"{folder}: no images found. Put the images of each class into a sub-folder named after the class."
-        )
-    return f"{escape(str(folder.resolve()))}/*/*"
+        found = [file for parent in (folder, folder / "data", *named) for file in sorted(parent.glob(f"*{suffix}"))]
+        if tables := [file for file in found if file.name.lower() not in METADATA_FILES]:
+            return tables
+    return []
 
 
 def _table_arguments(files: list[Path]) -> tuple[str, dict]:
@@ -115,7 +110,7 @@ def _table_arguments(files: list[Path]) -> tuple[str, dict]:
         raise DataError(f"{files[0]}: files must be all parquet or all arrow, not {', '.join(sorted(suffixes))}.")
     splits = defaultdict(list)
     for file in files:
-        match = _SPLIT_NAME.match(file.name) or _SPLIT_NAME.fullmatch(file.parent.name)
+        match = SPLIT_NAME.match(file.name) or SPLIT_NAME.fullmatch(file.parent.name)
         splits[match[1].lower() if match else None].append(escape(str(file.resolve())))
     unnamed = splits.pop(None, [])
     if unnamed and splits:

@@ -1,5 +1,6 @@
 """Chooses the training and validation images."""
 
+import re
 from collections.abc import Iterable
 from typing import Literal
 
@@ -9,6 +10,7 @@ from fdconv_zoo.errors import DataError
 
 TRAIN_NAMES = ("train", "training")
 VALIDATION_NAMES = ("validation", "val", "valid", "dev", "test")
+SPLIT_NAME = re.compile(rf"({'|'.join(TRAIN_NAMES + VALIDATION_NAMES)})(?![a-z])", re.IGNORECASE)
 
 
 def choose_splits(available: Iterable[str], train: str | None, validation: str | None) -> tuple[str | None, str | None]:
@@ -38,7 +40,10 @@ def choose_splits(available: Iterable[str], train: str | None, validation: str |
 
 
 def resolve_splits(
-    available: Iterable[str], train: str | None, validation: str | None, wanted: Literal["both", "validation"]
+    available: Iterable[str],
+    train: str | None,
+    validation: str | None,
+    wanted: Literal["both", "validation", "held out"],
 ) -> tuple[str | None, str | None]:
     """Apply `choose_splits` to what is wanted: for "validation" alone, a single split is the validation split.
 

@@ -26,7 +26,7 @@ from fdconv_zoo.store.files import replacing, write_text
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 DETECTIONS = "detections.json"
 
-# Image -> picture, summary in words, and its mask of class indices or its detected objects.
+# Image -> picture, summary in words, and its mask or its detected objects.
 Predictor = Callable[[Image.Image], tuple[Image.Image, str, Any]]
 
 
@@ -40,9 +40,9 @@ def predict_files(
 ) -> None:
     """Write a picture of every image and a video of every video, and print a summary of each image.
 
-    A segmenter also writes ``NAME.mask.png`` for each image, whose pixels are class indices. A detector also writes
-    ``detections.json`` for all images: file name, class, score, box (left, top, width, height in pixels), and mask as
-    compressed run lengths.
+    A segmenter also writes ``NAME.mask.png`` for each image, whose pixels have the values of the masks in
+    training. A detector also writes ``detections.json`` for all images: file name, class, score, box (left, top, width,
+    height in pixels), and mask as compressed run lengths.
 
     Args:
         model: The model in eval mode, on any device.
@@ -97,7 +97,7 @@ def _segmentation_predictor(model: Segmenter, short_side: int | None) -> Predict
         classes, pixels = np.unique(mask, return_counts=True)
         shares = sorted(zip(pixels / mask.size, classes, strict=True), reverse=True)
         summary = ", ".join(f"{model.class_names[index]} {100 * share:.1f} %" for share, index in shares)
-        return draw_segmentation(image, mask), summary, mask
+        return draw_segmentation(image, mask), summary, model.mask_values(mask)
 
     return predictor
 

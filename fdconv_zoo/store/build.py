@@ -187,25 +187,23 @@ def check_forward(model: nn.Module, input_size: Sequence[int]) -> None:
         ) from error
 
 
-def check_classes(name: str, model: nn.Module, class_names: Sequence[str]) -> None:
-    """Check the classes of a trained model against a dataset's.
+def stored_class_names(model: nn.Module, name: str) -> list[str] | None:
+    """Return the class names in a model's configuration; None if there are none.
 
     Args:
-        name: Name of the model, for the message.
         model: A timm model.
-        class_names: Classes of the dataset, in the order of their numbers.
+        name: Of the model, for the message.
 
     Raises:
-        ConfigError: the number of classes differs, or the same classes are in another order.
+        ConfigError: they are not one distinct name for each class.
     """
-    if model.num_classes != len(class_names):
+    labels = model.pretrained_cfg.get("label_names")
+    if not labels:
+        return None
+    names = [str(label) for label in labels] if isinstance(labels, list | tuple) else []
+    if len(names) != model.num_classes or len(set(names)) != len(names):
         raise ConfigError(
-            f"{name} was trained on {model.num_classes} classes, but the dataset has {len(class_names)}: evaluate a "
-            "model trained on the dataset's classes (see scripts/train.py), or choose another dataset"
+            f"{name}: the {len(set(names))} different label_names in its configuration do not name its "
+            f"{model.num_classes} classes; correct them in {CONFIG_FILE}, or remove them"
         )
-    labels = list(model.pretrained_cfg.get("label_names") or class_names)
-    if labels != list(class_names) and sorted(labels) == sorted(class_names):
-        raise ConfigError(
-            f"{name} and the dataset have the same classes in a different order: the model starts with {labels[:3]}, "
-            f"the dataset with {list(class_names)[:3]}; number the dataset's classes in the model's order"
-        )
+    return names

@@ -1,12 +1,17 @@
 """Maps mask values to classes: each value is a class, ignored or invalid."""
 
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from fdconv_zoo.data.class_names import match_classes
 from fdconv_zoo.errors import DataError
+
+_logger = logging.getLogger(__name__)
 
 IGNORE = 255  # class index of pixels that are excluded from training and evaluation
 INVALID = 254  # class index of mask values that are not a class; the checks reject them
@@ -31,6 +36,53 @@ class Classes:
         if len(names) != len(self.names):
             raise DataError(f"Got {len(names)} class names, but this dataset has {len(self.names)} classes.")
         return replace(self, names=list(names))
+
+    def numbered_as(self, model: str, trained: Sequence[str]) -> "Classes":
+        """Return the classes of a model, for the values that have the same names here.
+
+        Args:
+            model: Name of the model, for the message.
+            trained: Its class names. If these or those of the dataset are only numbers, the order decides.
+
+        Raises:
+            ConfigError: the model does not have a class of the dataset.
+            DataError: the order must decide, but the number of classes differs.
+        """
+        if are_numbers(self.names) != are_numbers(trained):
+            _logger.warning(
+                "Either %s or the dataset has no class names: takes both in the order of their numbers.", model
+            )
+            return self.renamed(trained)
+        numbers = match_classes(model, trained, self.names)
+        lookup = self.lookup.copy()
+        for index, number in enumerate(numbers):
+            lookup[self.lookup == index] = number
+        return Classes(list(trained), lookup)
+
+
+def classes_of_model(model: str, names: Sequence[str], ignore_index: int) -> Classes:
+    """Return the classes of a model for the masks of a dataset without class names.
+
+    Args:
+        model: Name of the model, for messages.
+        names: Its class names. Those called after their mask values belong to these, others to all values in order.
+        ignore_index: Mask value, 0..255, of pixels that are excluded from evaluation.
+
+    Raises:
+        DataError: the ignored value is a class of the model.
+    """
+    if not are_numbers(names):
+        _logger.warning("The dataset has no class names: takes its mask values as the classes of %s, in order.", model)
+        return named_classes(names, ignore_index)
+    values = {int(name.removeprefix("class ")): index for index, name in enumerate(names)}
+    if ignore_index in values:
+        raise DataError(f"The ignored value {ignore_index} is a class of {model}. Choose another with --ignore-index.")
+    return Classes(list(names), _lookup(values | {ignore_index: IGNORE}))
+
+
+def are_numbers(names: Sequence[str]) -> bool:
+    """Return whether classes have no names of their own, but are called after their mask values."""
+    return all(re.fullmatch(r"class (\d|[1-9]\d|1\d\d|2[0-4]\d|25[0-5])", name) for name in names)
 
 
 def classes_by_value(names: Sequence[str], ignore_index: int) -> Classes:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from fdconv_zoo.data.sources import sub_folders
+from fdconv_zoo.data.files import sub_folders
 from fdconv_zoo.data.splits import TRAIN_NAMES, VALIDATION_NAMES
 from fdconv_zoo.dense.segmentation.classes import Classes, ade20k_classes, cityscapes_classes
 from fdconv_zoo.errors import DataError, listed

@@ -13,7 +13,7 @@ from fdconv_zoo.dense.segmentation.classes import (
     IGNORE,
     Classes,
     classes_by_value,
-    named_classes,
+    classes_of_model,
     numbered_classes,
     read_class_names,
 )
@@ -32,11 +32,16 @@ class SegmentationData:
         train: Training images; None for `split="validation"`.
         validation: Validation images, in their stored order.
         class_names: Names of the K classes. Masks hold their indices 0..K-1, and `IGNORE` for pixels without a label.
+        split: The split that the validation images are of.
+        train_count: Number of training images in this split, before `limit`; None if the validation images are all of
+            it.
     """
 
     train: ImageMaskPairs | None
     validation: ImageMaskPairs
     class_names: list[str]
+    split: str
+    train_count: int | None = None
 
 
 def load_segmentation_data(
@@ -47,13 +52,13 @@ def load_segmentation_data(
     train_split: str | None = None,
     validation_split: str | None = None,
     validation_fraction: float = 0.1,
-    class_names: Sequence[str] | None = None,
+    trained: tuple[str, Sequence[str]] | None = None,
     class_names_file: str | Path | None = None,
     ignore_index: int = IGNORE,
     seed: int = 0,
     limit: int | None = None,
     num_workers: int = 0,
-    split: Literal["both", "validation"] = "both",
+    split: Literal["both", "validation", "held out"] = "both",
 ) -> SegmentationData:
     """Load and check images with masks, so that training does not fail on them hours later.
 
@@ -68,33 +73,42 @@ def load_segmentation_data(
         validation_split: Default: the first of validation, val, valid, dev and test. If there is only one split, a
             part of it is held out, determined by `seed`.
         validation_fraction: Share of the images to hold out.
-        class_names: Class names of a model to evaluate, instead of those of the dataset.
+        trained: Name and class names of a model to evaluate: masks hold its indices. Its classes are found by the names
+            of the dataset; in a dataset without names, they are those of the mask values in order.
         class_names_file: File with one class name per line, line n (from 0) for mask value n.
         ignore_index: Mask value of pixels without a label; values above it move down by one. Fixed for ADE20K and
             Cityscapes.
         seed: Seed of the held-out part, and of the images chosen by `limit`.
         limit: Maximum number of images per split, for trial runs.
         num_workers: Processes that check images and masks.
-        split: "validation" loads validation images only, or all images if there is only one split.
+        split: "validation" loads validation images only, or all images if there is only one split. "held out" loads
+            those that "both" validates on.
 
     Raises:
         DataError: the data have a problem; the message names the files and says what to do.
+        ConfigError: the model to evaluate does not have the classes of the dataset.
     """
     if not 0 <= ignore_index <= 255:
         raise DataError(f"The ignored value must be between 0 and 255, the values of 8-bit masks, not {ignore_index}.")
     splits, layout = find_splits(dataset, image_column, mask_column)
-    classes = _known_classes(layout, class_names, class_names_file, ignore_index)
+    classes = _known_classes(layout, class_names_file, ignore_index)
+    if trained is not None:
+        classes = classes.numbered_as(*trained) if classes else classes_of_model(*trained, ignore_index)
     train_name, validation_name = resolve_splits(splits, train_split, validation_split, split)
     wanted = {"train": train_name, "validation": validation_name}
-    if split == "validation":
+    if split == "validation" or (split == "held out" and validation_name is not None):
         del wanted["train"]
 
     sources = {name: splits[name]() for name in wanted.values() if name is not None}
     rows = {part: np.arange(len(sources[name])) for part, name in wanted.items() if name is not None}
-    if validation_name is None:
+    held_out = validation_name is None
+    if held_out:
         wanted["validation"] = train_name
         everything = np.zeros(len(sources[train_name]))  # one stratum
         rows["train"], rows["validation"] = split_rows(everything, validation_fraction, seed)
+    train_count = len(rows["train"]) if held_out else None
+    if split == "held out":
+        wanted.pop("train", None)
     if empty := [part for part in wanted if not len(rows[part])]:
         raise DataError(f"{dataset}: no images for {' and '.join(empty)}. Add some, or choose other splits.")
 
@@ -112,20 +126,15 @@ def load_segmentation_data(
     if "train" in findings:
         check_training_classes(findings["train"], classes)
     ready = {part: replace(found.pairs, lookup=classes.lookup) for part, found in findings.items()}
-    return SegmentationData(ready.get("train"), ready["validation"], classes.names)
+    return SegmentationData(ready.get("train"), ready["validation"], classes.names, wanted["validation"], train_count)
 
 
-def _known_classes(
-    layout: Layout | None, names: Sequence[str] | None, names_file: str | Path | None, ignore_index: int
-) -> Classes | None:
+def _known_classes(layout: Layout | None, names_file: str | Path | None, ignore_index: int) -> Classes | None:
     """Return the classes, or None if they depend on the values found in the masks."""
     if layout and layout.classes:
         if ignore_index != IGNORE:
-            raise DataError("ADE20K and Cityscapes define which values are ignored. Remove --ignore-index.")
-        file_names = read_class_names(Path(names_file)) if names_file else None
-        return layout.classes.renamed(file_names if names is None else names)
-    if names is not None:
-        return named_classes(names, ignore_index)
+            raise DataError("ADE20K and Cityscapes define which values are ignored. Leave --ignore-index at 255.")
+        return layout.classes.renamed(read_class_names(Path(names_file)) if names_file else None)
     names_file = names_file or (layout and layout.names_file)
     return classes_by_value(read_class_names(Path(names_file)), ignore_index) if names_file else None
 

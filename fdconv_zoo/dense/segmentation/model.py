@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
@@ -42,13 +43,15 @@ class Segmenter(
             ``mask2former``.
         mean, std: Mean and standard deviation of each channel, to normalize images with values in 0..1 before they
             are passed to the model. Default: those of the backbone.
+        ignore_index: Mask value of pixels without a label in the data that the model is trained on. Class indices leave
+            it out; so it is needed to read such masks again, in evaluation.
         ce_weight, dice_weight: Weights of the losses. Those of ``mask2former`` are among its `decoder_args`.
         pretrained: Start from the backbone's published weights, or from a weights file: its path. Not part of
             `config`.
 
     Attributes:
         config: The arguments to build the model again.
-        class_names, mean, std: As above.
+        class_names, mean, std, ignore_index: As above.
 
     Raises:
         ConfigError: a name is unknown, arguments do not fit, or the weights could not be loaded.
@@ -64,6 +67,7 @@ class Segmenter(
         decoder_args: Mapping[str, Any] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        ignore_index: int = IGNORE,
         ce_weight: float = 1.0,
         dice_weight: float = 0.0,
         pretrained: bool | str | Path = False,
@@ -88,6 +92,7 @@ class Segmenter(
         defaults = resolve_model_data_config(self.backbone.model)
         self.class_names = list(class_names)
         self.mean, self.std = list(mean or defaults["mean"]), list(std or defaults["std"])
+        self.ignore_index = ignore_index
         self.config = {
             "backbone": backbone,
             "class_names": self.class_names,
@@ -95,6 +100,7 @@ class Segmenter(
             **arguments,
             "mean": self.mean,
             "std": self.std,
+            "ignore_index": ignore_index,
             **weights,
         }
 
@@ -120,6 +126,10 @@ class Segmenter(
     def probabilities(self, scores: Tensor) -> Tensor:
         """Convert scores to what can be averaged over several views of an image, (B, K, H, W)."""
         return self.network.probabilities(scores)
+
+    def mask_values(self, indices: np.ndarray) -> np.ndarray:
+        """Convert class indices to the values of the masks that the model was trained on, both uint8 of any shape."""
+        return indices + (indices >= self.ignore_index).astype(np.uint8)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters to exclude from weight decay: the backbone's, and embeddings."""

@@ -1,0 +1,108 @@
+"""What a model was trained on, as its run says: so that evaluation keeps to images that the model has not seen."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fdconv_zoo.data.splits import TRAIN_NAMES
+from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.store.names import LOCAL
+from fdconv_zoo.training.run_folder import CONFIG
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The images to evaluate a model on.
+
+    Attributes:
+        options: Arguments of `load_image_data` or `load_segmentation_data`.
+        run: The configuration of the run, if it used the same dataset; otherwise empty.
+    """
+
+    options: Mapping[str, Any]
+    run: Mapping[str, Any]
+
+    def check_unchanged(self, model: str, train_count: int | None, class_names: Sequence[str]) -> None:
+        """Check that the held-out part can be told from what the run was trained on.
+
+        Args:
+            model: Name of the model.
+            train_count: Training images that the dataset has now; None if nothing was held out.
+            class_names: Its classes.
+
+        Raises:
+            ConfigError: images or classes have been added or removed since.
+        """
+        if train_count is None or not self.run:
+            return
+        then = self.run.get("train_images")
+        expected = min(train_count, self.run.get("limit") or train_count)
+        fewer = self.run.get("skip_bad_images") and then is not None and then <= expected
+        if (then != expected and not fewer) or list(self.run.get("class_names") or ()) != list(class_names):
+            raise ConfigError(
+                f"{model} held out a part of {self.run['dataset']}, which has changed since: {then} images of "
+                f"{len(self.run.get('class_names') or ())} classes were for training then, {expected} of "
+                f"{len(class_names)} would be now. So the part is unknown; evaluate on other images, or on all with "
+                "--validation-split train"
+            )
+
+    def remark(self, split: str, train_count: int | None) -> str:
+        """Describe the images.
+
+        Args:
+            split: The split they are of.
+            train_count: Training images beside them; None if nothing was held out.
+        """
+        if train_count is not None:
+            return f"the part of {split} that the run held out"
+        if self.run and split in (self.run.get("train_split"), *TRAIN_NAMES):
+            return f"all of {split}, also the images that the model was trained on"
+        if split.lower() in TRAIN_NAMES:
+            return f"all of {split}; the figures mean little if the model was trained on some of them"
+        return split
+
+
+def evaluated_part(model: str, dataset: str, validation_split: str | None) -> Evaluated:
+    """Choose the images for a model: for the output folder of a run with the same dataset, those the run validated on.
+
+    Args:
+        model: Folder or name of the model.
+        dataset: Where the images are.
+        validation_split: The split that the user chose; it is used as it is.
+
+    Raises:
+        ConfigError: the configuration of the run is damaged.
+    """
+    run = read_run(model)
+    if not run or not _same(str(run.get("dataset")), dataset):
+        run = {}
+    if validation_split is not None or not run:
+        return Evaluated({"split": "validation", "validation_split": validation_split}, run)
+    keys = ("train_split", "validation_split", "validation_fraction", "seed")
+    return Evaluated({"split": "held out", **{key: run[key] for key in keys if key in run}}, run)
+
+
+def read_run(model: str) -> dict[str, Any]:
+    """Read the configuration of the run that a model is of; empty if it is not in the output folder of a run.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    folder = Path(model.removeprefix(LOCAL))
+    file = (folder.parent if folder.name == "last" else folder) / CONFIG
+    if not file.is_file():
+        return {}
+    try:
+        run = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(run, dict):
+        raise ConfigError(f"{file}: is not the configuration of a run")
+    return run
+
+
+def _same(first: str, second: str) -> bool:
+    return first == second or Path(first).expanduser().resolve() == Path(second).expanduser().resolve()
