@@ -8,7 +8,8 @@ from datasets import Features, Sequence, Value
 from PIL import Image
 
 from fdconv_zoo.data.image import open_image, read_bytes, reason
-from fdconv_zoo.dense.segmentation.pairs import ImageMaskPairs, open_mask
+from fdconv_zoo.dense.segmentation.mask_file import open_mask
+from fdconv_zoo.dense.segmentation.pairs import ImageMaskPairs
 from fdconv_zoo.errors import DataError
 
 PROBLEMS = ("image", "mask", "size")
