@@ -136,7 +136,7 @@ class DetectionTask(DenseTask):
     @property
     def left_out(self) -> str:
         """The bad annotations, in words."""
-        return f"removed or clipped {self.data.skipped} bad annotations" if self.data.skipped else ""
+        return f"removed, clipped or corrected {self.data.skipped} bad annotations" if self.data.skipped else ""
 
     @property
     def facts(self) -> dict[str, Any]:
