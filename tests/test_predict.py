@@ -4,7 +4,7 @@ import torch
 from run_scripts import load_script
 
 from fdconv_zoo.data import SAMPLE, load_image_data, open_image
-from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.errors import ConfigError, DataError
 from fdconv_zoo.store.build import build_model, resolve_preprocessing
 from fdconv_zoo.store.export import export_model
 
@@ -56,6 +56,14 @@ def test_shows_the_true_class_of_sample_images(data, folder, capsys):
         f"{SAMPLE} ({data.class_names[record['label']]})" for record in data.validation
     ]
     assert all(line.count(" %") == 3 for line in lines)
+
+
+def test_a_broken_file_does_not_stop_the_others(data, folder, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    open_image(data.validation[0]["image"]).save(tmp_path / "b.png")
+    with pytest.raises(DataError, match=r"1 files were left out:\n .*a.png: cannot be read .* Repair or remove it\.$"):
+        predict.main(["--model", str(folder), "--device", "cpu", str(tmp_path)])
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/b.png: ")
 
 
 def test_says_what_is_missing(folder, tmp_path):
