@@ -110,6 +110,7 @@ def test_a_recipe_runs_on_a_stand_in(name, tmp_path):
         (["--dataset", ""], "--dataset is required"),
         (["--model", ""], "--model is required"),
         (["--norm", "frozen"], "--norm frozen keeps statistics, but random weights do not have any"),
+        (["--frozen-stages", "1"], "--frozen-stages keeps weights, but --no-pretrained makes them random"),
         (["--min-size", "0"], "--min-size"),
         (["--cuda-graphs"], "--cuda-graphs needs images of one size"),
         (["--head", "yolo"], "--head"),

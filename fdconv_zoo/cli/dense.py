@@ -16,12 +16,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag
 from fdconv_zoo.cli.task import SMOKE, CommandTask, train
+from fdconv_zoo.dense.backbone import Backbone
 from fdconv_zoo.dense.evaluation import evaluation_loader
+from fdconv_zoo.dense.freezing import freeze_stages
 from fdconv_zoo.dense.saved_model import SavedModel, export
 from fdconv_zoo.dense.stand_ins import stand_in
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.store.files import replacing, write_text
-from fdconv_zoo.training.norms import NORMS
+from fdconv_zoo.training.norms import NORMS, set_norm
 
 DENSE_SMOKE = {**SMOKE, "limit": 4, "crop_size": 64, "updates_per_epoch": 2}
 
@@ -48,6 +50,11 @@ class DenseTask(CommandTask):
         super().check_arguments(args)
         if not (args.model or args.evaluate):
             raise ConfigError("--model is required: a backbone, or an entry of models/ with --config")
+        if args.frozen_stages is not None and starts_at_random(args):
+            raise ConfigError(
+                "--frozen-stages keeps weights, but --no-pretrained makes them random: leave one of them out, or start "
+                "from --checkpoint"
+            )
 
     @classmethod
     def run(cls, args: argparse.Namespace) -> None:
@@ -112,6 +119,12 @@ class DenseTask(CommandTask):
         """Write the model as its `from_pretrained` loads it."""
         export(model, folder)
 
+    def freeze(self, backbone: Backbone) -> None:
+        """Set up the norms and the frozen stages of a new model's backbone as the flags say."""
+        set_norm(backbone, self.args.norm)
+        if self.args.frozen_stages is not None:
+            freeze_stages(backbone, self.args.frozen_stages)
+
     def save_pictures(self, model: SavedModel) -> None:
         """Write pictures.png, if pictures are wanted; the main process does it for all."""
         if self.args.pictures and self.accelerator.is_main_process:
@@ -154,6 +167,11 @@ def evaluate_only(task_type: type[DenseTask], args: argparse.Namespace, dataset:
     accelerator.end_training()
 
 
+def starts_at_random(args: argparse.Namespace) -> bool:
+    """Whether a run to be trained starts from a backbone with random weights, other than to check the command."""
+    return not (args.pretrained or args.checkpoint or args.smoke or args.evaluate)
+
+
 def add_backbone_flags(group: argparse._ArgumentGroup) -> None:
     """Add the flags that name the backbone."""
     group.add_argument("--model", help="the backbone: a timm name")
@@ -170,4 +188,9 @@ def add_weights_flags(group: argparse._ArgumentGroup, *, norm: str) -> None:
     boolean = argparse.BooleanOptionalAction
     group.add_argument("--pretrained", action=boolean, default=True, help="start from the backbone's published weights")
     group.add_argument("--checkpoint", metavar="FILE", help="start from these weights of the backbone instead")
+    group.add_argument(
+        "--frozen-stages",
+        type=int,
+        help="keep the weights of the backbone's stem and first N stages, except KSM and FBM; 0: of the stem",
+    )
     group.add_argument("--norm", choices=NORMS, default=norm, help="BatchNorm of the backbone in training")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from PIL import Image
 from pycocotools.coco import COCO
 
-from fdconv_zoo.cli.dense import DENSE_SMOKE, DenseTask, add_backbone_flags, add_weights_flags
+from fdconv_zoo.cli.dense import DENSE_SMOKE, DenseTask, add_backbone_flags, add_weights_flags, starts_at_random
 from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag, add_workers_flag
 from fdconv_zoo.cli.task import run_task
 from fdconv_zoo.dense.canvases import FASHION_CANVASES
@@ -19,10 +19,10 @@ from fdconv_zoo.dense.detection.loading import DetectionData, load_detection_dat
 from fdconv_zoo.dense.detection.metrics import DetectionResult, coco_truth
 from fdconv_zoo.dense.detection.model import HEADS, Detector
 from fdconv_zoo.dense.detection.pictures import draw_predictions
+from fdconv_zoo.dense.freezing import freeze_unused
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.batches import TrainingBatches, make_batches
 from fdconv_zoo.training.flags import check_least
-from fdconv_zoo.training.norms import set_norm
 
 
 class DetectionTask(DenseTask):
@@ -104,7 +104,7 @@ class DetectionTask(DenseTask):
         if not (args.dataset or args.validation_annotations):
             raise ConfigError(f"--dataset is required: a folder in COCO's format, or {FASHION_CANVASES}")
         super().check_arguments(args)
-        if args.norm == "frozen" and not (args.pretrained or args.checkpoint or args.smoke or args.evaluate):
+        if args.norm == "frozen" and starts_at_random(args):
             raise ConfigError(
                 "--norm frozen keeps statistics, but random weights do not have any: use --norm batch or sync"
             )
@@ -158,7 +158,8 @@ class DetectionTask(DenseTask):
             anchor_sizes=args.anchor_sizes,
             pretrained=args.checkpoint or args.pretrained,
         )
-        set_norm(model.backbone, args.norm)
+        freeze_unused(model.network.backbone, lambda backbone, images: backbone(images).values())
+        self.freeze(model.backbone)
         return model
 
     def training_batches(self, model: Detector) -> TrainingBatches:

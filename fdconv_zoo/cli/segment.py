@@ -10,6 +10,7 @@ from fdconv_zoo.cli.dense import DENSE_SMOKE, DenseTask, add_backbone_flags, add
 from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag, add_split_flags, add_workers_flag
 from fdconv_zoo.cli.task import run_task
 from fdconv_zoo.dense.canvases import FASHION_CANVASES
+from fdconv_zoo.dense.freezing import freeze_unused
 from fdconv_zoo.dense.segmentation.augment import training_transform
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset, SegmentationDataset
 from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter
@@ -19,7 +20,6 @@ from fdconv_zoo.dense.segmentation.model import DECODERS, Segmenter
 from fdconv_zoo.dense.segmentation.pictures import draw_predictions
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.batches import TrainingBatches, make_batches
-from fdconv_zoo.training.norms import set_norm
 
 
 class SegmentationTask(DenseTask):
@@ -129,7 +129,8 @@ class SegmentationTask(DenseTask):
             dice_weight=args.dice_weight,
             pretrained=args.checkpoint or args.pretrained,
         )
-        set_norm(model.backbone, args.norm)
+        freeze_unused(model, lambda copy, images: copy(images, images[:, 0].long()).values())
+        self.freeze(model.backbone)
         return model
 
     def training_batches(self, model: Segmenter) -> TrainingBatches:
