@@ -158,7 +158,8 @@ class DetectionTask(DenseTask):
             anchor_sizes=args.anchor_sizes,
             pretrained=args.checkpoint or args.pretrained,
         )
-        freeze_unused(model.network.backbone, lambda backbone, images: backbone(images).values())
+        if self.accelerator.num_processes > 1:
+            freeze_unused(model.network.backbone, lambda backbone, images: backbone(images).values())
         self.freeze(model.backbone)
         return model
 

@@ -129,7 +129,8 @@ class SegmentationTask(DenseTask):
             dice_weight=args.dice_weight,
             pretrained=args.checkpoint or args.pretrained,
         )
-        freeze_unused(model, lambda copy, images: copy(images, images[:, 0].long()).values())
+        if self.accelerator.num_processes > 1:
+            freeze_unused(model, lambda copy, images: copy(images, images[:, 0].long()).values())
         self.freeze(model.backbone)
         return model
 

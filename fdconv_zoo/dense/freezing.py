@@ -37,8 +37,8 @@ def freeze_stages(backbone: Backbone, stages: int) -> None:
 def freeze_unused(module: nn.Module, outputs: Callable[[nn.Module, Tensor], Iterable[Tensor]]) -> None:
     """Turn gradients off for parameters that no output depends on.
 
-    Some decoders take only the first maps of a backbone that cannot be cut there, such as HRNet. Such parameters would
-    never get a gradient, for which torch's DistributedDataParallel would wait in vain.
+    Some decoders take only the first maps of a backbone that cannot be cut there, such as HRNet. Such parameters never
+    get a gradient, for which torch's DistributedDataParallel would wait in vain. In one process they do no harm.
 
     Args:
         module: Changed in place; its buffers and the random state stay as they are.
