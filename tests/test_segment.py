@@ -1,5 +1,6 @@
 """segment.py: training, stopping and going on, evaluation, and its recipes on stand-ins for their data."""
 
+import csv
 import json
 
 import numpy as np
@@ -43,7 +44,11 @@ def test_a_run_leaves_a_model_figures_and_pictures(finished):
     model = Segmenter.from_pretrained(finished / "last")
     saved = load_file(finished / "checkpoints/update-000000008/ema.safetensors")
     assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
-    for name in ("curves.png", "pictures.png"):
+    table = list(csv.reader((finished / "confusion.csv").open(encoding="utf-8")))
+    counts = np.array([row[1:] for row in table[1:]], int)
+    assert counts.sum(1).tolist() == [part["pixels"] for part in history[-1]["classes"]]
+    assert 100 * counts.trace() / counts.sum() == pytest.approx(history[-1]["pixel_accuracy"])
+    for name in ("curves.png", "pictures.png", "confusion.png"):
         with Image.open(finished / name) as picture:
             assert picture.width > 500
 
@@ -70,7 +75,10 @@ def test_evaluation_gives_the_runs_figures_and_those_of_other_code(finished, sma
     segment.main(list(map(str, flags)))
     found = json.loads((tmp_path / "whole" / "results.json").read_text())
     assert found["miou"] == pytest.approx(read_figures(finished)[-1]["miou"])
-    assert "| T-shirt/top |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| T-shirt/top |" in printed
+    lowest = min((part for part in found["classes"] if part["iou"] is not None), key=lambda part: part["iou"])
+    assert f"lowest IoU: {lowest['name']} {lowest['iou']:.1f} %" in printed
 
     # the pictures that predict.py leaves, judged by scikit-learn
     images = sorted((small_canvases / "images" / "validation").iterdir())

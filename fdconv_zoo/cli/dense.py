@@ -5,10 +5,10 @@ import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag
 from fdconv_zoo.cli.task import SMOKE, CommandTask, train
 from fdconv_zoo.dense.backbone import Backbone
-from fdconv_zoo.dense.evaluation import evaluation_loader
+from fdconv_zoo.dense.evaluation import choose_varied, evaluation_loader
 from fdconv_zoo.dense.freezing import freeze_stages
 from fdconv_zoo.dense.saved_model import SavedModel, export
 from fdconv_zoo.dense.stand_ins import stand_in
@@ -80,16 +80,24 @@ class DenseTask(CommandTask):
         """Evaluate the model on the validation images. Every process must call it; all get the result.
 
         Returns:
-            A dataclass with the figures, among them the number of `images`, and a method `as_table`.
+            A dataclass with the number of `images`, and the methods `figures` and `as_table`.
         """
 
     @abstractmethod
     def evaluation_dataset(self, model: SavedModel) -> Dataset:
         """The validation images, as the model takes them."""
 
+    @property
     @abstractmethod
-    def draw(self, model: SavedModel, indices: Sequence[int]) -> Image.Image:
-        """Draw some of `validation_images` with truth and prediction."""
+    def present(self) -> np.ndarray:
+        """Which classes occur in which validation images, bool (N, K)."""
+
+    @abstractmethod
+    def draw(self, model: SavedModel, indices: Sequence[int], result: Any) -> Image.Image:
+        """Draw some of `validation_images` with truth and prediction; `result` is that of `measure`."""
+
+    def save_tables(self, result: Any) -> None:
+        """Write what a result has besides its figures; the main process calls it."""
 
     def validation_loader(self, model: SavedModel) -> DataLoader:
         """Load the validation images, as the model takes them, for `accelerator.prepare`."""
@@ -110,10 +118,10 @@ class DenseTask(CommandTask):
         return model.backbone
 
     def evaluate(self, model: SavedModel) -> dict[str, Any]:
-        """The figures of the result; the main process also saves the pictures."""
+        """The figures of the result; the main process also saves tables and pictures."""
         result = self.measure(model)
-        self.save_pictures(model)
-        return asdict(result)
+        self.save_result(model, result)
+        return result.figures()
 
     def export(self, model: SavedModel, folder: Path) -> None:
         """Write the model as its `from_pretrained` loads it."""
@@ -125,10 +133,13 @@ class DenseTask(CommandTask):
         if self.args.frozen_stages is not None:
             freeze_stages(backbone, self.args.frozen_stages)
 
-    def save_pictures(self, model: SavedModel) -> None:
-        """Write pictures.png, if pictures are wanted; the main process does it for all."""
-        if self.args.pictures and self.accelerator.is_main_process:
-            picture = self.draw(model, range(min(self.args.pictures, len(self.validation_images))))
+    def save_result(self, model: SavedModel, result: Any) -> None:
+        """Write tables, and pictures.png if pictures are wanted; the main process does it for all."""
+        if not self.accelerator.is_main_process:
+            return
+        self.save_tables(result)
+        if self.args.pictures:
+            picture = self.draw(model, choose_varied(self.present, self.args.pictures), result)
             with replacing(self.output / "pictures.png") as temporary:
                 picture.save(temporary, format="png")
 
@@ -159,11 +170,12 @@ def evaluate_only(task_type: type[DenseTask], args: argparse.Namespace, dataset:
     task.validation = accelerator.prepare(task.validation_loader(model))
     task.output.mkdir(parents=True, exist_ok=True)
     result = task.measure(model)
-    task.save_pictures(model)
+    task.save_result(model, result)
+    figures = result.figures()
     accelerator.print(result.as_table())
-    accelerator.print(f"{task.describe(asdict(result))}, {result.images} images")
+    accelerator.print(f"{task.describe(figures)}, {result.images} images")
     if accelerator.is_main_process:
-        write_text(results, json.dumps({"model": args.evaluate, "dataset": args.dataset, **asdict(result)}, indent=2))
+        write_text(results, json.dumps({"model": args.evaluate, "dataset": args.dataset, **figures}, indent=2))
     accelerator.end_training()
 
 

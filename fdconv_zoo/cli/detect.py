@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -196,7 +197,15 @@ class DetectionTask(DenseTask):
             predictions_file=self.output / "predictions.json",
         )
 
-    def draw(self, model: Detector, indices: Sequence[int]) -> Image.Image:
+    @property
+    def present(self) -> np.ndarray:
+        """Which classes occur in which validation images, bool (N, K)."""
+        validation = self.data.validation
+        present = np.zeros((len(validation), len(self.data.class_names)), bool)
+        present[validation.rows, validation.labels - 1] = True
+        return present
+
+    def draw(self, model: Detector, indices: Sequence[int], result: DetectionResult) -> Image.Image:
         """Draw some of `validation_images` with truth and prediction."""
         return draw_predictions(model, self.validation_images, indices)
 

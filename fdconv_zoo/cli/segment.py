@@ -1,9 +1,10 @@
 """Training and evaluation of segmenters."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 from PIL import Image
 
 from fdconv_zoo.cli.dense import DENSE_SMOKE, DenseTask, add_backbone_flags, add_weights_flags
@@ -12,6 +13,7 @@ from fdconv_zoo.cli.task import run_task
 from fdconv_zoo.dense.canvases import FASHION_CANVASES
 from fdconv_zoo.dense.freezing import freeze_unused
 from fdconv_zoo.dense.segmentation.augment import training_transform
+from fdconv_zoo.dense.segmentation.confusion import draw_confusion, write_confusion
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset, SegmentationDataset
 from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter
 from fdconv_zoo.dense.segmentation.loading import SegmentationData, load_segmentation_data
@@ -20,6 +22,8 @@ from fdconv_zoo.dense.segmentation.model import DECODERS, Segmenter
 from fdconv_zoo.dense.segmentation.pictures import draw_predictions
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.batches import TrainingBatches, make_batches
+
+_LOWEST = 3  # classes that the line of an epoch names
 
 
 class SegmentationTask(DenseTask):
@@ -157,9 +161,27 @@ class SegmentationTask(DenseTask):
         """Evaluate the model on the validation images. Every process must call it; all get the result."""
         return evaluate_segmenter(self.accelerator, model, self.validation, **self.inference)
 
-    def draw(self, model: Segmenter, indices: Sequence[int]) -> Image.Image:
-        """Draw some of `validation_images` with truth and prediction."""
-        return draw_predictions(model, self.validation_images, indices, **self.inference)
+    def describe(self, figures: Mapping[str, Any]) -> str:
+        """The metrics, and the classes with the lowest IoU, in words."""
+        known = [entry for entry in figures["classes"] if entry["iou"] is not None]
+        lowest = sorted(known, key=lambda entry: entry["iou"])[:_LOWEST]
+        names = ", ".join(f"{entry['name']} {entry['iou']:.1f} %" for entry in lowest)
+        return f"{super().describe(figures)}, lowest IoU: {names}"
+
+    def save_tables(self, result: SegmentationResult) -> None:
+        """Write the confusion matrix."""
+        write_confusion(result.confusion, self.data.class_names, self.output / "confusion.csv")
+        draw_confusion(result.confusion, self.data.class_names, self.output / "confusion.png")
+
+    @property
+    def present(self) -> np.ndarray:
+        """Which classes occur in which validation images, bool (N, K)."""
+        return self.data.validation_classes
+
+    def draw(self, model: Segmenter, indices: Sequence[int], result: SegmentationResult) -> Image.Image:
+        """Draw some of `validation_images` with truth and prediction, and the IoU of each class over all of them."""
+        iou = [entry.iou for entry in result.classes]
+        return draw_predictions(model, self.validation_images, indices, iou=iou, **self.inference)
 
     @property
     def inference(self) -> dict[str, Any]:
