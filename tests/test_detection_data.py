@@ -396,6 +396,9 @@ def test_boxes_and_masks_move_with_the_pixels(scene, masks):
     picture, target = exact[0]
     assert target["boxes"].tolist() == [[60, 20, 90, 36], [28, 40, 40, 64]]
     assert [painted_box(picture, label) for label in (1, 2)] == target["boxes"].tolist()
+    picture, target = DetectionDataset(scene, training_transform(hflip=0, vflip=1), masks=masks)[0]
+    assert target["boxes"].tolist() == [[10, 44, 40, 60], [60, 16, 72, 40]]
+    assert [painted_box(picture, label) for label in (1, 2)] == target["boxes"].tolist()
 
     jitter = training_transform(scale_jitter=(0.5, 2.5), crop_size=64)
     dataset = DetectionDataset(scene, jitter, masks=masks)

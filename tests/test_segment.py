@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 from sklearn.metrics import jaccard_score
 from torch import nn
 
+from fdconv_zoo.cli.segment import class_weights
 from fdconv_zoo.dense.backbone import Backbone
 from fdconv_zoo.dense.segmentation.model import Segmenter
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import MODELS, read_index
+from fdconv_zoo.training.run_folder import PATTERNS
 
 segment = load_script("segment")
 pytestmark = pytest.mark.usefixtures("on_one_cpu_thread")
@@ -48,9 +50,19 @@ def test_a_run_leaves_a_model_figures_and_pictures(finished):
     counts = np.array([row[1:] for row in table[1:]], int)
     assert counts.sum(1).tolist() == [part["pixels"] for part in history[-1]["classes"]]
     assert 100 * counts.trace() / counts.sum() == pytest.approx(history[-1]["pixel_accuracy"])
+    files = {path for path in finished.rglob("*") if path.is_file() and "checkpoints" not in path.parts}
+    assert not files - {path for pattern in PATTERNS for path in finished.glob(pattern)}  # --overwrite knows them all
     for name in ("curves.png", "pictures.png", "confusion.png"):
         with Image.open(finished / name) as picture:
             assert picture.width > 500
+
+
+def test_weights_of_classes():
+    pixels = np.array([600, 0, 200, 100])
+    assert class_weights(["balanced"], pixels) == pytest.approx([0.5, 1, 1.5, 3])
+    assert class_weights(["1", "0", "2", "3.5"], pixels) == [1, 0, 2, 3.5]
+    with pytest.raises(ConfigError, match="--class-weights median: must be 'balanced', or 4 numbers"):
+        class_weights(["median"], pixels)
 
 
 def test_killed_and_resumed_it_ends_with_the_same_weights(finished, small_canvases, tmp_path):

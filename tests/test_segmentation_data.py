@@ -156,6 +156,8 @@ def test_palette_and_bilevel_masks(tmp_path):
     data = load_segmentation_data(str(folder))
     np.testing.assert_array_equal(data.train[0][1], mask_of(0, 3, 7))
     np.testing.assert_array_equal(data.validation[0][1], mask_of(0, 1))
+    assert data.pixels["train"].tolist() == [[1, 0, 0, 1, 0, 0, 0, 46]]
+    assert data.pixels["validation"].tolist() == [[1, 47, 0, 0, 0, 0, 0, 0]]
 
 
 def gray_png(values: np.ndarray, bits: int) -> bytes:
@@ -626,9 +628,9 @@ def plain_transform(crop_size, **options):
     return training_transform(crop_size, mean=(0, 0, 0), std=(1, 1, 1), photometric=False, max_class_share=1, **options)
 
 
-@pytest.mark.parametrize("short_side", [None, 50])
-def test_image_and_mask_stay_aligned(short_side):
-    dataset = SegmentationDataset([aligned_pair(seed=s) for s in range(12)], plain_transform(64, short_side=short_side))
+@pytest.mark.parametrize("options", [{}, {"short_side": 50}, {"vflip": 0.5, "rotate": 30}], ids=str)
+def test_image_and_mask_stay_aligned(options):
+    dataset = SegmentationDataset([aligned_pair(seed=s) for s in range(12)], plain_transform(64, **options))
     padded = shares = 0
     for epoch in range(3):
         dataset.set_epoch(epoch)
@@ -639,7 +641,7 @@ def test_image_and_mask_stay_aligned(short_side):
             assert mask.dtype == torch.int64
             ignored = mask == IGNORE
             padded += int(ignored.any())
-            assert (image[:, ignored] == 0).all()
+            assert "rotate" in options or (image[:, ignored] == 0).all()  # turned edges are smooth
             seen = (image[0] * 255 / 60).round()
             # At the edges of patches, the image interpolates between classes. Their interiors must agree exactly.
             inner = interior(mask) & ~ignored
@@ -708,6 +710,17 @@ def test_flips_happen_half_of_the_time():
         assert (image[0] == mask).all()
         flipped += int(mask[0, 7])
     assert 30 < flipped < 70
+
+
+def test_vertical_flips_and_rotations():
+    _, mask = aligned_pair(40, 40)
+    image = Image.fromarray(np.stack([mask] * 3, -1))
+    transform = plain_transform(40, scale=(1, 1), hflip=0, vflip=1)
+    _, flipped = SegmentationDataset([(image, mask)], transform)[0]
+    assert np.array_equal(flipped, mask[::-1])
+    transform = plain_transform(40, scale=(1, 1), hflip=0, rotate=45)
+    _, turned = SegmentationDataset([(image, mask)], transform)[0]
+    assert 0 < (turned == IGNORE).float().mean() < 0.3
 
 
 def test_colours_change_only_the_image():

@@ -93,6 +93,7 @@ class DetectionTask(DenseTask):
 
         augment = parser.add_argument_group("augmentation")
         augment.add_argument("--hflip", type=float, default=0.5, help="probability of a horizontal flip")
+        augment.add_argument("--vflip", type=float, default=0.0, help="probability of a vertical flip")
         augment.add_argument("--scale-jitter", type=float, nargs=2, help="range of a random resizing before a crop")
         augment.add_argument("--crop-size", type=int, default=1024, help="side of that crop in pixels")
         augment.add_argument("--photometric", **boolean, default=False, help="change colours at random")
@@ -169,6 +170,7 @@ class DetectionTask(DenseTask):
         args = self.args
         transform = training_transform(
             hflip=args.hflip,
+            vflip=args.vflip,
             scale_jitter=args.scale_jitter and tuple(args.scale_jitter),
             crop_size=args.crop_size,
             photometric=args.photometric,

@@ -65,6 +65,20 @@ class SegmentationTask(DenseTask):
         add_weights_flags(model, norm="batch")
         model.add_argument("--ce-weight", type=float, default=1.0, help="weight of the cross-entropy in the loss")
         model.add_argument("--dice-weight", type=float, default=0.0, help="weight of the Dice loss")
+        model.add_argument("--focal-weight", type=float, default=0.0, help="weight of the focal loss")
+        model.add_argument("--lovasz-weight", type=float, default=0.0, help="weight of the Lovász-softmax loss")
+        model.add_argument(
+            "--class-weights",
+            nargs="+",
+            metavar="X",
+            help="of each class in the cross-entropy, or 'balanced': inverse to its pixels",
+        )
+        model.add_argument(
+            "--hard-pixels",
+            type=float,
+            default=1.0,
+            help="share of pixels in the cross-entropy, those of largest loss",
+        )
 
         augment = parser.add_argument_group("augmentation")
         augment.add_argument(
@@ -73,6 +87,8 @@ class SegmentationTask(DenseTask):
         augment.add_argument("--scale", type=float, nargs=2, default=[0.5, 2.0], help="range of the random resizing")
         augment.add_argument("--short-side", type=int, help="resize to this first, also in evaluation")
         augment.add_argument("--hflip", type=float, default=0.5, help="probability of a horizontal flip")
+        augment.add_argument("--vflip", type=float, default=0.0, help="probability of a vertical flip")
+        augment.add_argument("--rotate", type=float, default=0.0, help="largest angle of a random rotation, in degrees")
         augment.add_argument("--photometric", **boolean, default=True, help="change colours at random")
 
         evaluation = parser.add_argument_group("evaluation")
@@ -131,6 +147,10 @@ class SegmentationTask(DenseTask):
             decoder_args=args.decoder_kwargs,
             ce_weight=args.ce_weight,
             dice_weight=args.dice_weight,
+            focal_weight=args.focal_weight,
+            lovasz_weight=args.lovasz_weight,
+            class_weights=args.class_weights and class_weights(args.class_weights, self.data.pixels["train"].sum(0)),
+            hard_pixels=args.hard_pixels,
             pretrained=args.checkpoint or args.pretrained,
         )
         if self.accelerator.num_processes > 1:
@@ -148,6 +168,8 @@ class SegmentationTask(DenseTask):
             scale=tuple(args.scale),
             short_side=args.short_side,
             hflip=args.hflip,
+            vflip=args.vflip,
+            rotate=args.rotate,
             photometric=args.photometric,
         )
         dataset = SegmentationDataset(self.data.train, transform, seed=args.seed)
@@ -176,7 +198,7 @@ class SegmentationTask(DenseTask):
     @property
     def present(self) -> np.ndarray:
         """Which classes occur in which validation images, bool (N, K)."""
-        return self.data.validation_classes
+        return self.data.pixels["validation"] > 0
 
     def draw(self, model: Segmenter, indices: Sequence[int], result: SegmentationResult) -> Image.Image:
         """Draw some of `validation_images` with truth and prediction, and the IoU of each class over all of them."""
@@ -193,6 +215,27 @@ class SegmentationTask(DenseTask):
             "scales": args.scales,
             "flip": args.flip,
         }
+
+
+def class_weights(words: Sequence[str], pixels: np.ndarray) -> list[float]:
+    """Weights of the classes from the words of the flag.
+
+    Args:
+        words: A number for each class, or "balanced".
+        pixels: Of each class in training, int64 (K,).
+
+    Raises:
+        ConfigError: they are neither.
+    """
+    if list(words) == ["balanced"]:
+        occurring = pixels > 0  # as scikit-learn's: over all pixels, the mean weight is 1
+        return np.where(occurring, pixels.sum() / (occurring.sum() * np.maximum(pixels, 1)), 1.0).tolist()
+    try:
+        return [float(word) for word in words]
+    except ValueError:
+        raise ConfigError(
+            f"--class-weights {' '.join(words)}: must be 'balanced', or {len(pixels)} numbers, in the order of classes"
+        ) from None
 
 
 def pair(numbers: Sequence[int]) -> tuple[int, int]:

@@ -32,13 +32,14 @@ class SegmentationData:
         train: Training images; None for `split="validation"`.
         validation: Validation images, in their stored order.
         class_names: Names of the K classes. Masks hold their indices 0..K-1, and `IGNORE` for pixels without a label.
-        validation_classes: Which classes occur in each of the N validation masks, bool (N, K).
+        pixels: Of "train", if it was loaded, and "validation": the number of pixels of each class in each of the N
+            masks, int64 (N, K).
     """
 
     train: ImageMaskPairs | None
     validation: ImageMaskPairs
     class_names: list[str]
-    validation_classes: np.ndarray
+    pixels: dict[str, np.ndarray]
 
 
 def load_segmentation_data(
@@ -114,9 +115,8 @@ def load_segmentation_data(
     if "train" in findings:
         check_training_classes(findings["train"], classes)
     ready = {part: replace(found.pairs, lookup=classes.lookup) for part, found in findings.items()}
-    return SegmentationData(
-        ready.get("train"), ready["validation"], classes.names, classes.occurring(findings["validation"].present)
-    )
+    pixels = {part: classes.count(found.pixels) for part, found in findings.items()}
+    return SegmentationData(ready.get("train"), ready["validation"], classes.names, pixels)
 
 
 def _known_classes(
