@@ -16,9 +16,10 @@ from fdconv_zoo.dense.canvases import FASHION_CANVASES
 from fdconv_zoo.dense.detection.augment import training_transform
 from fdconv_zoo.dense.detection.dataset import DetectionDataset, EvaluationDataset
 from fdconv_zoo.dense.detection.evaluate import evaluate_detector
+from fdconv_zoo.dense.detection.heads import HEADS
 from fdconv_zoo.dense.detection.loading import DetectionData, load_detection_data
 from fdconv_zoo.dense.detection.metrics import DetectionResult, coco_truth
-from fdconv_zoo.dense.detection.model import HEADS, Detector
+from fdconv_zoo.dense.detection.model import Detector
 from fdconv_zoo.dense.detection.pictures import draw_predictions
 from fdconv_zoo.dense.freezing import freeze_unused
 from fdconv_zoo.errors import ConfigError
@@ -72,14 +73,14 @@ class DetectionTask(DenseTask):
 
         model = parser.add_argument_group("model")
         add_backbone_flags(model)
-        model.add_argument("--head", choices=tuple(HEADS), default="mask_rcnn", help="faster_rcnn: boxes only")
+        model.add_argument("--head", choices=tuple(HEADS), default="mask_rcnn", help="all but mask_rcnn: boxes only")
         add_arguments_flag(model, "--head-kwargs", "head")
         model.add_argument("--fpn-channels", type=int, default=256, help="channels of the feature pyramid")
         model.add_argument(
             "--anchor-sizes",
             type=float,
             nargs=5,
-            help="in pixels; default: 8 times a level's stride",
+            help="in pixels; default: 32 to 512 for a backbone whose first map has stride 4",
         )
         model.add_argument(
             "--min-size",
