@@ -51,7 +51,7 @@ one_stage_heads = pytest.mark.parametrize("head", ["retinanet", "fcos"])
 
 
 def make(head="faster_rcnn", backbone=NAME, **options):
-    own = dict(head_args=HEAD, fpn_channels=16) if "rcnn" in head else dict(head_args=ONE_STAGE_HEAD, fpn_channels=32)
+    own = dict(head_args=HEAD, fpn_channels=16) if "rcnn" in head else dict(head_args=ONE_STAGE_HEAD, fpn_channels=64)
     options = dict(backbone_args=NARROW, **own, **SIZES) | options
     return Detector(backbone, CLASSES, head, **options)
 
@@ -247,12 +247,26 @@ def test_weights_of_a_file(tmp_path):
     assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in body.state_dict().items())
 
 
+@one_stage_heads
+def test_one_stage_in_half_precision(head, tmp_path):
+    model = make_random(head)
+    images, targets = data()
+    with torch.autocast("cpu", torch.bfloat16):
+        found, losses = model(images), model.train()(images, targets)
+    assert all(objects["boxes"].dtype == objects["scores"].dtype == torch.float32 for objects in found)
+    assert all(set(objects["labels"].tolist()) <= {1, 2} for objects in found)
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    with pytest.raises(ConfigError, match=f"{head} cannot be exported to ONNX; faster_rcnn and mask_rcnn can"):
+        export_onnx(model, tmp_path / "model.onnx", (64, 64))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (dict(head="yolo"), "head yolo: no such head; choose one of faster_rcnn, mask_rcnn, retinanet, fcos"),
         (dict(head="fcos", anchor_sizes=[8] * 5), "fcos has no anchors"),
-        (dict(head="fcos", fpn_channels=48), "fpn_channels 48: fcos needs a multiple of 32"),
+        (dict(head="fcos", fpn_channels=48), "fpn_channels 48: fcos needs 64, 96 or another multiple of 32"),
+        (dict(head="fcos", fpn_channels=32), "fpn_channels 32: fcos needs 64"),
         (dict(head="retinanet", head_args=HEAD), "head_args .*: no such argument"),
         (dict(backbone="resnet51_fdconv"), "resnet51_fdconv: no such model; did you mean .*resnet50_fdconv"),
         (dict(backbone="test_vit", backbone_args={}), "its maps have strides .*choose another"),

@@ -35,7 +35,7 @@ class DetectionTask(DenseTask):
         "Train a network that finds objects, their boxes and masks, on any backbone of timm, FDConv or not; or "
         "evaluate one."
     )
-    smoke: ClassVar = {**DENSE_SMOKE, "fpn_channels": 32, "min_size": 64, "max_size": 128}
+    smoke: ClassVar = {**DENSE_SMOKE, "fpn_channels": 64, "min_size": 64, "max_size": 128}
     defaults: ClassVar = {
         "batch_size": 2,
         "lr": 1e-4,

@@ -91,8 +91,8 @@ def build_network(
     backbone = PyramidBackbone(body, channels, one_stage=head in ONE_STAGE)
     if anchor_sizes and head == "fcos":
         raise ConfigError("anchor_sizes: fcos has no anchors; leave them out")
-    if head == "fcos" and channels % _GROUPS:
-        raise ConfigError(f"fpn_channels {channels}: fcos needs a multiple of {_GROUPS}, the groups of its norms")
+    if head == "fcos" and (channels % _GROUPS or channels == _GROUPS):  # a map of one pixel needs two per group
+        raise ConfigError(f"fpn_channels {channels}: fcos needs 64, 96 or another multiple of {_GROUPS}, its groups")
     sizes = list(anchor_sizes or (_ANCHOR_FACTORS[head] * stride for stride in backbone.strides))
     if len(sizes) != len(backbone.strides):
         raise ConfigError(f"anchor_sizes {sizes}: expected {len(backbone.strides)} sizes, one per level")
