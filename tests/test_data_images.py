@@ -1,6 +1,7 @@
 """Decoding of single images, and the PyTorch datasets over them."""
 
 import random
+import struct
 from io import BytesIO
 
 import datasets
@@ -70,6 +71,28 @@ def test_cmyk_colours():
 def test_16_bit_grayscale_is_scaled_not_clipped(format):
     levels = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
     assert np.array_equal(open_image(encoded(Image.fromarray(levels), format), "L"), [[0, 1, 128, 255]])
+
+
+def test_16_bit_files_of_fewer_bits_are_noticed(recwarn):
+    dark = Image.fromarray(np.array([[0, 4095]], np.uint16))
+    with pytest.warns(
+        UserWarning, match=r"no value above 4095, so 17 of 256 grey .* have 12 bits, multiply them by 16"
+    ):
+        assert np.array_equal(open_image(encoded(dark), "L"), [[0, 16]])
+    with pytest.warns(UserWarning, match="no value above 255, so 2 of 256"):
+        open_image(encoded(Image.fromarray(np.array([[0, 200]], np.uint16))))
+    for largest in (0, 1 << 14):
+        open_image(encoded(Image.fromarray(np.array([[0, largest]], np.uint16))))
+    assert not recwarn
+
+
+def test_tiff_files_of_12_bits_keep_their_levels(recwarn):
+    tags = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 3}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    pixels = bytes([0x80, 0x0F, 0xFF, 0])  # 0x800, 0xFFF
+    file = b"II*\0" + struct.pack("<I", 12) + pixels + struct.pack("<H", len(tags)) + entries + bytes(4)
+    assert np.array_equal(open_image({"bytes": file}, "L"), [[128, 255]])
+    assert not recwarn
 
 
 def test_images_without_a_defined_range_are_refused():

@@ -1,6 +1,7 @@
 """Predictions of segmenters and detectors on images, folders and videos, from the command line."""
 
 import json
+import struct
 
 import av
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 from pycocotools import mask as rle
 from run_scripts import load_script
 
-from fdconv_zoo.dense import Detector, Segmenter
+from fdconv_zoo.dense import Detector, Segmenter, prediction
+from fdconv_zoo.dense.video import upright
 from fdconv_zoo.errors import ConfigError, DataError
 
 CLASSES = ["background", "cat", "dog"]
@@ -136,9 +138,75 @@ def test_output_is_not_overwritten_and_bad_input_is_named(segmenter, photo, vide
     other.write_bytes(b"no image")
     with pytest.raises(ConfigError, match="several files would be written to"):
         run(*model, "--output", tmp_path / "new", photo, other)
-    with pytest.raises(DataError, match="cannot be read as an image"):
+    with pytest.raises(DataError, match=r"1 of 1 files were left out:\n.*photo.png: cannot be read as an image"):
         run(*model, "--output", tmp_path / "new", other)
     video.write_bytes(b"no video")
     with pytest.raises(DataError, match=r"film.mp4: cannot be read as a video"):
         run(*model, "--output", tmp_path / "new", video)
     assert not (tmp_path / "new" / "film.mp4").exists()
+
+
+def test_a_broken_file_does_not_stop_the_others(detector, photo, video, tmp_path):
+    _, folder = detector
+    other = tmp_path / "x.png"
+    other.write_bytes(photo.read_bytes())
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    video.write_bytes(b"no video")
+    with pytest.raises(DataError, match=r"2 of 4 files were left out:\n.*broken.png.*\n.*film.mp4") as caught:
+        run("--model", folder, "--output", tmp_path / "seen", broken, photo, video, other)
+    assert "--skip" not in str(caught.value)
+    found = json.loads((tmp_path / "seen" / "detections.json").read_text())
+    assert {item["file"] for item in found} == {str(photo), str(other)}
+
+
+def test_an_interrupted_run_leaves_what_it_found(detector, photo, tmp_path, monkeypatch):
+    model, _ = detector
+    other = tmp_path / "x.png"
+    other.write_bytes(photo.read_bytes())
+    pictures = iter([prediction.draw_detections])
+
+    def draw(*arguments):
+        try:
+            return next(pictures)(*arguments)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(prediction, "draw_detections", draw)
+    with pytest.raises(KeyboardInterrupt):
+        prediction.predict_files(model, [photo, other], tmp_path / "seen")
+    found = json.loads((tmp_path / "seen" / "detections.json").read_text())
+    assert {item["file"] for item in found} == {str(photo)}
+
+
+# The matrix in a track's header maps x and y to ax + cy and bx + dy: a, b, c, d and what is then in the upper left.
+MATRICES = {
+    "none": ((1, 0, 0, 1), "red"),
+    "quarter turn clockwise": ((0, 1, -1, 0), "blue"),
+    "half turn": ((-1, 0, 0, -1), "white"),
+    "quarter turn counterclockwise": ((0, -1, 1, 0), "lime"),
+    "mirrored": ((-1, 0, 0, 1), "lime"),
+    "upside down": ((1, 0, 0, -1), "blue"),
+}
+
+
+@pytest.mark.parametrize(("matrix", "corner"), MATRICES.values(), ids=MATRICES)
+def test_frames_are_upright(video, matrix, corner):
+    stored = Image.new("RGB", (64, 48))  # clockwise from the upper left: red, lime, white, blue
+    for colour, place in {"red": (0, 0), "lime": (32, 0), "white": (32, 24), "blue": (0, 24)}.items():
+        stored.paste(colour, (*place, place[0] + 32, place[1] + 24))
+    with av.open(str(video), "w") as file:
+        stream = file.add_stream("mpeg4", rate=5)
+        stream.width, stream.height = stored.size
+        file.mux(stream.encode(av.VideoFrame.from_image(stored)))
+        file.mux(stream.encode())
+    content = bytearray(video.read_bytes())
+    start = content.find(b"tkhd") + 44
+    a, b, c, d = (number << 16 for number in matrix)
+    content[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    video.write_bytes(content)
+    with av.open(str(video)) as file:
+        shown = upright(next(file.decode(video=0)))
+    assert shown.size == ((64, 48) if matrix[0] else (48, 64))
+    distance = np.abs(np.array(shown.getpixel((8, 8))) - Image.new("RGB", (1, 1), corner).getpixel((0, 0)))
+    assert distance.max() < 60

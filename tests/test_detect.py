@@ -97,6 +97,18 @@ def test_other_classes_are_refused(finished, small_canvases, tmp_path):
         detect.main([*map(str, flags), "--workers", "0"])
 
 
+@pytest.mark.parametrize("head", ["retinanet", "fcos"])
+def test_one_stage_heads(head, small_canvases, tmp_path):
+    flags = ["--model", "resnet10s_fdconv", "--head", head, "--norm", "batch", "--dataset", str(small_canvases)]
+    few = ["--model-kwargs", "num_kernels=8", "--head-kwargs", "score_thresh=0.0", "detections_per_img=5"]
+    detect.main([*flags, *few, "--smoke", "--output", str(tmp_path / "run")])
+    (figures,) = read_figures(tmp_path / "run")
+    assert figures["mask_ap"] is None
+    predictions = json.loads((tmp_path / "run" / "predictions.json").read_text())
+    assert {entry["category_id"] for entry in predictions} <= set(range(1, 11))
+    assert Detector.from_pretrained(tmp_path / "run").config["head"] == head
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_on_a_stand_in(name, tmp_path):
     detect.main(["--config", str(MODELS / f"{name}.yaml"), "--smoke", "--output", str(tmp_path / "run")])
@@ -110,6 +122,7 @@ def test_a_recipe_runs_on_a_stand_in(name, tmp_path):
         (["--dataset", ""], "--dataset is required"),
         (["--model", ""], "--model is required"),
         (["--norm", "frozen"], "--norm frozen keeps statistics, but random weights do not have any"),
+        (["--frozen-stages", "1"], "--frozen-stages keeps weights, but --no-pretrained makes them random"),
         (["--min-size", "0"], "--min-size"),
         (["--cuda-graphs"], "--cuda-graphs needs images of one size"),
         (["--head", "yolo"], "--head"),

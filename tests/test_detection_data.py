@@ -14,12 +14,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torchvision import tv_tensors
 
+from fdconv_zoo.data import open_image
 from fdconv_zoo.dense.canvases import write_canvases
 from fdconv_zoo.dense.colours import class_colour
 from fdconv_zoo.dense.detection import checks, loading
 from fdconv_zoo.dense.detection.augment import enclosing_boxes, training_transform
 from fdconv_zoo.dense.detection.dataset import DetectionDataset, EvaluationDataset, read_image, read_target
 from fdconv_zoo.dense.detection.loading import load_detection_data
+from fdconv_zoo.dense.detection.metrics import coco_truth, score_detections
 from fdconv_zoo.dense.detection.pictures import draw_detections, draw_grid
 from fdconv_zoo.dense.detection.rle import decode_counts, decode_masks, encode_mask, usable_segmentation
 from fdconv_zoo.errors import DataError
@@ -116,7 +118,7 @@ def test_compressed_run_lengths_of_pycocotools_are_decoded(seed, height, width, 
     mask = (np.random.default_rng(seed).random((height, width)) < density).astype(np.uint8)
     rle = encode_mask(mask)
     assert decode_counts(rle["counts"]) == literal_runs(mask)
-    assert usable_segmentation(rle, width, height) == rle
+    assert usable_segmentation(rle, width, height) == (rle if mask.any() else None)
 
 
 def test_all_three_forms_of_a_mask_give_the_same_pixels(tmp_path):
@@ -142,6 +144,13 @@ UNUSABLE = {
     "too few compressed runs": {"size": [30, 40], "counts": "0"},
     "text that ends too early": {"size": [30, 40], "counts": encode_mask(np.ones((30, 40)))["counts"] + "P"},
     "no text": {"size": [30, 40], "counts": 3},
+    "no run inside": {"size": [30, 40], "counts": [1200]},
+    "broken runs": {"size": [30, 40], "counts": [599.5, 600.5]},
+    "a polygon beside the image": [[50, 5, 60, 5, 60, 15]],
+    "a polygon without width": [[5, 5, 5, 15, 5, 10]],
+    "a polygon in fractions of the image": [[0.1, 0.2, 0.9, 0.2, 0.9, 0.8]],
+    "a polygon to infinity": [[5, 5, 1e12, 5, 5, 9]],
+    "a polygon beyond the range of floats": [[5, 5, 10**400, 5, 5, 9]],
 }
 
 
@@ -174,7 +183,7 @@ BAD_FILES = {
         coco([{"id": 5, "file_name": "5.png"}], []),
         r"'images' have no valid 'width' \(a positive integer\): id 5",
     ),
-    "text for an id": (coco([image(5)], [annotation("4", 5, 3, [1, 1, 2, 2])]), r"'id' \(an integer\): id 4"),
+    "text for an id": (coco([image(5)], [annotation("4", 5, 3, [1, 1, 2, 2])]), r"'id' \(an integer .*\): id 4"),
     "no box": (coco([image(5)], [without("bbox")]), r"have no valid 'bbox' \(\[x, y, width, height\]\): id 4"),
     "infinite box": (coco([image(5)], [annotation(4, 5, 3, [1, 1, 2, float("inf")])]), "'bbox'.*: id 4"),
     "short box": (coco([image(5)], [annotation(4, 5, 3, [1, 1, 2])]), "'bbox'.*: id 4"),
@@ -186,6 +195,20 @@ BAD_FILES = {
     "annotation twice": (coco([image(5)], [annotation(4, 5, 3, [1, 1, 2, 2])] * 2), "once in 'annotations': 4"),
     "image twice": (coco([image(5), image(5)], []), "more than once in 'images': 5"),
     "category twice": (coco([image(5)], [], ((3, "a"), (3, "b"))), "more than once in 'categories': 3"),
+    "an id of 64 bits": (coco([image(5)], [annotation(2**63, 5, 3, [1, 1, 2, 2])]), "'id' .*2\\*\\*63"),
+    "an image id of 64 bits": (coco([image(5)], [annotation(4, -(2**63), 3, [1, 1, 2, 2])]), "'image_id' .*: id 4"),
+    "a width of 71 bits": (coco([image(5, 2**70)], []), "'width' .*: id 5"),
+    "a huge number in a box": (coco([image(5)], [annotation(4, 5, 3, [1, 10**400, 2, 2], area=1)]), "'bbox'.*: id 4"),
+    "a huge area": (coco([image(5)], [annotation(4, 5, 3, [1, 1, 2, 2], area=10**400)]), "'area'.*: id 4"),
+    "half a character": (coco([image(5) | {"file_name": "\udcff.png"}], []), "'file_name' .*: id 5"),
+    "one name for two categories": (
+        coco([image(5)], [], ((3, "a"), (2, "b"), (9, "a"), (8, "a "))),
+        r"same name: 'a' \(ids 3, 8, 9\)\. Rename",
+    ),
+    "one file for two images": (
+        coco([image(5), image(6) | {"file_name": "./5.png"}], []),
+        r"listed more than once: 5.png \(ids 5, 6\)\.",
+    ),
     "no annotations": (coco([image(5)], []), "no objects are annotated in its 1 images. Add"),
     "only crowds": (coco([image(5)], [annotation(4, 5, 3, [1, 1, 2, 2], iscrowd=1)]), r"\(but 1 crowds\)"),
     "no images": (coco([], []), "annotated in its 0 images"),
@@ -229,6 +252,60 @@ def test_boxes_outside_the_image_and_without_area(tmp_path):
     expected = [[0, 0, 9.1, 30], [35, 5, 40, 10]]
     np.testing.assert_allclose(read_target(data.train, 0, masks=False)["boxes"], expected, rtol=1e-6)
     assert data.validation.boxes.tolist() == [boxes[1], boxes[2]]  # the ground truth is unchanged
+
+
+def test_boxes_in_fractions_of_the_image(tmp_path):
+    content = coco([image(1)], [annotation(1, 1, 3, [0, 0, 1, 1]), annotation(2, 1, 3, [0.2, 0.5, 0.1, 0.3])])
+    for skip in (False, True):
+        with pytest.raises(DataError, match=r"all its 2 boxes lie between 0 and 1.* multiply x and width by the width"):
+            load(tmp_path, content, skip_bad_boxes=skip, masks=False)
+
+
+def test_boxes_smaller_than_a_pixel_are_counted(tmp_path):
+    annotations = [annotation(1, 1, 3, [1, 1, 9, 9]), annotation(2, 1, 3, [1, 1, 0.9, 9])]
+    content = coco([image(1)], annotations)
+    with pytest.raises(DataError, match=r"(?s)1 annotations have boxes smaller than a pixel, which training .*id 2"):
+        load(tmp_path, content, masks=False)
+    data = load(tmp_path, content, masks=False, skip_bad_boxes=True)
+    assert data.skipped == 1
+    assert data.train.annotation_ids.tolist() == [1]
+    assert data.validation.annotation_ids.tolist() == [1, 2]  # the ground truth is unchanged
+
+
+@pytest.mark.parametrize("area", [-100, float("inf"), float("-inf"), 1e7], ids=str)
+@pytest.mark.parametrize("masks", [False, True])
+def test_areas_that_cannot_be_right(tmp_path, area, masks):
+    """An object outside all of COCO's ranges of areas would not count."""
+    triangle = [[10, 10, 20, 10, 10, 20]]
+    content = coco([image(1)], [annotation(8, 1, 3, [10, 10, 10, 10], area=area, segmentation=triangle)])
+    with pytest.raises(DataError, match=r"(?s)1 annotations have an 'area' that is negative, or larger .*id 8"):
+        load(tmp_path, content, masks=masks)
+    data = load(tmp_path, content, masks=masks, skip_bad_boxes=True)
+    assert data.skipped == 2
+    expected = coco_mask.area(coco_mask.frPyObjects(triangle, 30, 40)).item() if masks else 100
+    assert data.validation.areas.tolist() == [expected]
+    found = {"image_id": 1, "category_id": 3, "bbox": [10, 10, 10, 10], "score": 0.5}
+    assert score_detections(coco_truth(data.validation), [found], masks=False).box_ap == pytest.approx(100)
+
+
+def test_images_in_both_splits_are_logged(tmp_path, caplog):
+    folder = write_dataset(tmp_path, PLAIN)
+    load_detection_data(folder, masks=False)
+    assert not caplog.records
+    load_detection_data(folder, masks=False, validation_images=str(tmp_path / "images/train"))
+    assert "2 validation images are also training images" in caplog.text
+
+
+def test_transparency_is_laid_over_white_as_in_prediction(tmp_path):
+    folder = write_dataset(tmp_path, PLAIN)
+    file = tmp_path / "images/train/5.png"
+    pixels = np.zeros((30, 40, 4), np.uint8)
+    pixels[:, :10] = (200, 40, 40, 255)
+    pixels[:, 10:20] = (200, 40, 40, 0)
+    Image.fromarray(pixels).save(file)
+    seen = read_image(load_detection_data(folder, masks=False).train, 1)
+    assert torch.equal(seen, torch.from_numpy(np.array(open_image({"path": str(file)}))).permute(2, 0, 1))
+    assert seen[:, 0, [0, 15]].T.tolist() == [[200, 40, 40], [255, 255, 255]]
 
 
 def test_at_most_ten_are_named(tmp_path):
@@ -318,6 +395,9 @@ def test_boxes_and_masks_move_with_the_pixels(scene, masks):
     exact = DetectionDataset(scene, training_transform(hflip=1), masks=masks)
     picture, target = exact[0]
     assert target["boxes"].tolist() == [[60, 20, 90, 36], [28, 40, 40, 64]]
+    assert [painted_box(picture, label) for label in (1, 2)] == target["boxes"].tolist()
+    picture, target = DetectionDataset(scene, training_transform(hflip=0, vflip=1), masks=masks)[0]
+    assert target["boxes"].tolist() == [[10, 44, 40, 60], [60, 16, 72, 40]]
     assert [painted_box(picture, label) for label in (1, 2)] == target["boxes"].tolist()
 
     jitter = training_transform(scale_jitter=(0.5, 2.5), crop_size=64)

@@ -16,10 +16,10 @@ from torch import nn
 
 pytest.importorskip("torchvision", reason="torchvision is not installed")
 
-from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork, box_iou
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from fdconv_zoo.dense import Detector
 from fdconv_zoo.dense.detection.onnx import export_onnx
@@ -43,11 +43,16 @@ HEAD = dict(
 SIZES = dict(min_size=64, max_size=96)
 REPO = "ada/pets"
 
+ONE_STAGE_HEAD = dict(score_thresh=0.0, topk_candidates=50, detections_per_img=10)
+
 both_heads = pytest.mark.parametrize("head", ["faster_rcnn", "mask_rcnn"])
+all_heads = pytest.mark.parametrize("head", ["faster_rcnn", "mask_rcnn", "retinanet", "fcos"])
+one_stage_heads = pytest.mark.parametrize("head", ["retinanet", "fcos"])
 
 
 def make(head="faster_rcnn", backbone=NAME, **options):
-    options = dict(backbone_args=NARROW, head_args=HEAD, fpn_channels=16, **SIZES) | options
+    own = dict(head_args=HEAD, fpn_channels=16) if "rcnn" in head else dict(head_args=ONE_STAGE_HEAD, fpn_channels=64)
+    options = dict(backbone_args=NARROW, **own, **SIZES) | options
     return Detector(backbone, CLASSES, head, **options)
 
 
@@ -113,6 +118,42 @@ def test_equals_plain_torchvision(head):
     assert ("loss_mask" in losses[0]) == (head == "mask_rcnn")
 
 
+class PlainLaterPyramid(nn.Module):
+    """The last three maps, and two more, as in torchvision's own one-stage detectors."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = timm.create_model(NAME, features_only=True, out_indices=(2, 3, 4), **NARROW)
+        self.fpn = FeaturePyramidNetwork([24, 32, 32], 256, LastLevelP6P7(256, 256))
+        self.out_channels = 256
+
+    def forward(self, x):
+        return self.fpn({str(i): feature for i, feature in enumerate(self.body(x))})
+
+
+@one_stage_heads
+def test_equals_plain_torchvision_of_one_stage(head):
+    """Strides 4 to 64. torchvision's label 0 is the first class."""
+    model = make_random(head, fpn_channels=256)
+    if head == "retinanet":
+        sizes = tuple((side, int(side * 2 ** (1 / 3)), int(side * 2 ** (2 / 3))) for side in (16, 32, 64, 128, 256))
+        anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)
+    else:
+        anchors = AnchorGenerator(((4,), (8,), (16,), (32,), (64,)), ((1.0,),) * 5)
+    network = {"retinanet": RetinaNet, "fcos": FCOS}[head]
+    by_hand = network(PlainLaterPyramid(), num_classes=2, anchor_generator=anchors, **SIZES, **ONE_STAGE_HEAD)
+    weights = {key.removeprefix("network.").replace("body.model.", "body."): v for key, v in model.state_dict().items()}
+    by_hand.load_state_dict(weights)
+    expected = detect(by_hand)
+    for objects in expected:
+        objects["labels"] += 1
+    assert_equal_detections(detect(model), expected)
+    images, targets = data()
+    shifted = [{**target, "labels": target["labels"] - 1} for target in targets]
+    assert model.train()(images, targets) == by_hand.train()(images, shifted)
+    assert targets[0]["labels"].tolist() == [1, 2]  # not changed
+
+
 @pytest.mark.parametrize("channels", [16, 32])
 def test_the_heads_are_as_wide_as_the_pyramid(channels):
     heads = make("mask_rcnn", fpn_channels=channels).network.roi_heads
@@ -122,7 +163,7 @@ def test_the_heads_are_as_wide_as_the_pyramid(channels):
     assert heads.box_head.fc7.weight.shape == (4 * channels, 4 * channels)
 
 
-@both_heads
+@all_heads
 @pytest.mark.parametrize("first", [0, 1], ids=["objects", "no_objects"])
 def test_trains(head, first):
     """Every parameter has a gradient, as distributed training requires, even for images without objects."""
@@ -206,10 +247,27 @@ def test_weights_of_a_file(tmp_path):
     assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in body.state_dict().items())
 
 
+@one_stage_heads
+def test_one_stage_in_half_precision(head, tmp_path):
+    model = make_random(head)
+    images, targets = data()
+    with torch.autocast("cpu", torch.bfloat16):
+        found, losses = model(images), model.train()(images, targets)
+    assert all(objects["boxes"].dtype == objects["scores"].dtype == torch.float32 for objects in found)
+    assert all(set(objects["labels"].tolist()) <= {1, 2} for objects in found)
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    with pytest.raises(ConfigError, match=f"{head} cannot be exported to ONNX; faster_rcnn and mask_rcnn can"):
+        export_onnx(model, tmp_path / "model.onnx", (64, 64))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(head="yolo"), "head yolo: no such head; choose one of faster_rcnn, mask_rcnn"),
+        (dict(head="yolo"), "head yolo: no such head; choose one of faster_rcnn, mask_rcnn, retinanet, fcos"),
+        (dict(head="fcos", anchor_sizes=[8] * 5), "fcos has no anchors"),
+        (dict(head="fcos", fpn_channels=48), "fpn_channels 48: fcos needs 64, 96 or another multiple of 32"),
+        (dict(head="fcos", fpn_channels=32), "fpn_channels 32: fcos needs 64"),
+        (dict(head="retinanet", head_args=HEAD), "head_args .*: no such argument"),
         (dict(backbone="resnet51_fdconv"), "resnet51_fdconv: no such model; did you mean .*resnet50_fdconv"),
         (dict(backbone="test_vit", backbone_args={}), "its maps have strides .*choose another"),
         (dict(anchor_sizes=[8, 16]), r"anchor_sizes \[8, 16\]: expected 5 sizes, one per level"),
@@ -358,9 +416,10 @@ def test_unsupported_norms(tmp_path):
 # Saving and loading.
 
 
-@both_heads
+@all_heads
 def test_saved_to_a_folder(head, tmp_path):
-    model = make_random(head, mean=[0.1, 0.2, 0.3], anchor_sizes=[12, 24, 48, 96, 192])
+    sizes = {} if head == "fcos" else {"anchor_sizes": [12, 24, 48, 96, 192]}
+    model = make_random(head, mean=[0.1, 0.2, 0.3], **sizes)
     model.save_pretrained(tmp_path)
     loaded = Detector.from_pretrained(tmp_path)
     assert not loaded.training

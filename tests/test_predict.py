@@ -7,7 +7,7 @@ import torch
 from run_scripts import load_script
 
 from fdconv_zoo.data import SAMPLE, load_image_data, open_image
-from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.errors import ConfigError, DataError
 from fdconv_zoo.store.build import build_model, resolve_preprocessing
 from fdconv_zoo.store.export import export_model
 
@@ -67,6 +67,14 @@ def test_class_names_that_do_not_fit_are_refused(folder, data, tmp_path):
     (other / "config.json").write_text(json.dumps({**config, "label_names": data.class_names[1:]}))
     with pytest.raises(ConfigError, match="9 different label_names in its configuration do not name its 10"):
         predict.main(["--model", str(other), "--sample", "1", "--device", "cpu"])
+
+
+def test_a_broken_file_does_not_stop_the_others(data, folder, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    open_image(data.validation[0]["image"]).save(tmp_path / "b.png")
+    with pytest.raises(DataError, match=r"1 files were left out:\n .*a.png: cannot be read .* Repair or remove it\.$"):
+        predict.main(["--model", str(folder), "--device", "cpu", str(tmp_path)])
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/b.png: ")
 
 
 def test_says_what_is_missing(folder, tmp_path):

@@ -1,5 +1,6 @@
 """segment.py: training, stopping and going on, evaluation, and its recipes on stand-ins for their data."""
 
+import csv
 import json
 import shutil
 
@@ -12,10 +13,12 @@ from safetensors.torch import load_file
 from sklearn.metrics import jaccard_score
 from torch import nn
 
+from fdconv_zoo.cli.segment import class_weights
 from fdconv_zoo.dense.backbone import Backbone
 from fdconv_zoo.dense.segmentation.model import Segmenter
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import MODELS, read_index
+from fdconv_zoo.training.run_folder import PATTERNS
 
 segment = load_script("segment")
 pytestmark = pytest.mark.usefixtures("on_one_cpu_thread")
@@ -44,9 +47,23 @@ def test_a_run_leaves_a_model_figures_and_pictures(finished):
     model = Segmenter.from_pretrained(finished / "last")
     saved = load_file(finished / "checkpoints/update-000000008/ema.safetensors")
     assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
-    for name in ("curves.png", "pictures.png"):
+    table = list(csv.reader((finished / "confusion.csv").open(encoding="utf-8")))
+    counts = np.array([row[1:] for row in table[1:]], int)
+    assert counts.sum(1).tolist() == [part["pixels"] for part in history[-1]["classes"]]
+    assert 100 * counts.trace() / counts.sum() == pytest.approx(history[-1]["pixel_accuracy"])
+    files = {path for path in finished.rglob("*") if path.is_file() and "checkpoints" not in path.parts}
+    assert not files - {path for pattern in PATTERNS for path in finished.glob(pattern)}  # --overwrite knows them all
+    for name in ("curves.png", "pictures.png", "confusion.png"):
         with Image.open(finished / name) as picture:
             assert picture.width > 500
+
+
+def test_weights_of_classes():
+    pixels = np.array([600, 0, 200, 100])
+    assert class_weights(["balanced"], pixels) == pytest.approx([0.5, 1, 1.5, 3])
+    assert class_weights(["1", "0", "2", "3.5"], pixels) == [1, 0, 2, 3.5]
+    with pytest.raises(ConfigError, match="--class-weights median: must be 'balanced', or 4 numbers"):
+        class_weights(["median"], pixels)
 
 
 def test_killed_and_resumed_it_ends_with_the_same_weights(finished, small_canvases, tmp_path):
@@ -71,7 +88,10 @@ def test_evaluation_gives_the_runs_figures_and_those_of_other_code(finished, sma
     segment.main(list(map(str, flags)))
     found = json.loads((tmp_path / "whole" / "results.json").read_text())
     assert found["miou"] == pytest.approx(read_figures(finished)[-1]["miou"])
-    assert "| T-shirt/top |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| T-shirt/top |" in printed
+    lowest = min((part for part in found["classes"] if part["iou"] is not None), key=lambda part: part["iou"])
+    assert f"lowest IoU: {lowest['name']} {lowest['iou']:.1f} %" in printed
 
     # the pictures that predict.py leaves, judged by scikit-learn
     images = sorted((small_canvases / "images" / "validation").iterdir())

@@ -1,5 +1,7 @@
 """Loading, checks and augmentation of images with masks."""
 
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from fdconv_zoo.dense.segmentation.augment import RandomScale, VariedCrop, train
 from fdconv_zoo.dense.segmentation.classes import IGNORE, cityscapes_classes
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset, SegmentationDataset
 from fdconv_zoo.dense.segmentation.loading import load_segmentation_data
+from fdconv_zoo.dense.segmentation.mask_file import open_mask
 from fdconv_zoo.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -195,6 +198,72 @@ def test_palette_and_bilevel_masks(tmp_path):
     data = load_segmentation_data(str(folder))
     np.testing.assert_array_equal(data.train[0][1], mask_of(0, 3, 7))
     np.testing.assert_array_equal(data.validation[0][1], mask_of(0, 1))
+    assert data.pixels["train"].tolist() == [[1, 0, 0, 1, 0, 0, 0, 46]]
+    assert data.pixels["validation"].tolist() == [[1, 47, 0, 0, 0, 0, 0, 0]]
+
+
+def gray_png(values: np.ndarray, bits: int) -> bytes:
+    """Encode a grayscale PNG of less than 8 bits, which Pillow does not write."""
+    packed = np.packbits(np.unpackbits(values[..., None], axis=2)[..., 8 - bits :].reshape(len(values), -1), axis=1)
+    header = struct.pack(">IIBBBBB", values.shape[1], len(values), bits, 0, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed))
+    chunks = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+
+
+STORED = np.arange(48, dtype=np.uint8).reshape(6, 8)
+FEW_BITS = {
+    "a PNG of 1 bit": (STORED % 2, lambda values: gray_png(values, 1)),
+    "a PNG of 2 bits": (STORED % 4, lambda values: gray_png(values, 2)),
+    "a PNG of 4 bits": (STORED % 16, lambda values: gray_png(values, 4)),
+    "a binary PGM of 21 levels": (STORED % 21, lambda values: b"P5 8 6 20\n" + values.tobytes()),
+    "a PGM of 151 levels in text": (
+        STORED * 3,
+        lambda values: b"P2 8 6 150\n" + " ".join(map(str, values.flat)).encode(),
+    ),
+}
+
+
+@pytest.mark.parametrize(("values", "encode"), FEW_BITS.values(), ids=FEW_BITS)
+def test_masks_hold_the_stored_numbers_not_grey_levels(values, encode):
+    np.testing.assert_array_equal(open_mask({"bytes": encode(values)}), values)
+
+
+def tiff_of_4_bits(white: int) -> bytes:
+    """A TIFF of 2x1 pixels, 0 and 3; `white` is the tag that says whether 0 is black (1) or white (0)."""
+    tags = {256: 2, 257: 1, 258: 4, 259: 1, 262: white, 273: 8, 277: 1, 278: 1, 279: 1}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 12) + b"\x03\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_tiff_masks_of_4_bits():
+    assert open_mask({"bytes": tiff_of_4_bits(white=1)}).tolist() == [[0, 3]]
+    with pytest.raises(ValueError, match="0 is white"):
+        open_mask({"bytes": tiff_of_4_bits(white=0)})
+
+
+LOSSY = {
+    "TIFF with JPEG": ("tif", {"compression": "jpeg"}, "a TIFF file with jpeg compression"),
+    "JPEG 2000": ("jp2", {"quality_mode": "rates", "quality_layers": [60], "irreversible": True}, "a JPEG2000 file"),
+}
+
+
+@pytest.mark.parametrize(("suffix", "options", "message"), LOSSY.values(), ids=LOSSY)
+def test_lossy_masks_are_refused(tmp_path, suffix, options, message):
+    folder = good_pairs(tmp_path)
+    (folder / "masks/train/000.png").unlink()
+    write(folder / f"masks/train/000.{suffix}", np.kron(STORED, np.ones((4, 4), np.uint8)), **options)
+    with pytest.raises(DataError, match=f"1 masks cannot be used:\n.*000.{suffix}: ({message}), whose compression may"):
+        load_segmentation_data(str(folder))
+
+
+def test_lossless_compression_in_tiff(tmp_path):
+    for compression in (None, "tiff_lzw", "tiff_adobe_deflate", "packbits"):
+        file = write(tmp_path / "mask.tif", STORED, compression=compression)
+        np.testing.assert_array_equal(open_mask({"path": str(file)}), STORED)
 
 
 def test_grayscale_images_become_rgb(tmp_path):
@@ -600,9 +669,9 @@ def plain_transform(crop_size, **options):
     return training_transform(crop_size, mean=(0, 0, 0), std=(1, 1, 1), photometric=False, max_class_share=1, **options)
 
 
-@pytest.mark.parametrize("short_side", [None, 50])
-def test_image_and_mask_stay_aligned(short_side):
-    dataset = SegmentationDataset([aligned_pair(seed=s) for s in range(12)], plain_transform(64, short_side=short_side))
+@pytest.mark.parametrize("options", [{}, {"short_side": 50}, {"vflip": 0.5, "rotate": 30}], ids=str)
+def test_image_and_mask_stay_aligned(options):
+    dataset = SegmentationDataset([aligned_pair(seed=s) for s in range(12)], plain_transform(64, **options))
     padded = shares = 0
     for epoch in range(3):
         dataset.set_epoch(epoch)
@@ -613,7 +682,7 @@ def test_image_and_mask_stay_aligned(short_side):
             assert mask.dtype == torch.int64
             ignored = mask == IGNORE
             padded += int(ignored.any())
-            assert (image[:, ignored] == 0).all()
+            assert "rotate" in options or (image[:, ignored] == 0).all()  # turned edges are smooth
             seen = (image[0] * 255 / 60).round()
             # At the edges of patches, the image interpolates between classes. Their interiors must agree exactly.
             inner = interior(mask) & ~ignored
@@ -682,6 +751,17 @@ def test_flips_happen_half_of_the_time():
         assert (image[0] == mask).all()
         flipped += int(mask[0, 7])
     assert 30 < flipped < 70
+
+
+def test_vertical_flips_and_rotations():
+    _, mask = aligned_pair(40, 40)
+    image = Image.fromarray(np.stack([mask] * 3, -1))
+    transform = plain_transform(40, scale=(1, 1), hflip=0, vflip=1)
+    _, flipped = SegmentationDataset([(image, mask)], transform)[0]
+    assert np.array_equal(flipped, mask[::-1])
+    transform = plain_transform(40, scale=(1, 1), hflip=0, rotate=45)
+    _, turned = SegmentationDataset([(image, mask)], transform)[0]
+    assert 0 < (turned == IGNORE).float().mean() < 0.3
 
 
 def test_colours_change_only_the_image():

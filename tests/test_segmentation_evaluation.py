@@ -1,6 +1,7 @@
 """Prediction with windows and views, metrics, evaluation of a dataset, and pictures."""
 
 import itertools
+import json
 import math
 import os
 
@@ -21,8 +22,9 @@ pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
 
 from fdconv_zoo.dense import Segmenter
 from fdconv_zoo.dense.colours import class_colour
-from fdconv_zoo.dense.evaluation import evaluation_loader
+from fdconv_zoo.dense.evaluation import choose_varied, evaluation_loader
 from fdconv_zoo.dense.segmentation.classes import IGNORE
+from fdconv_zoo.dense.segmentation.confusion import draw_confusion, write_confusion
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset
 from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter
 from fdconv_zoo.dense.segmentation.inference import predict, slide
@@ -200,6 +202,32 @@ def test_metrics_agree_with_another_library():
     assert result.mean_accuracy == pytest.approx(100 * scores.balanced_accuracy_score(truth, prediction))
 
 
+def test_confusion_matrix(tmp_path):
+    metrics = SegmentationMetrics(CLASSES)
+    metrics.update(torch.tensor([[0, 1, 1, 3, 3]]), torch.tensor([[0, 0, 1, 1, IGNORE]]))
+    result = metrics.compute()
+    assert result.confusion.tolist() == [[1, 1, 0, 0], [0, 1, 0, 1], [0] * 4, [0] * 4]
+    assert "confusion" not in json.loads(json.dumps(result.figures()))
+    write_confusion(result.confusion, CLASSES, tmp_path / "confusion.csv")
+    assert (tmp_path / "confusion.csv").read_text().splitlines()[:3] == [
+        "truth / prediction,background,cat,dog,horse",
+        "background,1,1,0,0",
+        "cat,0,1,0,1",
+    ]
+    many = np.eye(30, dtype=int)
+    for matrix, names in ((result.confusion, CLASSES), (many, [f"class {n}" for n in range(30)])):
+        draw_confusion(matrix, names, tmp_path / "confusion.png")
+        with Image.open(tmp_path / "confusion.png") as picture:
+            assert picture.width > 400
+
+
+def test_pictures_show_all_classes():
+    present = np.array([[1, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 0, 0]], bool)
+    assert choose_varied(present, 2) == [2, 3]
+    assert choose_varied(present, 3) == [0, 2, 3]
+    assert choose_varied(present, 9) == [0, 1, 2, 3, 4]
+
+
 def test_table():
     metrics = SegmentationMetrics(CLASSES)
     metrics.update(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 0, 0, IGNORE]]))
@@ -342,3 +370,6 @@ def test_comparison(has_truth):
         spare = area(class_colour(number)) - expected * panel
         assert 100 < spare < 300 if expected else spare == 0  # the square in the legend
     assert not area(class_colour(2))
+    with_iou = draw_comparison([(image, truth, np.full((20, 30), 3))], CLASSES, iou=[None, 40.0, None, 61.5])
+    assert np.asarray(with_iou).shape[1] == grid.shape[1]
+    assert (np.asarray(with_iou)[-30:] < 100).all(2).sum() > (grid[-30:] < 100).all(2).sum()  # more text

@@ -24,7 +24,7 @@ pytest.importorskip("segmentation_models_pytorch", reason="the segmentation libr
 
 from fdconv_zoo import FDConv2d
 from fdconv_zoo.dense import Segmenter
-from fdconv_zoo.dense.segmentation.losses import IGNORE, cross_entropy, dice
+from fdconv_zoo.dense.segmentation.losses import IGNORE, cross_entropy, dice, focal, lovasz
 from fdconv_zoo.dense.segmentation.model import DECODERS
 from fdconv_zoo.errors import ConfigError, HubError, WeightsError
 
@@ -159,6 +159,44 @@ def test_losses_pixel_by_pixel():
     assert dice(logits, masks).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_weights_of_classes_and_hard_pixels():
+    logits, masks = data(6, 7)
+    weights = torch.tensor([1.0, 0.0, 3.5])
+    pixels = [
+        (float(-logits[image, :, row, column].log_softmax(0)[truth]), float(weights[truth]))
+        for image, row, column in np.ndindex(*masks.shape)
+        if (truth := int(masks[image, row, column])) != IGNORE
+    ]
+    expected = sum(loss * weight for loss, weight in pixels) / sum(weight for _, weight in pixels)
+    assert cross_entropy(logits, masks, weights).item() == pytest.approx(expected, rel=1e-5)
+    hardest = sorted((loss for loss, _ in pixels), reverse=True)[: round(0.3 * len(pixels))]
+    expected = sum(hardest) / len(hardest)
+    assert cross_entropy(logits, masks, hard_pixels=0.3).item() == pytest.approx(expected, rel=1e-5)
+    worst = sorted(pixels, key=lambda pixel: -pixel[0] * pixel[1])[: round(0.3 * len(pixels))]
+    expected = sum(loss * weight for loss, weight in worst) / sum(weight for _, weight in worst)
+    assert cross_entropy(logits, masks, weights, 0.3).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_focal_loss_pixel_by_pixel():
+    logits, masks = data(6, 7)
+    total = count = 0.0
+    for image, row, column in np.ndindex(*masks.shape):
+        if (truth := int(masks[image, row, column])) == IGNORE:
+            continue
+        count += 1
+        for number, score in enumerate(logits[image, :, row, column].tolist()):
+            right = 1 / (1 + math.exp(-score if number == truth else score))
+            total -= (1 - right) ** 2 * math.log(right)
+    assert focal(logits, masks).item() == pytest.approx(total / count / 3, rel=1e-4)
+
+
+def test_lovasz_loss_is_the_mean_jaccard_loss_of_certain_predictions():
+    masks = torch.tensor([[[0, 0, 1, 1, 2, IGNORE]]])
+    predicted = torch.tensor([[[0, 1, 1, 1, 2, 2]]])
+    logits = 100 * torch.nn.functional.one_hot(predicted, 4).permute(0, 3, 1, 2).float()
+    assert lovasz(logits, masks).item() == pytest.approx((1 / 2 + 1 / 3 + 0) / 3, rel=1e-4)
+
+
 def test_weights_of_losses():
     images, masks = data()
     models = [make(ce_weight=ce, dice_weight=dice) for ce, dice in ((1, 1), (0.5, 3), (0, 1), (1, 0))]
@@ -170,11 +208,22 @@ def test_weights_of_losses():
     assert weighted["dice"] == pytest.approx(3 * one["dice"].item(), rel=1e-5)
     assert list(only_dice) == ["dice"]
     assert list(only_ce) == ["cross_entropy"]
+    everything = {
+        "dice_weight": 0.5,
+        "focal_weight": 2,
+        "lovasz_weight": 0.5,
+        "class_weights": [1, 2, 3],
+        "hard_pixels": 0.5,
+    }
+    losses = make(**everything)(images, masks)
+    assert list(losses) == ["cross_entropy", "dice", "focal", "lovasz"]
+    sum(losses.values()).backward()
 
 
 @both_kinds
 def test_all_ignored(decoder):
-    model = make(decoder, **({"dice_weight": 1.0} if decoder == "upernet" else {}))
+    weights = {"dice_weight": 1.0, "focal_weight": 1.0, "lovasz_weight": 1.0, "hard_pixels": 0.5}
+    model = make(decoder, **(weights if decoder == "upernet" else {}))
     images, masks = data()
     losses = model(images, torch.full_like(masks, IGNORE))
     assert [loss.item() for loss in losses.values()] == [0] * len(losses)
@@ -355,6 +404,11 @@ def test_weights_of_a_file(tmp_path):
         (dict(decoder="mask2former", decoder_args=dict(num_queries="4")), "mask2former cannot be built .*num_queries"),
         (dict(decoder="mask2former", dice_weight=1.0), "mask2former: set the weights of its losses in decoder_args"),
         (dict(ce_weight=0.0), "there is no loss to train with"),
+        (dict(class_weights=[1.0]), r"class_weights \[1.0\]: must be 3 numbers"),
+        (dict(class_weights=[1.0, -1.0, 1.0]), "class_weights .* at least 0"),
+        (dict(hard_pixels=0.0), "hard_pixels 0.0: must be above 0"),
+        (dict(ce_weight=0.0, dice_weight=1.0, hard_pixels=0.5), "belong to the cross-entropy"),
+        (dict(decoder="mask2former", class_weights=[1.0, 1.0, 1.0]), "mask2former: set the weights of its losses"),
         (dict(class_names=["one"]), "1 classes: segmentation supports 2 to 254"),
         (dict(decoder="deeplabv3", backbone="swin_fdconv", backbone_args={}), "unexpected keyword .*output_stride"),
         (dict(pretrained="none.safetensors"), r"none\.safetensors cannot be read"),

@@ -5,10 +5,10 @@ import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
@@ -16,12 +16,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag
 from fdconv_zoo.cli.task import SMOKE, CommandTask, train
-from fdconv_zoo.dense.evaluation import evaluation_loader
+from fdconv_zoo.dense.backbone import Backbone
+from fdconv_zoo.dense.evaluation import choose_varied, evaluation_loader
+from fdconv_zoo.dense.freezing import freeze_stages
 from fdconv_zoo.dense.saved_model import SavedModel, export
 from fdconv_zoo.dense.stand_ins import stand_in
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.store.files import replacing, write_text
-from fdconv_zoo.training.norms import NORMS
+from fdconv_zoo.training.norms import NORMS, set_norm
 
 DENSE_SMOKE = {**SMOKE, "limit": 4, "crop_size": 64, "updates_per_epoch": 2}
 
@@ -48,6 +50,11 @@ class DenseTask(CommandTask):
         super().check_arguments(args)
         if not (args.model or args.evaluate):
             raise ConfigError("--model is required: a backbone, or an entry of models/ with --config")
+        if args.frozen_stages is not None and starts_at_random(args):
+            raise ConfigError(
+                "--frozen-stages keeps weights, but --no-pretrained makes them random: leave one of them out, or start "
+                "from --checkpoint"
+            )
 
     @classmethod
     def run(cls, args: argparse.Namespace) -> None:
@@ -73,16 +80,24 @@ class DenseTask(CommandTask):
         """Evaluate the model on the validation images. Every process must call it; all get the result.
 
         Returns:
-            A dataclass with the figures, among them the number of `images`, and a method `as_table`.
+            A dataclass with the number of `images`, and the methods `figures` and `as_table`.
         """
 
     @abstractmethod
     def evaluation_dataset(self, model: SavedModel) -> Dataset:
         """The validation images, as the model takes them."""
 
+    @property
     @abstractmethod
-    def draw(self, model: SavedModel, indices: Sequence[int]) -> Image.Image:
-        """Draw some of `validation_images` with truth and prediction."""
+    def present(self) -> np.ndarray:
+        """Which classes occur in which validation images, bool (N, K)."""
+
+    @abstractmethod
+    def draw(self, model: SavedModel, indices: Sequence[int], result: Any) -> Image.Image:
+        """Draw some of `validation_images` with truth and prediction; `result` is that of `measure`."""
+
+    def save_tables(self, result: Any) -> None:
+        """Write what a result has besides its figures; the main process calls it."""
 
     def validation_loader(self, model: SavedModel) -> DataLoader:
         """Load the validation images, as the model takes them, for `accelerator.prepare`."""
@@ -103,19 +118,28 @@ class DenseTask(CommandTask):
         return model.backbone
 
     def evaluate(self, model: SavedModel) -> dict[str, Any]:
-        """The figures of the result; the main process also saves the pictures."""
+        """The figures of the result; the main process also saves tables and pictures."""
         result = self.measure(model)
-        self.save_pictures(model)
-        return asdict(result)
+        self.save_result(model, result)
+        return result.figures()
 
     def export(self, model: SavedModel, folder: Path) -> None:
         """Write the model as its `from_pretrained` loads it."""
         export(model, folder)
 
-    def save_pictures(self, model: SavedModel) -> None:
-        """Write pictures.png, if pictures are wanted; the main process does it for all."""
-        if self.args.pictures and self.accelerator.is_main_process:
-            picture = self.draw(model, range(min(self.args.pictures, len(self.validation_images))))
+    def freeze(self, backbone: Backbone) -> None:
+        """Set up the norms and the frozen stages of a new model's backbone as the flags say."""
+        set_norm(backbone, self.args.norm)
+        if self.args.frozen_stages is not None:
+            freeze_stages(backbone, self.args.frozen_stages)
+
+    def save_result(self, model: SavedModel, result: Any) -> None:
+        """Write tables, and pictures.png if pictures are wanted; the main process does it for all."""
+        if not self.accelerator.is_main_process:
+            return
+        self.save_tables(result)
+        if self.args.pictures:
+            picture = self.draw(model, choose_varied(self.present, self.args.pictures), result)
             with replacing(self.output / "pictures.png") as temporary:
                 picture.save(temporary, format="png")
 
@@ -146,12 +170,18 @@ def evaluate_only(task_type: type[DenseTask], args: argparse.Namespace, dataset:
     task.validation = accelerator.prepare(task.validation_loader(model))
     task.output.mkdir(parents=True, exist_ok=True)
     result = task.measure(model)
-    task.save_pictures(model)
+    task.save_result(model, result)
+    figures = result.figures()
     accelerator.print(result.as_table())
-    accelerator.print(f"{task.describe(asdict(result))}, {result.images} images")
+    accelerator.print(f"{task.describe(figures)}, {result.images} images")
     if accelerator.is_main_process:
-        write_text(results, json.dumps({"model": args.evaluate, "dataset": args.dataset, **asdict(result)}, indent=2))
+        write_text(results, json.dumps({"model": args.evaluate, "dataset": args.dataset, **figures}, indent=2))
     accelerator.end_training()
+
+
+def starts_at_random(args: argparse.Namespace) -> bool:
+    """Whether a run to be trained starts from a backbone with random weights, other than to check the command."""
+    return not (args.pretrained or args.checkpoint or args.smoke or args.evaluate)
 
 
 def add_backbone_flags(group: argparse._ArgumentGroup) -> None:
@@ -170,4 +200,9 @@ def add_weights_flags(group: argparse._ArgumentGroup, *, norm: str) -> None:
     boolean = argparse.BooleanOptionalAction
     group.add_argument("--pretrained", action=boolean, default=True, help="start from the backbone's published weights")
     group.add_argument("--checkpoint", metavar="FILE", help="start from these weights of the backbone instead")
+    group.add_argument(
+        "--frozen-stages",
+        type=int,
+        help="keep the weights of the backbone's stem and first N stages, except KSM and FBM; 0: of the stem",
+    )
     group.add_argument("--norm", choices=NORMS, default=norm, help="BatchNorm of the backbone in training")

@@ -5,24 +5,26 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 from PIL import Image
 from pycocotools.coco import COCO
 
-from fdconv_zoo.cli.dense import DENSE_SMOKE, DenseTask, add_backbone_flags, add_weights_flags
+from fdconv_zoo.cli.dense import DENSE_SMOKE, DenseTask, add_backbone_flags, add_weights_flags, starts_at_random
 from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag, add_workers_flag
 from fdconv_zoo.cli.task import run_task
 from fdconv_zoo.dense.canvases import FASHION_CANVASES
 from fdconv_zoo.dense.detection.augment import training_transform
 from fdconv_zoo.dense.detection.dataset import DetectionDataset, EvaluationDataset
 from fdconv_zoo.dense.detection.evaluate import evaluate_detector
+from fdconv_zoo.dense.detection.heads import HEADS
 from fdconv_zoo.dense.detection.loading import DetectionData, load_detection_data
 from fdconv_zoo.dense.detection.metrics import DetectionResult, coco_truth
-from fdconv_zoo.dense.detection.model import HEADS, Detector
+from fdconv_zoo.dense.detection.model import Detector
 from fdconv_zoo.dense.detection.pictures import draw_predictions
+from fdconv_zoo.dense.freezing import freeze_unused
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.batches import TrainingBatches, make_batches
 from fdconv_zoo.training.flags import check_least
-from fdconv_zoo.training.norms import set_norm
 
 
 class DetectionTask(DenseTask):
@@ -33,7 +35,7 @@ class DetectionTask(DenseTask):
         "Train a network that finds objects, their boxes and masks, on any backbone of timm, FDConv or not; or "
         "evaluate one."
     )
-    smoke: ClassVar = {**DENSE_SMOKE, "fpn_channels": 32, "min_size": 64, "max_size": 128}
+    smoke: ClassVar = {**DENSE_SMOKE, "fpn_channels": 64, "min_size": 64, "max_size": 128}
     defaults: ClassVar = {
         "batch_size": 2,
         "lr": 1e-4,
@@ -71,14 +73,14 @@ class DetectionTask(DenseTask):
 
         model = parser.add_argument_group("model")
         add_backbone_flags(model)
-        model.add_argument("--head", choices=tuple(HEADS), default="mask_rcnn", help="faster_rcnn: boxes only")
+        model.add_argument("--head", choices=tuple(HEADS), default="mask_rcnn", help="all but mask_rcnn: boxes only")
         add_arguments_flag(model, "--head-kwargs", "head")
         model.add_argument("--fpn-channels", type=int, default=256, help="channels of the feature pyramid")
         model.add_argument(
             "--anchor-sizes",
             type=float,
             nargs=5,
-            help="in pixels; default: 8 times a level's stride",
+            help="in pixels; default: 32 to 512 for a backbone whose first map has stride 4",
         )
         model.add_argument(
             "--min-size",
@@ -92,6 +94,7 @@ class DetectionTask(DenseTask):
 
         augment = parser.add_argument_group("augmentation")
         augment.add_argument("--hflip", type=float, default=0.5, help="probability of a horizontal flip")
+        augment.add_argument("--vflip", type=float, default=0.0, help="probability of a vertical flip")
         augment.add_argument("--scale-jitter", type=float, nargs=2, help="range of a random resizing before a crop")
         augment.add_argument("--crop-size", type=int, default=1024, help="side of that crop in pixels")
         augment.add_argument("--photometric", **boolean, default=False, help="change colours at random")
@@ -104,7 +107,7 @@ class DetectionTask(DenseTask):
         if not (args.dataset or args.validation_annotations):
             raise ConfigError(f"--dataset is required: a folder in COCO's format, or {FASHION_CANVASES}")
         super().check_arguments(args)
-        if args.norm == "frozen" and not (args.pretrained or args.checkpoint or args.smoke or args.evaluate):
+        if args.norm == "frozen" and starts_at_random(args):
             raise ConfigError(
                 "--norm frozen keeps statistics, but random weights do not have any: use --norm batch or sync"
             )
@@ -136,7 +139,7 @@ class DetectionTask(DenseTask):
     @property
     def left_out(self) -> str:
         """The bad annotations, in words."""
-        return f"removed or clipped {self.data.skipped} bad annotations" if self.data.skipped else ""
+        return f"removed, clipped or corrected {self.data.skipped} bad annotations" if self.data.skipped else ""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -158,7 +161,9 @@ class DetectionTask(DenseTask):
             anchor_sizes=args.anchor_sizes,
             pretrained=args.checkpoint or args.pretrained,
         )
-        set_norm(model.backbone, args.norm)
+        if self.accelerator.num_processes > 1:
+            freeze_unused(model.network.backbone, lambda backbone, images: backbone(images).values())
+        self.freeze(model.backbone)
         return model
 
     def training_batches(self, model: Detector) -> TrainingBatches:
@@ -166,6 +171,7 @@ class DetectionTask(DenseTask):
         args = self.args
         transform = training_transform(
             hflip=args.hflip,
+            vflip=args.vflip,
             scale_jitter=args.scale_jitter and tuple(args.scale_jitter),
             crop_size=args.crop_size,
             photometric=args.photometric,
@@ -194,7 +200,15 @@ class DetectionTask(DenseTask):
             predictions_file=self.output / "predictions.json",
         )
 
-    def draw(self, model: Detector, indices: Sequence[int]) -> Image.Image:
+    @property
+    def present(self) -> np.ndarray:
+        """Which classes occur in which validation images, bool (N, K)."""
+        validation = self.data.validation
+        present = np.zeros((len(validation), len(self.data.class_names)), bool)
+        present[validation.rows, validation.labels - 1] = True
+        return present
+
+    def draw(self, model: Detector, indices: Sequence[int], result: DetectionResult) -> Image.Image:
         """Draw some of `validation_images` with truth and prediction."""
         return draw_predictions(model, self.validation_images, indices)
 

@@ -14,7 +14,7 @@ from timm.data import ImageNetInfo, create_transform
 
 from fdconv_zoo.cli.recipes import HelpFormatter
 from fdconv_zoo.data import open_image
-from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.errors import ConfigError, DataError, listed
 from fdconv_zoo.store.build import build_model, image_mode, resolve_preprocessing, stored_class_names
 from fdconv_zoo.store.fetch import fetch_file
 from fdconv_zoo.store.names import CONFIG_FILE, HUB, LOCAL
@@ -49,7 +49,7 @@ def predict(args: argparse.Namespace) -> None:
 
     Raises:
         ConfigError: there are no images, or no such model.
-        DataError: a file is not an image.
+        DataError: files cannot be read; raised when all others are done.
     """
     if not args.images and args.sample is None:
         raise ConfigError("no images: name image files or folders, or use --sample N")
@@ -57,7 +57,8 @@ def predict(args: argparse.Namespace) -> None:
     if dense_model is None:
         _print_classes(args)
         return
-    from fdconv_zoo.dense.prediction import VIDEOS, predict_files
+    from fdconv_zoo.dense.prediction import predict_files
+    from fdconv_zoo.dense.video import VIDEOS
 
     if args.output is None or args.sample is not None:
         raise ConfigError(f"{args.model} writes pictures: use --output DIR, and no --sample")
@@ -109,7 +110,8 @@ def _print_classes(args: argparse.Namespace) -> None:
     transform = create_transform(**preprocessing)
     names = class_names(model, args.model)
 
-    for name, image in read_images(args.images, args.sample, image_mode(preprocessing)):
+    problems: list[str] = []
+    for name, image in read_images(args.images, args.sample, image_mode(preprocessing), problems):
         with torch.inference_mode():
             probabilities = model(transform(image)[None].to(args.device)).softmax(1)[0]
         best = probabilities.topk(min(args.top, len(names)))
@@ -117,6 +119,8 @@ def _print_classes(args: argparse.Namespace) -> None:
             f"{names[i]} {100 * p:.1f} %" for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         )
         print(f"{name}: {classes}")
+    if problems:
+        raise DataError(f"{len(problems)} files were left out:{listed(problems)}")
 
 
 def class_names(model: torch.nn.Module, name: str) -> list[str]:
@@ -134,10 +138,20 @@ def class_names(model: torch.nn.Module, name: str) -> list[str]:
     return [f"class {index}" for index in range(model.num_classes)]
 
 
-def read_images(paths: Sequence[Path], sample: int | None, mode: str) -> Iterator[tuple[str, Image.Image]]:
-    """Yield a name and an image for every file, then for images of the sample, named with their true class."""
+def read_images(
+    paths: Sequence[Path], sample: int | None, mode: str, problems: list[str]
+) -> Iterator[tuple[str, Image.Image]]:
+    """Yield a name and an image for every file, then for images of the sample, named with their true class.
+
+    What is wrong with files that cannot be read is appended to `problems`.
+    """
     for file in _find_files(paths, set(Image.registered_extensions())):
-        yield str(file), open_image({"path": str(file)}, mode)
+        try:
+            image = open_image({"path": str(file)}, mode, remedy="Repair or remove it.")
+        except DataError as error:
+            problems.append(str(error))
+        else:
+            yield str(file), image
     if sample is not None:
         yield from _read_sample(sample, mode)
 

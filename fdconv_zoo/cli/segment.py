@@ -1,9 +1,10 @@
 """Training and evaluation of segmenters."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 from PIL import Image
 
 from fdconv_zoo.cli.dense import DENSE_SMOKE, DenseTask, add_backbone_flags, add_weights_flags
@@ -11,8 +12,10 @@ from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag, add_split
 from fdconv_zoo.cli.task import run_task
 from fdconv_zoo.cli.trained_on import Evaluated, evaluated_part
 from fdconv_zoo.dense.canvases import FASHION_CANVASES
+from fdconv_zoo.dense.freezing import freeze_unused
 from fdconv_zoo.dense.segmentation.augment import training_transform
 from fdconv_zoo.dense.segmentation.classes import IGNORE
+from fdconv_zoo.dense.segmentation.confusion import draw_confusion, write_confusion
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset, SegmentationDataset
 from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter
 from fdconv_zoo.dense.segmentation.loading import SegmentationData, load_segmentation_data
@@ -21,7 +24,8 @@ from fdconv_zoo.dense.segmentation.model import DECODERS, Segmenter
 from fdconv_zoo.dense.segmentation.pictures import draw_predictions
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.batches import TrainingBatches, make_batches
-from fdconv_zoo.training.norms import set_norm
+
+_LOWEST = 3  # classes that the line of an epoch names
 
 
 class SegmentationTask(DenseTask):
@@ -66,6 +70,20 @@ class SegmentationTask(DenseTask):
         add_weights_flags(model, norm="batch")
         model.add_argument("--ce-weight", type=float, default=1.0, help="weight of the cross-entropy in the loss")
         model.add_argument("--dice-weight", type=float, default=0.0, help="weight of the Dice loss")
+        model.add_argument("--focal-weight", type=float, default=0.0, help="weight of the focal loss")
+        model.add_argument("--lovasz-weight", type=float, default=0.0, help="weight of the Lovász-softmax loss")
+        model.add_argument(
+            "--class-weights",
+            nargs="+",
+            metavar="X",
+            help="of each class in the cross-entropy, or 'balanced': inverse to its pixels",
+        )
+        model.add_argument(
+            "--hard-pixels",
+            type=float,
+            default=1.0,
+            help="share of pixels in the cross-entropy, those of largest loss",
+        )
 
         augment = parser.add_argument_group("augmentation")
         augment.add_argument(
@@ -74,6 +92,8 @@ class SegmentationTask(DenseTask):
         augment.add_argument("--scale", type=float, nargs=2, default=[0.5, 2.0], help="range of the random resizing")
         augment.add_argument("--short-side", type=int, help="resize to this first, also in evaluation")
         augment.add_argument("--hflip", type=float, default=0.5, help="probability of a horizontal flip")
+        augment.add_argument("--vflip", type=float, default=0.0, help="probability of a vertical flip")
+        augment.add_argument("--rotate", type=float, default=0.0, help="largest angle of a random rotation, in degrees")
         augment.add_argument("--photometric", **boolean, default=True, help="change colours at random")
 
         evaluation = parser.add_argument_group("evaluation")
@@ -143,9 +163,15 @@ class SegmentationTask(DenseTask):
             ignore_index=args.ignore_index,
             ce_weight=args.ce_weight,
             dice_weight=args.dice_weight,
+            focal_weight=args.focal_weight,
+            lovasz_weight=args.lovasz_weight,
+            class_weights=args.class_weights and class_weights(args.class_weights, self.data.pixels["train"].sum(0)),
+            hard_pixels=args.hard_pixels,
             pretrained=args.checkpoint or args.pretrained,
         )
-        set_norm(model.backbone, args.norm)
+        if self.accelerator.num_processes > 1:
+            freeze_unused(model, lambda copy, images: copy(images, images[:, 0].long()).values())
+        self.freeze(model.backbone)
         return model
 
     def training_batches(self, model: Segmenter) -> TrainingBatches:
@@ -158,6 +184,8 @@ class SegmentationTask(DenseTask):
             scale=tuple(args.scale),
             short_side=args.short_side,
             hflip=args.hflip,
+            vflip=args.vflip,
+            rotate=args.rotate,
             photometric=args.photometric,
         )
         dataset = SegmentationDataset(self.data.train, transform, seed=args.seed)
@@ -171,9 +199,27 @@ class SegmentationTask(DenseTask):
         """Evaluate the model on the validation images. Every process must call it; all get the result."""
         return evaluate_segmenter(self.accelerator, model, self.validation, **self.inference)
 
-    def draw(self, model: Segmenter, indices: Sequence[int]) -> Image.Image:
-        """Draw some of `validation_images` with truth and prediction."""
-        return draw_predictions(model, self.validation_images, indices, **self.inference)
+    def describe(self, figures: Mapping[str, Any]) -> str:
+        """The metrics, and the classes with the lowest IoU, in words."""
+        known = [entry for entry in figures["classes"] if entry["iou"] is not None]
+        lowest = sorted(known, key=lambda entry: entry["iou"])[:_LOWEST]
+        names = ", ".join(f"{entry['name']} {entry['iou']:.1f} %" for entry in lowest)
+        return f"{super().describe(figures)}, lowest IoU: {names}"
+
+    def save_tables(self, result: SegmentationResult) -> None:
+        """Write the confusion matrix."""
+        write_confusion(result.confusion, self.data.class_names, self.output / "confusion.csv")
+        draw_confusion(result.confusion, self.data.class_names, self.output / "confusion.png")
+
+    @property
+    def present(self) -> np.ndarray:
+        """Which classes occur in which validation images, bool (N, K)."""
+        return self.data.pixels["validation"] > 0
+
+    def draw(self, model: Segmenter, indices: Sequence[int], result: SegmentationResult) -> Image.Image:
+        """Draw some of `validation_images` with truth and prediction, and the IoU of each class over all of them."""
+        iou = [entry.iou for entry in result.classes]
+        return draw_predictions(model, self.validation_images, indices, iou=iou, **self.inference)
 
     @property
     def inference(self) -> dict[str, Any]:
@@ -185,6 +231,27 @@ class SegmentationTask(DenseTask):
             "scales": args.scales,
             "flip": args.flip,
         }
+
+
+def class_weights(words: Sequence[str], pixels: np.ndarray) -> list[float]:
+    """Weights of the classes from the words of the flag.
+
+    Args:
+        words: A number for each class, or "balanced".
+        pixels: Of each class in training, int64 (K,).
+
+    Raises:
+        ConfigError: they are neither.
+    """
+    if list(words) == ["balanced"]:
+        occurring = pixels > 0  # as scikit-learn's: over all pixels, the mean weight is 1
+        return np.where(occurring, pixels.sum() / (occurring.sum() * np.maximum(pixels, 1)), 1.0).tolist()
+    try:
+        return [float(word) for word in words]
+    except ValueError:
+        raise ConfigError(
+            f"--class-weights {' '.join(words)}: must be 'balanced', or {len(pixels)} numbers, in the order of classes"
+        ) from None
 
 
 def pair(numbers: Sequence[int]) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Shared parts of the evaluation of segmenters and detectors."""
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -19,6 +20,26 @@ def evaluation_loader(dataset: Dataset, batch_size: int, workers: int) -> DataLo
         collate_fn=dataset.collate,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def choose_varied(present: np.ndarray, number: int) -> list[int]:
+    """Choose images in which together as many classes as possible occur, one after the other.
+
+    Args:
+        present: Whether each class occurs in each image, bool (N, K).
+        number: How many images to choose.
+
+    Returns:
+        Their indices, ascending. Where more images add nothing, the first ones fill up.
+    """
+    chosen: list[int] = []
+    missing = present.any(axis=0)
+    while len(chosen) < min(number, len(present)):
+        gains = (present & missing).sum(axis=1)
+        gains[chosen] = -1
+        chosen.append(int(gains.argmax()))
+        missing &= ~present[chosen[-1]]
+    return sorted(chosen)
 
 
 def markdown_row(*cells: str | int | float | None) -> str:

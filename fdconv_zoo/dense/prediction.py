@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from PIL import Image
@@ -20,10 +19,10 @@ from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset
 from fdconv_zoo.dense.segmentation.inference import predict
 from fdconv_zoo.dense.segmentation.model import Segmenter
 from fdconv_zoo.dense.segmentation.pictures import draw_segmentation
-from fdconv_zoo.errors import ConfigError, DataError
+from fdconv_zoo.dense.video import VIDEOS, convert_video
+from fdconv_zoo.errors import ConfigError, DataError, listed
 from fdconv_zoo.store.files import replacing, write_text
 
-VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 DETECTIONS = "detections.json"
 
 # Image -> picture, summary in words, and its mask or its detected objects.
@@ -42,7 +41,8 @@ def predict_files(
 
     A segmenter also writes ``NAME.mask.png`` for each image, whose pixels have the values of the masks in
     training. A detector also writes ``detections.json`` for all images: file name, class, score, box (left, top, width,
-    height in pixels), and mask as compressed run lengths.
+    height in pixels), and mask as compressed run lengths. A file that cannot be read does not stop the others, and
+    whatever stops the run, what was found until then is written.
 
     Args:
         model: The model in eval mode, on any device.
@@ -53,7 +53,7 @@ def predict_files(
 
     Raises:
         ConfigError: an output file exists, or two files would have the same name.
-        DataError: a file cannot be read.
+        DataError: files cannot be read; raised when all others are done.
     """
     targets = _targets(files, output)
     if isinstance(model, Segmenter):
@@ -61,20 +61,33 @@ def predict_files(
     else:
         predictor = _detection_predictor(model, least_score)
     output.mkdir(parents=True, exist_ok=True)
-    found = []
-    for file, target in zip(files, targets, strict=True):
-        if file.suffix.lower() in VIDEOS:
-            print(f"{file}: {_convert_video(predictor, file, target)} frames -> {target}")
-            continue
-        picture, summary, content = predictor(open_image({"path": str(file)}))
-        _save(picture, target)
-        if isinstance(model, Segmenter):
-            _save(Image.fromarray(content), target.with_suffix(".mask.png"))
-        else:
-            found += [{"file": str(file), **item} for item in content]
-        print(f"{file}: {summary} -> {target}")
-    if isinstance(model, Detector):
-        write_text(output / DETECTIONS, json.dumps(found) + "\n")
+    found: list[dict[str, Any]] = []
+    problems: list[str] = []
+    try:
+        for file, target in zip(files, targets, strict=True):
+            try:
+                found += _predict_file(predictor, file, target)
+            except DataError as error:
+                problems.append(str(error))
+    finally:
+        if isinstance(model, Detector) and len(problems) < len(files):
+            write_text(output / DETECTIONS, json.dumps(found) + "\n")
+    if problems:
+        raise DataError(f"{len(problems)} of {len(files)} files were left out:{listed(problems)}")
+
+
+def _predict_file(predictor: Predictor, file: Path, target: Path) -> list[dict[str, Any]]:
+    """Write the picture or video of a file, print a line, and return a detector's objects in an image."""
+    if file.suffix.lower() in VIDEOS:
+        print(f"{file}: {convert_video(lambda frame: predictor(frame)[0], file, target)} frames -> {target}")
+        return []
+    picture, summary, content = predictor(open_image({"path": str(file)}, remedy="Repair or remove it."))
+    _save(picture, target)
+    print(f"{file}: {summary} -> {target}")
+    if isinstance(content, list):
+        return [{"file": str(file), **item} for item in content]
+    _save(Image.fromarray(content), target.with_suffix(".mask.png"))
+    return []
 
 
 def _targets(files: Iterable[Path], output: Path) -> list[Path]:
@@ -120,28 +133,6 @@ def _detection_predictor(model: Detector, least_score: float) -> Predictor:
         return picture, summary, content
 
     return predictor
-
-
-def _convert_video(predictor: Predictor, source: Path, target: Path) -> int:
-    """Write a silent video of the pictures of a video's frames, and return the number of frames."""
-    frames = 0
-    try:
-        with av.open(str(source)) as video, replacing(target) as temporary:
-            stream = video.streams.video[0]
-            with av.open(str(temporary), "w", format="mp4") as result:
-                pictures = result.add_stream("mpeg4", rate=stream.average_rate or 25)
-                pictures.bit_rate = 4_000_000
-                for frame in video.decode(stream):
-                    picture, _, _ = predictor(frame.to_image())
-                    if frames == 0:  # the encoder needs even sizes
-                        size = (picture.width // 2 * 2, picture.height // 2 * 2)
-                        pictures.width, pictures.height = size
-                    result.mux(pictures.encode(av.VideoFrame.from_image(picture.crop((0, 0, *size)))))
-                    frames += 1
-                result.mux(pictures.encode())
-    except (av.FFmpegError, IndexError) as error:
-        raise DataError(f"{source}: cannot be read as a video ({error}).") from error
-    return frames
 
 
 def _save(picture: Image.Image, path: Path) -> None:

@@ -29,6 +29,8 @@ PATTERNS = (
     "metrics.jsonl",
     "curves.png",
     "pictures.png",
+    "confusion.csv",
+    "confusion.png",
     "predictions.json",
     CONFIG,
 )

@@ -17,6 +17,7 @@ Transform = Callable[[tv_tensors.Image, Target], tuple[tv_tensors.Image, Target]
 def training_transform(
     *,
     hflip: float = 0.5,
+    vflip: float = 0.0,
     scale_jitter: tuple[float, float] | None = None,
     crop_size: int = 1024,
     photometric: bool = False,
@@ -27,7 +28,7 @@ def training_transform(
     themselves, to a size drawn at random if `min_size` lists several.
 
     Args:
-        hflip: Probability of a horizontal flip.
+        hflip, vflip: Probability of a horizontal and of a vertical flip.
         scale_jitter: Range of the random scale factor; the result is randomly cropped, or padded, to a square.
             (0.1, 2.0) is large scale jitter. None: no scaling.
         crop_size: Side of the square in pixels; at factor 1 the image just fits into it.
@@ -43,8 +44,11 @@ def training_transform(
             v2.RandomCrop(size, pad_if_needed=True, fill={tv_tensors.Image: _PADDING, "others": 0}),
             boxes_from_masks,
         ]
+    steps.append(v2.RandomHorizontalFlip(hflip))
+    if vflip:
+        steps.append(v2.RandomVerticalFlip(vflip))
     # The last step removes objects outside the crop, and objects smaller than a pixel.
-    return v2.Compose([*steps, v2.RandomHorizontalFlip(hflip), v2.SanitizeBoundingBoxes()])
+    return v2.Compose([*steps, v2.SanitizeBoundingBoxes()])
 
 
 def boxes_from_masks(image: tv_tensors.Image, target: Target) -> tuple[tv_tensors.Image, Target]:

@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from fdconv_zoo.data.dataset import RepeatableDataset
-from fdconv_zoo.data.image import reason
+from fdconv_zoo.data.image import decode_image, reason
 from fdconv_zoo.dense.detection.augment import Transform
 from fdconv_zoo.dense.detection.coco import CocoImages
 from fdconv_zoo.dense.detection.rle import decode_masks
@@ -81,7 +81,7 @@ class EvaluationDataset(data.Dataset):
 
 
 def read_image(images: CocoImages, index: int) -> tv_tensors.Image:
-    """Read the stored pixels of an image, uint8 (3, H, W).
+    """Read the stored pixels of an image, uint8 (3, H, W); transparent ones over white, as in all images here.
 
     EXIF rotation is not applied: boxes in COCO's format refer to the stored pixels, as in COCO's own tools and in
     torchvision's.
@@ -102,8 +102,7 @@ def read_image(images: CocoImages, index: int) -> tv_tensors.Image:
 
 def _decode(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        return decode_image({"path": str(path)}, upright=False)
     except Exception as error:  # Pillow's decoders fail with a dozen types
         raise DataError(
             f"{path}: cannot be read as an image ({reason(error)}). Repair it, or remove it from the annotation file."

@@ -11,6 +11,8 @@ import numpy as np
 
 from fdconv_zoo.errors import LISTED, DataError, first_of
 
+_INTEGER = "an integer between -2**63 and 2**63"
+
 
 def load_lists(file: Path) -> dict[str, list]:
     """Return the lists of an annotation file by name. Raises DataError if it is not JSON, or a list is missing."""
@@ -55,7 +57,7 @@ class Entries:
 
     def ids(self) -> np.ndarray:
         """Return all ids, which must be unique."""
-        ids = self.column("id", _is_integer, "an integer", np.int64)
+        ids = self.column("id", _is_integer, _INTEGER, np.int64)
         values, counts = np.unique(ids, return_counts=True)
         if (counts > 1).any():
             repeated = first_of(map(str, values[counts > 1]), LISTED)
@@ -64,7 +66,7 @@ class Entries:
 
     def references(self, key: str, known: np.ndarray) -> np.ndarray:
         """Return the positions of the ids under `key` in `known`, which is sorted."""
-        ids = self.column(key, _is_integer, "an integer", np.int64)
+        ids = self.column(key, _is_integer, _INTEGER, np.int64)
         self._raise_if_any(~np.isin(ids, known), f"refer with {key!r} to an id that the file does not list")
         return np.searchsorted(known, ids)
 
@@ -82,22 +84,22 @@ class Entries:
 
 
 def _is_integer(value: Any) -> bool:
-    return type(value) is int
+    return type(value) is int and -(2**63) < value < 2**63
 
 
 def is_size(value: Any) -> bool:
-    """Whether the value is a positive integer."""
-    return type(value) is int and value > 0
+    """Whether the value is a positive integer that a side of an image can have."""
+    return type(value) is int and 0 < value < 2**31
 
 
 def is_string(value: Any) -> bool:
-    """Whether the value is a non-empty string."""
-    return isinstance(value, str) and value != ""
+    """Whether the value is a non-empty string of characters: JSON can also hold halves of them."""
+    return isinstance(value, str) and value != "" and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def is_number(value: Any) -> bool:
-    """Whether the value is a number."""
-    return type(value) in (int, float)
+    """Whether the value is a number, possibly infinite, but no integer beyond the range of floats."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**1023)
 
 
 def is_flag(value: Any) -> bool:
@@ -107,6 +109,4 @@ def is_flag(value: Any) -> bool:
 
 def is_box(value: Any) -> bool:
     """Whether the value is a list of four finite numbers."""
-    return (
-        isinstance(value, list) and len(value) == 4 and all(type(v) in (int, float) and math.isfinite(v) for v in value)
-    )
+    return isinstance(value, list) and len(value) == 4 and all(is_number(v) and math.isfinite(v) for v in value)

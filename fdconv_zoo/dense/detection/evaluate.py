@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fdconv_zoo.dense.detection.metrics import DetectionResult, score_detections
 from fdconv_zoo.dense.detection.rle import encode_mask
+from fdconv_zoo.store.files import write_text
 
 Prediction = dict[str, Any]
 
@@ -40,7 +41,8 @@ def evaluate_detector(
         truth: Ground truth of the same images, from `coco_truth`.
         category_ids: Category ids of the labels 1 to K.
         masks: Also evaluate masks.
-        predictions_file: The main process writes the detections to this file, as JSON in COCO's results format.
+        predictions_file: The main process writes the detections to this file, whole or not at all, as JSON in COCO's
+            results format.
     """
     start = time.perf_counter()
     predictions = predict_dataset(accelerator, model, loader, category_ids, masks=masks)
@@ -48,7 +50,7 @@ def evaluate_detector(
     result = [None]
     if accelerator.is_main_process:
         if predictions_file is not None:
-            predictions_file.write_text(json.dumps(predictions), encoding="utf-8")
+            write_text(predictions_file, json.dumps(predictions))
         result = [replace(score_detections(truth, predictions, masks=masks), images_per_second=images_per_second)]
     return broadcast_object_list(result)[0]
 

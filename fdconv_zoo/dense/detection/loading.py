@@ -8,7 +8,14 @@ import numpy as np
 
 from fdconv_zoo.data.splits import limit_rows
 from fdconv_zoo.dense.canvases import FASHION_CANVASES, canvases_folder
-from fdconv_zoo.dense.detection.checks import check_annotations, check_categories, check_files, check_not_empty
+from fdconv_zoo.dense.detection.checks import (
+    check_annotations,
+    check_categories,
+    check_files,
+    check_names,
+    check_not_empty,
+    report_shared_files,
+)
 from fdconv_zoo.dense.detection.coco import CocoImages, read_coco
 from fdconv_zoo.errors import DataError
 
@@ -31,7 +38,7 @@ class DetectionData:
         validation: Validation images, including crowds, which the evaluation ignores.
         class_names: Names of the labels 1 to K.
         category_ids: Category id of each label in the annotation file: `category_ids[label - 1]`.
-        skipped: Number of annotations that `skip_bad_boxes` removed, or that will be clipped.
+        skipped: Number of annotations that `skip_bad_boxes` removed or corrected, or that will be clipped.
     """
 
     train: CocoImages | None
@@ -69,8 +76,8 @@ def load_detection_data(
         num_workers: Threads that open image files.
         masks: Also read the segmentations.
         split: "validation" loads validation images only.
-        skip_bad_boxes: Remove annotations without area or usable mask, and clip boxes to their image, instead of
-            raising.
+        skip_bad_boxes: Remove annotations without area or usable mask, correct areas that are negative or larger than
+            the image, and clip boxes to their image, instead of raising.
 
     Raises:
         DataError: the data have a problem; the message names the file and the item and says what to do.
@@ -84,12 +91,15 @@ def load_detection_data(
     folder = _folder(dataset)
     paths = {name: _find_split(folder, name, *given) for name, given in given_paths.items()}
     splits = {name: read_coco(*pair, masks=masks) for name, pair in paths.items()}
+    for images in splits.values():
+        check_names(images)
     if "train" in splits:
         check_categories(splits["train"], splits["validation"])
+        report_shared_files(splits["train"], splits["validation"])
     skipped = 0
     for name, images in splits.items():
         chosen = images.select_images(limit_rows(np.arange(len(images)), limit, seed=0))
-        images, bad = check_annotations(chosen, skip=skip_bad_boxes)
+        images, bad = check_annotations(chosen, skip=skip_bad_boxes, training=name == "train")
         check_not_empty(images)
         check_files(images, num_workers)
         splits[name] = images

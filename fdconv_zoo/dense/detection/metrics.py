@@ -3,7 +3,7 @@
 import contextlib
 import io
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,10 @@ class DetectionResult:
     classes: list[ClassResult]
     images: int
     images_per_second: float | None = None
+
+    def figures(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return asdict(self)
 
     def as_table(self) -> str:
         """Format two Markdown tables: all classes together, and each class."""

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 
+from fdconv_zoo.dense.detection.heads import TWO_STAGES
 from fdconv_zoo.dense.detection.model import Detector
+from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.store.files import explaining_write_errors
 
 _OPSET = 18
@@ -63,8 +65,11 @@ def export_onnx(model: Detector, file: str | Path, image_size: tuple[int, int]) 
         image_size: Height and width in pixels.
 
     Raises:
+        ConfigError: the detector is not an R-CNN.
         WriteError: the file could not be written.
     """
+    if model.config["head"] not in TWO_STAGES:
+        raise ConfigError(f"{model.config['head']} cannot be exported to ONNX; {' and '.join(TWO_STAGES)} can")
     network = deepcopy(model.network).float().cpu().eval()
     images, _ = network.transform([torch.zeros(3, *image_size)])
     maps = network.backbone(images.tensors)

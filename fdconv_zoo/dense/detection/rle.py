@@ -8,11 +8,12 @@ from pycocotools import mask as coco_mask
 
 
 def usable_segmentation(segmentation: Any, width: int, height: int) -> list | dict | None:
-    """Return the valid part of an annotation's `segmentation`, or None if it does not describe a mask.
+    """Return the valid part of an annotation's `segmentation`, or None if it does not describe a mask with pixels.
 
     pycocotools does not validate: run lengths that do not fill the image give masks of uninitialized memory or an
-    endless loop, and it takes a polygon of two points for a box. Polygons of fewer than three points have no area and
-    are removed.
+    endless loop, it takes a polygon of two points for a box, and it walks along the sides of a polygon however far
+    they lead. Polygons of fewer than three points have no area and are removed. Polygons within the first pixel are
+    removed as well: they are fractions of the image, not pixels.
 
     Args:
         segmentation: List of polygons [x1, y1, x2, y2, ...], or run lengths {"size": [height, width], "counts": list
@@ -23,17 +24,32 @@ def usable_segmentation(segmentation: Any, width: int, height: int) -> list | di
     if isinstance(segmentation, dict):
         counts = segmentation.get("counts")
         runs = decode_counts(counts) if isinstance(counts, str) else counts
-        filled = _are_numbers(runs) and min(runs, default=-1) >= 0 and sum(runs) == width * height
+        if not (_are_numbers(runs) and all(run >= 0 and run == int(run) for run in runs)):
+            return None
+        filled = sum(runs) == width * height and any(runs[1::2])  # every second run is inside
         return segmentation if filled and segmentation.get("size") == [height, width] else None
     if not isinstance(segmentation, list):
         return None
     if not all(_are_numbers(polygon) and len(polygon) % 2 == 0 for polygon in segmentation):
         return None
-    return [polygon for polygon in segmentation if len(polygon) >= 6] or None
+    reach = 2 * max(width, height)
+    polygons = [
+        polygon
+        for polygon in segmentation
+        if len(polygon) >= 6 and 1 < max(polygon) <= reach and min(polygon) >= -reach
+    ]
+    if not polygons or not coco_mask.area(to_rle(polygons, width, height)):
+        return None
+    return polygons
 
 
 def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list) and set(map(type, values)) <= {int, float} and math.isfinite(sum(values))
+    if not isinstance(values, list) or not set(map(type, values)) <= {int, float}:
+        return False
+    try:
+        return all(map(math.isfinite, values))
+    except OverflowError:  # an integer beyond the range of floats
+        return False
 
 
 def decode_counts(counts: str) -> list[int]:

@@ -22,6 +22,8 @@ def training_transform(
     scale: tuple[float, float] = (0.5, 2.0),
     short_side: int | None = None,
     hflip: float = 0.5,
+    vflip: float = 0.0,
+    rotate: float = 0.0,
     photometric: bool = True,
     max_class_share: float = 0.75,
 ) -> v2.Transform:
@@ -33,7 +35,9 @@ def training_transform(
         mean, std: Mean and standard deviation of each channel, for pixels in 0..1.
         scale: Range of the factor by which images are resized, drawn uniformly.
         short_side: Shorter side in pixels at factor 1. None: the image's own size.
-        hflip: Probability of a horizontal flip.
+        hflip, vflip: Probability of a horizontal and of a vertical flip.
+        rotate: Largest angle, in degrees, of a random rotation to either side, before the crop. What it uncovers is
+            filled like padding.
         photometric: Randomly change brightness, contrast, saturation and hue, each with probability 0.5.
         max_class_share: Largest share of a crop's labelled pixels that one class may have; otherwise another crop is
             drawn, up to ten times. With 1, only crops without labelled pixels are drawn again.
@@ -47,8 +51,11 @@ def training_transform(
     return v2.Compose(
         [
             RandomScale(scale, short_side),
+            # Left out where they do nothing: they would draw random numbers that the next transforms then do not get.
+            *([v2.RandomRotation(rotate, InterpolationMode.BILINEAR, fill=fill)] if rotate else []),
             VariedCrop(crop_size, max_class_share, fill=fill),
             v2.RandomHorizontalFlip(hflip),
+            *([v2.RandomVerticalFlip(vflip)] if vflip else []),
             *(v2.RandomApply([v2.ColorJitter(**change)], p=0.5) for change in colours if photometric),
             v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
             v2.Normalize(list(mean), list(std)),

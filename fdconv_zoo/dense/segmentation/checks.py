@@ -15,7 +15,8 @@ _REMEDIES = {
     "image": ("images cannot be read", "Repair them, or remove them with their masks."),
     "mask": (
         "masks cannot be used",
-        "A mask is an 8-bit grayscale or palette PNG whose pixels are class indices. Repair, convert or remove them.",
+        "A mask is a grayscale or palette PNG of at most 8 bits whose pixels are class indices. Repair or remove them, "
+        "or save them as PNG from their source.",
     ),
     "size": (
         "masks differ in size from their images",

@@ -29,6 +29,10 @@ class Classes:
     names: list[str]
     lookup: np.ndarray
 
+    def count(self, pixels: np.ndarray) -> np.ndarray:
+        """Convert pixels of each mask value, int32 (N, 256), to pixels of each class, int64 (N, K)."""
+        return np.stack([pixels[:, self.lookup == index].sum(axis=1) for index in range(len(self.names))], axis=1)
+
     def renamed(self, names: Sequence[str] | None) -> "Classes":
         """Return these classes with other names, unless None. Raises DataError if the number of names is wrong."""
         if names is None:

@@ -1,6 +1,7 @@
 """Inspects all images and masks of a split."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 
 import numpy as np
@@ -8,7 +9,8 @@ from datasets import Features, Sequence, Value
 from PIL import Image
 
 from fdconv_zoo.data.image import open_image, read_bytes, reason
-from fdconv_zoo.dense.segmentation.pairs import ImageMaskPairs, open_mask
+from fdconv_zoo.dense.segmentation.mask_file import open_mask
+from fdconv_zoo.dense.segmentation.pairs import ImageMaskPairs
 from fdconv_zoo.errors import DataError
 
 PROBLEMS = ("image", "mask", "size")
@@ -18,7 +20,7 @@ _ORIENTATION = 0x0112  # EXIF tag: 1 is upright, 2 to 8 rotate or mirror
 _PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # chunks that may contain the tag
 _FEATURES = Features(
     {problem: Value("string") for problem in PROBLEMS}
-    | {"ambiguous": Value("bool"), "values": Sequence(Value("uint8"))}
+    | {"ambiguous": Value("bool"), "values": Sequence(Value("uint8")), "pixels": Sequence(Value("int64"))}
 )
 
 
@@ -30,13 +32,18 @@ class Findings:
         pairs: The N images and masks.
         problems: A message for each "image", each "mask" and its "size"; empty if there is no problem.
         ambiguous: Indices of images whose mask fits both before and after the EXIF tag rotates them.
-        present: Which values occur in each mask, bool (N, 256).
+        pixels: How many pixels of each mask have each value, int32 (N, 256).
     """
 
     pairs: ImageMaskPairs
     problems: dict[str, list[str]]
     ambiguous: np.ndarray
-    present: np.ndarray
+    pixels: np.ndarray
+
+    @cached_property
+    def present(self) -> np.ndarray:
+        """Which values occur in each mask, bool (N, 256)."""
+        return self.pixels > 0
 
 
 def inspect_pairs(pairs: ImageMaskPairs, num_workers: int) -> Findings:
@@ -58,16 +65,16 @@ def inspect_pairs(pairs: ImageMaskPairs, num_workers: int) -> Findings:
         num_proc=processes if processes > 1 else None,
         desc=f"Checking {pairs.split} masks",
     )[:]
-    present = np.zeros((len(part), 256), bool)
-    for row, values in zip(present, found["values"], strict=True):
-        row[values] = True
+    pixels = np.zeros((len(part), 256), np.int32)
+    for row, values, counts in zip(pixels, found["values"], found["pixels"], strict=True):
+        row[values] = counts
     return Findings(
-        pairs, {problem: found[problem] for problem in PROBLEMS}, np.flatnonzero(found["ambiguous"]), present
+        pairs, {problem: found[problem] for problem in PROBLEMS}, np.flatnonzero(found["ambiguous"]), pixels
     )
 
 
 def _inspect_pair(image: dict | None, mask: dict | None) -> dict:
-    found = dict.fromkeys(PROBLEMS, "") | {"ambiguous": False, "values": []}
+    found = dict.fromkeys(PROBLEMS, "") | {"ambiguous": False, "values": [], "pixels": []}
     stored = upright = None
     try:
         stored, upright, rotated = _image_sizes(image)
@@ -78,7 +85,8 @@ def _inspect_pair(image: dict | None, mask: dict | None) -> dict:
     except Exception as error:
         found["mask"] = reason(error)
         return found
-    found["values"] = np.flatnonzero(Image.fromarray(values).histogram()).tolist()
+    counts = np.array(Image.fromarray(values).histogram())
+    found["values"], found["pixels"] = np.flatnonzero(counts).tolist(), counts[counts > 0].tolist()
     size = values.shape[::-1]
     if upright is not None and size != upright:
         hint = " (it fits the image before its EXIF tag rotates it upright)" if size == stored else ""

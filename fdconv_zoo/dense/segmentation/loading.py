@@ -32,6 +32,8 @@ class SegmentationData:
         train: Training images; None for `split="validation"`.
         validation: Validation images, in their stored order.
         class_names: Names of the K classes. Masks hold their indices 0..K-1, and `IGNORE` for pixels without a label.
+        pixels: Of "train", if it was loaded, and "validation": the number of pixels of each class in each of the N
+            masks, int64 (N, K).
         split: The split that the validation images are of.
         train_count: Number of training images in this split, before `limit`; None if the validation images are all of
             it.
@@ -40,6 +42,7 @@ class SegmentationData:
     train: ImageMaskPairs | None
     validation: ImageMaskPairs
     class_names: list[str]
+    pixels: dict[str, np.ndarray]
     split: str
     train_count: int | None = None
 
@@ -126,7 +129,9 @@ def load_segmentation_data(
     if "train" in findings:
         check_training_classes(findings["train"], classes)
     ready = {part: replace(found.pairs, lookup=classes.lookup) for part, found in findings.items()}
-    return SegmentationData(ready.get("train"), ready["validation"], classes.names, wanted["validation"], train_count)
+    pixels = {part: classes.count(found.pixels) for part, found in findings.items()}
+    split = wanted["validation"]
+    return SegmentationData(ready.get("train"), ready["validation"], classes.names, pixels, split, train_count)
 
 
 def _known_classes(layout: Layout | None, names_file: str | Path | None, ignore_index: int) -> Classes | None:

@@ -1,8 +1,10 @@
 """Mean IoU, pixel accuracy and a table of all classes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import SumMetric
@@ -40,6 +42,7 @@ class SegmentationResult:
         mean_accuracy: Mean accuracy over the classes that occur in the ground truth.
         classes: The result of each class.
         images: Number of images, each counted once.
+        confusion: Pixels by true and predicted class, int64 (K, K).
         images_per_second: Throughput of all processes, including reading and preprocessing.
     """
 
@@ -48,7 +51,14 @@ class SegmentationResult:
     mean_accuracy: float
     classes: list[ClassResult]
     images: int
+    confusion: np.ndarray = field(repr=False, compare=False)
     images_per_second: float | None = None
+
+    def figures(self) -> dict[str, Any]:
+        """Everything but the confusion matrix, as JSON values."""
+        figures = asdict(self)
+        del figures["confusion"]
+        return figures
 
     def as_table(self) -> str:
         """Format the results of the classes, and their mean, as a Markdown table."""
@@ -115,6 +125,7 @@ class SegmentationMetrics:
             mean_accuracy=accuracy.nanmean().item(),
             classes=classes,
             images=int(self._images.compute()),
+            confusion=matrix.long().numpy(),
         )
 
 

@@ -1,5 +1,6 @@
 """Semantic segmentation: any decoder on any timm backbone, in one class."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from fdconv_zoo.dense.model import DenseModel
 from fdconv_zoo.dense.segmentation.classes import IGNORE, INVALID
+from fdconv_zoo.dense.segmentation.losses import PixelLosses
 from fdconv_zoo.dense.segmentation.per_pixel import DECODERS as PER_PIXEL
 from fdconv_zoo.dense.segmentation.per_pixel import PerPixelNetwork
 from fdconv_zoo.errors import ConfigError
@@ -45,7 +47,11 @@ class Segmenter(
             are passed to the model. Default: those of the backbone.
         ignore_index: Mask value of pixels without a label in the data that the model is trained on. Class indices leave
             it out; so it is needed to read such masks again, in evaluation.
-        ce_weight, dice_weight: Weights of the losses. Those of ``mask2former`` are among its `decoder_args`.
+        ce_weight, dice_weight, focal_weight, lovasz_weight: Weights of the losses. Those of ``mask2former`` are among
+            its `decoder_args`.
+        class_weights: Weights of the K classes in the cross-entropy; not for ``mask2former``.
+        hard_pixels: Share of the pixels of a batch that count in the cross-entropy, the hardest; not for
+            ``mask2former``.
         pretrained: Start from the backbone's published weights, or from a weights file: its path. Not part of
             `config`.
 
@@ -70,19 +76,31 @@ class Segmenter(
         ignore_index: int = IGNORE,
         ce_weight: float = 1.0,
         dice_weight: float = 0.0,
+        focal_weight: float = 0.0,
+        lovasz_weight: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+        hard_pixels: float = 1.0,
         pretrained: bool | str | Path = False,
     ) -> None:
         super().__init__()
         if not 2 <= len(class_names) <= INVALID:
             raise ConfigError(f"{len(class_names)} classes: segmentation supports 2 to {INVALID}")
         arguments = {"backbone_args": dict(backbone_args or {}), "decoder_args": dict(decoder_args or {})}
-        weights = {"ce_weight": ce_weight, "dice_weight": dice_weight}
+        losses = {
+            "ce_weight": ce_weight,
+            "dice_weight": dice_weight,
+            "focal_weight": focal_weight,
+            "lovasz_weight": lovasz_weight,
+            "class_weights": None if class_weights is None else list(class_weights),
+            "hard_pixels": hard_pixels,
+        }
         if decoder in PER_PIXEL:
             self.network = PerPixelNetwork(
-                decoder, backbone, len(class_names), pretrained=pretrained, **arguments, **weights
+                decoder, backbone, len(class_names), pretrained=pretrained, **arguments, losses=losses
             )
         elif decoder == "mask2former":
-            if weights != {"ce_weight": 1.0, "dice_weight": 0.0}:
+            defaults = inspect.signature(PixelLosses).parameters
+            if any(value != defaults[name].default for name, value in losses.items()):
                 raise ConfigError("mask2former: set the weights of its losses in decoder_args")
             from fdconv_zoo.dense.segmentation.mask2former import Mask2Former  # transformers takes seconds to import
 
@@ -101,7 +119,7 @@ class Segmenter(
             "mean": self.mean,
             "std": self.std,
             "ignore_index": ignore_index,
-            **weights,
+            **losses,
         }
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Tensor | dict[str, Tensor]:

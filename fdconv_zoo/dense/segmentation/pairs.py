@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Literal
 
 import numpy as np
 from datasets import Dataset
-from PIL import Image, ImageOps
+from PIL import Image
 
-from fdconv_zoo.data.image import open_image, read_bytes, reason
+from fdconv_zoo.data.image import open_image, reason
+from fdconv_zoo.dense.segmentation.mask_file import open_mask
 from fdconv_zoo.errors import DataError
 
 
@@ -51,23 +51,3 @@ class ImageMaskPairs(Sequence[tuple[Image.Image, np.ndarray]]):
         """Return the path of an image or a mask, or its row if it has no path."""
         row = int(self.rows[index])
         return (self.source[row][column] or {}).get("path") or f"{column} of row {row} of split {self.split!r}"
-
-
-def open_mask(record: dict | None) -> np.ndarray:
-    """Decode a mask: its stored grayscale values or palette indices, uint8 (H, W).
-
-    Args:
-        record: Undecoded item of a `datasets` image column: `bytes`, or else `path`.
-
-    Raises:
-        ValueError: the mask is not 8-bit grayscale or palette, or is a JPEG file.
-        Exception: Pillow or the file system cannot read the file.
-    """
-    mask = Image.open(BytesIO(read_bytes(record)))
-    if mask.format == "JPEG":
-        raise ValueError("a JPEG file, whose compression changes class indices")
-    if mask.mode not in ("1", "L", "P"):
-        raise ValueError(f"mode {mask.mode}, not 8-bit grayscale or palette")
-    mask.load()
-    ImageOps.exif_transpose(mask, in_place=True)  # as for images
-    return np.asarray(mask).astype(np.uint8)

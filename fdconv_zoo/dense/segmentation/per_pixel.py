@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fdconv_zoo.dense.backbone import Backbone
-from fdconv_zoo.dense.segmentation.losses import cross_entropy, dice
+from fdconv_zoo.dense.segmentation.losses import PixelLosses
 from fdconv_zoo.errors import ConfigError
 
 # All decoders of the library except DPT, which only supports plain vision transformers.
@@ -20,7 +20,7 @@ _RESERVED = ("encoder_name", "encoder_weights", "in_channels", "classes", "activ
 
 
 class PerPixelNetwork(nn.Module):
-    """A decoder of segmentation_models_pytorch, with cross-entropy and Dice.
+    """A decoder of segmentation_models_pytorch, with losses of every pixel.
 
     Args:
         decoder: One of `DECODERS`.
@@ -29,7 +29,7 @@ class PerPixelNetwork(nn.Module):
         backbone_args: Arguments of ``timm.create_model``.
         decoder_args: Arguments of the decoder's class, such as ``decoder_channels``.
         pretrained: As in :class:`Backbone`.
-        ce_weight, dice_weight: Weights of the losses; a loss with weight 0 is not computed.
+        losses: Arguments of `PixelLosses`.
 
     Attributes:
         size_multiple: Height and width of the images must be multiples of it.
@@ -48,15 +48,10 @@ class PerPixelNetwork(nn.Module):
         backbone_args: Mapping[str, Any],
         decoder_args: Mapping[str, Any],
         pretrained: bool | str | Path = False,
-        ce_weight: float = 1.0,
-        dice_weight: float = 0.0,
+        losses: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        weighted = {"cross_entropy": (cross_entropy, ce_weight), "dice": (dice, dice_weight)}
-        self._losses = {name: (loss, weight) for name, (loss, weight) in weighted.items() if weight}
-        if not self._losses:
-            raise ConfigError("ce_weight and dice_weight are both 0: there is no loss to train with")
-
+        self._losses = PixelLosses(num_classes, **losses)
         parameters = inspect.signature(smp.MODEL_ARCHITECTURES_MAPPING[decoder]).parameters
         choices = [name for name in parameters if name not in _RESERVED]
         if unknown := sorted(decoder_args.keys() - set(choices)):
@@ -89,7 +84,7 @@ class PerPixelNetwork(nn.Module):
             raise ConfigError(
                 "this decoder needs at least two images per batch to train: raise --batch-size"
             ) from error
-        return {name: weight * loss(logits, masks) for name, (loss, weight) in self._losses.items()}
+        return self._losses(logits, masks)
 
     def scores(self, images: Tensor) -> Tensor:
         """Compute the logits (B, K, H, W)."""

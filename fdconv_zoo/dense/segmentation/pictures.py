@@ -41,13 +41,22 @@ def draw_segmentation(image: Image.Image, mask: Mask, alpha: float = 0.5) -> Ima
     return Image.blend(image.convert("RGB"), draw_mask(mask), alpha)
 
 
-def draw_comparison(rows: Sequence[tuple[Image.Image, Mask | None, Mask]], class_names: Sequence[str]) -> Image.Image:
+def draw_comparison(
+    rows: Sequence[tuple[Image.Image, Mask | None, Mask]],
+    class_names: Sequence[str],
+    iou: Sequence[float | None] | None = None,
+) -> Image.Image:
     """Draw one row per image with its truth and prediction, and a legend of the classes that occur.
 
     Args:
         rows: Image, truth or None, and prediction. Masks may have any size. Either all rows have a truth, or none.
         class_names: Names of the classes, in the order of their indices.
+        iou: IoU of each class in percent, for the legend; None for a class without.
     """
+    if iou is not None:
+        class_names = [
+            name if value is None else f"{name} {value:.1f} %" for name, value in zip(class_names, iou, strict=True)
+        ]
     titles = ["image", "prediction"] if rows[0][1] is None else ["image", "truth", "prediction"]
     panels = []
     for image, *masks in rows:
@@ -71,7 +80,12 @@ def draw_comparison(rows: Sequence[tuple[Image.Image, Mask | None, Mask]], class
 
 @torch.no_grad()
 def draw_predictions(
-    model: Segmenter, dataset: EvaluationDataset, indices: Iterable[int], **options: Any
+    model: Segmenter,
+    dataset: EvaluationDataset,
+    indices: Iterable[int],
+    *,
+    iou: Sequence[float | None] | None = None,
+    **options: Any,
 ) -> Image.Image:
     """Draw images with their truth and the predictions of a model, which is put into eval mode.
 
@@ -79,6 +93,7 @@ def draw_predictions(
         model: The segmenter, on any device.
         dataset: The images.
         indices: Indices of the images to draw, at least one.
+        iou: As in `draw_comparison`.
         **options: Options of `predict`.
     """
     model.eval()
@@ -88,7 +103,7 @@ def draw_predictions(
         image, truth = dataset.source[index]
         probabilities = predict(model, dataset.prepare(image)[None].to(device), truth.shape, **options)
         rows.append((image, truth, probabilities[0].argmax(0).cpu().numpy()))
-    return draw_comparison(rows, model.class_names)
+    return draw_comparison(rows, model.class_names, iou)
 
 
 def _resize(mask: Mask, size: tuple[int, int]) -> Mask:

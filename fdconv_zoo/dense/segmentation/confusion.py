@@ -1,0 +1,56 @@
+"""The confusion matrix of a segmenter, as a table and as a picture."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from fdconv_zoo.store.files import replacing
+
+_WRITTEN = 25  # classes, at most, of a matrix whose cells have room for a number
+
+
+def write_confusion(matrix: NDArray[np.integer], class_names: Sequence[str], path: Path) -> None:
+    """Write the numbers of pixels as CSV: a row for each true class, a column for each predicted one.
+
+    Args:
+        matrix: Pixels by true and predicted class, (K, K).
+        class_names: Names of the K classes.
+        path: Of the file.
+    """
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["truth / prediction", *class_names])
+        writer.writerows([name, *row] for name, row in zip(class_names, matrix.tolist(), strict=True))
+
+
+def draw_confusion(matrix: NDArray[np.integer], class_names: Sequence[str], path: Path) -> None:
+    """Draw which share of each true class is predicted as which class, in percent.
+
+    Args:
+        matrix, class_names: As in `write_confusion`.
+        path: Of the PNG.
+    """
+    true = matrix.sum(1, keepdims=True)
+    percent = 100 * matrix / np.where(true, true, 1)
+    side = min(2.5 + 0.4 * len(class_names), 24)  # inches
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(image, label="% of the true class", shrink=0.7)
+    size = 8 if len(class_names) <= _WRITTEN else 5
+    axes.set_xticks(range(len(class_names)), class_names, rotation=90, fontsize=size)
+    axes.set_yticks(range(len(class_names)), class_names, fontsize=size)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("truth")
+    if len(class_names) <= _WRITTEN:
+        for row, column in np.ndindex(*percent.shape):
+            if percent[row, column] >= 0.5:
+                colour = "white" if percent[row, column] > 60 else "black"
+                text = f"{percent[row, column]:.0f}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
