@@ -219,10 +219,8 @@ def test_kernels_that_are_kept_and_vanish(dtype):
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert (gradients[4][:, 0] == 0).all()
     factors = [1, 1, 1, 1, tensors.channel, tensors.filter, tensors.spatial]
-    found, expected = (
-        [gradient.detach().double().cpu() * factor for gradient, factor in zip(tensors, factors, strict=True)]
-        for tensors, factors in ((gradients, factors), (expected[1:], factors))
-    )
+    found = [gradient.cpu() * factor for gradient, factor in zip(gradients, factors, strict=True)]
+    expected = [gradient * factor for gradient, factor in zip(expected[1:], factors, strict=True)]
     assert max(relative_errors(found, expected)) < KEPT_LIMITS[dtype]
 
 
@@ -339,30 +337,25 @@ class Checkpointed(nn.Sequential):
 
 
 @runs_kernels
-@pytest.mark.parametrize("case", ["1x1", "linear"])
-def test_layers_keep_kernels(case):
-    kind, arguments, options, shape = LAYERS[case]
-    layer, x = randomize(kind(*arguments, **{"num_kernels": 4, **options})).eval().to(DEVICE), torch.randn(shape)
-    saved, x = [], x.to(DEVICE)
+def test_layers_keep_kernels():
+    layer, x = randomize(FDConv2d(4, 6, 1, num_kernels=4)).eval().to(DEVICE), torch.randn(2, 4, 5, 3, device=DEVICE)
 
     def saves_kernels():
-        saved.clear()
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: saved.append(tensor.shape) or tensor, Tensor.clone
-        ):
+        shapes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: shapes.append(tensor.shape), lambda _: None):
             layer(x)
-        return (shape[0], *layer.fdw.kernel_shape) in saved
+        return (2, *layer.fdw.kernel_shape) in shapes
 
     expected = results(layer, x, "triton")
     assert not saves_kernels()
     keep_kernels(layer)
     assert "keeps_kernels=True" in repr(layer)
     assert saves_kernels()
-    limit = LIMITS[torch.float32]
     found = results(layer, x, "triton")
-    assert max(relative_errors(found, [tensor.double().cpu() for tensor in expected])) < limit
-    recomputed = results(Checkpointed(layer), x, "triton")
-    assert all(torch.equal(one, other) for one, other in zip(recomputed, found, strict=True))
+    assert max(relative_errors(found, [tensor.double().cpu() for tensor in expected])) < LIMITS[torch.float32]
+    for model in (Checkpointed(layer), torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        again = results(model, x, "triton")
+        assert max(relative_errors(again, [tensor.double().cpu() for tensor in found])) < LIMITS[torch.float32]
     with torch.no_grad():
         assert torch.equal(layer(x), found[0])
     set_path(layer, "rebuild")
@@ -386,6 +379,9 @@ def test_operators_that_keep_kernels_keep_torchs_rules(layout):
     y, kernels = operators.convolve_triton_keeping(*arguments)
     assert y.requires_grad
     assert not kernels.requires_grad
+    if layout == "contiguous":
+        torch.library.opcheck(operators.convolve_triton_keeping.default, arguments, test_utils="test_faketensor")
+        return
     torch.library.opcheck(operators.convolve_triton_keeping.default, arguments)
     arguments = [tensor.detach() if torch.is_tensor(tensor) else tensor for tensor in arguments]
     torch.library.opcheck(

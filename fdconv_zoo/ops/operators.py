@@ -118,7 +118,8 @@ def register_convolution(
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
         no_gradients = [None] * len(ctx.sizes)
-        inputs, kept = ctx.saved_tensors[: 1 + _NUM_TENSORS], ctx.saved_tensors[1 + _NUM_TENSORS :]
+        saved = ctx.saved_tensors  # once: checkpointing gives them out once
+        inputs, kept = saved[: 1 + _NUM_TENSORS], saved[1 + _NUM_TENSORS :]
         if needs_plain_gradients(grad):
             return *plain_gradients(_convolve_plain, inputs, grad, *ctx.sizes), *no_gradients
         tensors, needs_x = inputs[1:], ctx.needs_input_grad[0]
