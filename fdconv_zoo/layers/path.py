@@ -33,10 +33,10 @@ def set_path(model: nn.Module, path: Path | None) -> None:
 def keep_kernels(model: nn.Module, keep: bool = True) -> None:
     """Keep the assembled kernels of all FDConv layers for backward, instead of assembling them again there.
 
-    A backward pass then has fewer launches and reads less, for the memory of the kernels of all images in the type that
-    the convolution is computed in, at the most from forward to backward. It acts on the path ``"triton"`` alone, where
-    gradients are recorded; elsewhere kernels are assembled again as before (the path ``"plain"`` keeps them anyway).
-    In half precision, the gradients of KSM's modulators are made from rounded kernels. ``print(model)`` shows it.
+    A backward pass then launches and reads less. In return, the kernels of all images stay in memory from forward to
+    backward, in the type that the convolution is computed in. This acts on the path ``"triton"`` alone, where gradients
+    are recorded; other paths ignore it. In half precision, the gradients of KSM's modulators are made from rounded
+    kernels. ``print(model)`` shows it.
 
     Args:
         model: changed in place, its function is not.
