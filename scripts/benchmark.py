@@ -34,7 +34,7 @@ from peers import PEERS, replace_layers
 from timm.utils import ParseKwargs
 from torch import nn
 
-from fdconv_zoo import FDConv2d, ops, set_path
+from fdconv_zoo import FDConv2d, keep_kernels, ops, set_path
 from fdconv_zoo.cli.entrance import run_command
 from fdconv_zoo.errors import ConfigError, MismatchError, TrainingError
 from fdconv_zoo.profiling import (
@@ -121,6 +121,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cuda-graphs", action="store_true", help="time steps that are replayed from CUDA graphs")
     parser.add_argument(
         "--path", choices=get_args(ops.Path), help="path of FDConv layers (default: each layer chooses)"
+    )
+    parser.add_argument(
+        "--keep-kernels", action="store_true", help="keep assembled kernels for backward, on the path triton"
     )
     parser.add_argument("--repeats", type=_positive, default=10, metavar="N", help="timings per step (default: 10)")
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's setting)")
@@ -218,6 +221,7 @@ def print_launches(args: argparse.Namespace) -> None:
         for model in models.values():
             set_memory_format(model, layout)
             set_path(model, args.path)
+            keep_kernels(model, args.keep_kernels)
         x = x.contiguous(memory_format=layout)
         for row in count_rows(models, x, dtype=getattr(torch, args.dtype), training=setting.training):
             print(launch_line(row, name_width), flush=True)
@@ -226,7 +230,12 @@ def print_launches(args: argparse.Namespace) -> None:
     for row in rows:
         print(f"{row['model']}, batch {row['batch_size']}: {row['most_launched']}")
     if args.csv:
-        write_text(args.csv, as_csv([{"dtype": args.dtype, "path": args.path, **row} for row in rows]))
+        write_text(
+            args.csv,
+            as_csv(
+                [{"dtype": args.dtype, "path": args.path, **row, "keep_kernels": args.keep_kernels} for row in rows]
+            ),
+        )
 
 
 def input_size(model: nn.Module, setting: Setting, args: argparse.Namespace) -> tuple[int, int, int]:
@@ -263,6 +272,7 @@ def measure(name: str, setting: Setting, args: argparse.Namespace, device: torch
     for model in models.values():
         set_memory_format(model.to(device), layout)
         set_path(model, args.path)
+        keep_kernels(model, args.keep_kernels)
 
     twin_name, *others = chain
     for other in others:
@@ -335,7 +345,7 @@ def describe_conditions(args: argparse.Namespace, device: torch.device) -> dict[
         "dtype": precision,
         "mode": ("compiled" if args.compile else "eager") + (", CUDA graphs" if args.cuda_graphs else ""),
         "layout": "channels_last" if args.channels_last else "contiguous",
-        "path": args.path or "each layer chooses",
+        "path": (args.path or "each layer chooses") + (", kernels kept" if args.keep_kernels else ""),
         "repeats": args.repeats,
         "model_kwargs": " ".join(f"{key}={value}" for key, value in args.model_kwargs.items()) or "none",
     }

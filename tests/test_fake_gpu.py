@@ -8,7 +8,7 @@ from contract import each_family, images, small
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from fdconv_zoo import FDConv2d, FDLinear, ops, set_path
+from fdconv_zoo import FDConv2d, FDLinear, keep_kernels, ops, set_path
 from fdconv_zoo.profiling.backward import run_backward
 from fdconv_zoo.profiling.launches import LaunchCounter, _autocast, _tensors, place_on_fake_device
 
@@ -88,6 +88,14 @@ def test_layers(layer, path, dtype):
 def test_layers_under_autocast(layer, path, autocast):
     build, shape = LAYERS[layer]
     assert run(build, shape, path=path, autocast=autocast).dtype == autocast
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers_that_keep_kernels(layer):
+    build, shape = LAYERS[layer]
+    model = build()
+    keep_kernels(model)
+    assert run(lambda: model.to("meta"), shape, path="triton", autocast=torch.bfloat16).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("path", PATHS)

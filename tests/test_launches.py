@@ -8,7 +8,7 @@ from contract import each_family, example, images
 from run_scripts import ROOT, load_script
 from torch import Tensor, nn
 
-from fdconv_zoo import FDConv2d, set_path
+from fdconv_zoo import FDConv2d, keep_kernels, set_path
 from fdconv_zoo.ops import triton_support
 from fdconv_zoo.profiling.backward import run_backward
 from fdconv_zoo.profiling.launches import count_launches
@@ -130,6 +130,12 @@ def test_layers_take_the_path_of_a_gpu():
     forward, backward, *_ = counted(FDConv2d(32, 32, 3), 2, 32, 8, 8)
     assert forward["weigh"] == backward["weigh"] == 1  # to assemble the kernels, and to do so again
     assert forward["neighbors"] == backward["neighbors_backward"] == 1
+    layer = FDConv2d(32, 32, 3)
+    keep_kernels(layer)
+    kept_forward, kept_backward, *_ = counted(layer, 2, 32, 8, 8)
+    assert kept_forward == forward
+    assert backward.keys() - kept_backward.keys() == {"weigh", "_fft_c2c", "modulate"}  # nothing is assembled again
+    assert kept_backward.items() <= backward.items()
     assert triton_support.problem("cuda") is not None or torch.cuda.is_available()
 
 

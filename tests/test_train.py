@@ -255,9 +255,12 @@ def test_a_compiled_run_trains_like_an_eager_one(finished, tmp_path, monkeypatch
         modes.append(mode)
         compile_module(module, backend="aot_eager")
 
+    kept = []
+    monkeypatch.setattr(trainer, "keep_kernels", lambda model, keep: kept.append(keep))
     monkeypatch.setattr(nn.Module, "compile", compile_in_front)
     torch._dynamo.reset()
-    train.main([*TINY, "--compile", "--output", str(tmp_path / "run")])
+    train.main([*TINY, "--compile", "--keep-kernels", "--output", str(tmp_path / "run")])
+    assert kept == [True]
     assert modes == [None]
     for compiled, eager in zip(read_metrics(tmp_path / "run"), read_metrics(finished), strict=True):
         assert compiled["train_loss"] == pytest.approx(eager["train_loss"], rel=1e-3)

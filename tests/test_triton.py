@@ -13,21 +13,25 @@ from typing import Any
 import pytest
 import torch
 from conftest import randomize
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from fdconv_zoo import FDConv2d, FDLinear, FrequencyBandModulation, set_path
+from fdconv_zoo import FDConv2d, FDLinear, FrequencyBandModulation, keep_kernels, set_path
 from fdconv_zoo.layers.fdw import frequency_groups
 from fdconv_zoo.ops import bands_triton, choose_path, image_convolution, kernels_triton, modulation, triton_support
 from fdconv_zoo.ops.bands_plain import modulate_bands_plain
 from fdconv_zoo.ops.convolution import Geometry, convolve
 from fdconv_zoo.ops.kernels_plain import DisjointWeights, KernelModulators, LocalFactors, convolve_plain
-from fdconv_zoo.ops.operators import KernelTensors
+from fdconv_zoo.ops.operators import KernelTensors, empty_kernels
 
 HAS_GPU = torch.cuda.is_available()
 INTERPRETER = "TRITON_INTERPRET"
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 # Of a tensor's norm. Gradients of half precision come from products of rounded kernels and features.
 LIMITS = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+# Of gradients from kernels that are kept, and so rounded. Found here: 4e-7, 3.3e-4, 7e-3, assembled again 4e-7, 3.2e-4,
+# 3.5e-3; the interpreter truncates bfloat16 where a GPU rounds.
+KEPT_LIMITS = {torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 EDGES = (1 / 4, 1 / 8 + 1e-8, 1 / 16 + 1e-8)
 
 runs_kernels = pytest.mark.skipif(not HAS_GPU and INTERPRETER not in os.environ, reason="runs in the interpreter")
@@ -150,6 +154,8 @@ KERNELS = {
     ),
 }  # fmt: skip
 
+LARGE = {"1x1, several blocks", "1x1, 18 images, 17 at once", "1x1, 300 kernels", "3x3, blocks of several steps"}
+
 
 @runs_kernels
 @pytest.mark.parametrize("case", KERNELS)
@@ -173,14 +179,49 @@ def test_kernels_match_plain_operations(case, monkeypatch):
     y = kernels_triton._forward(x, tensors, kernel_shape, geometry)
     assert y.dtype == dtype
     assert image_convolution.is_channels_last(y) == image_convolution.is_channels_last(x)
-    grad_x, gradients = kernels_triton._backward(move(grad, dtype), True, x, tensors, kernel_shape, geometry)
+    arguments = move(grad, dtype), True, x, tensors, kernel_shape, geometry
+    grad_x, gradients = kernels_triton._backward(*arguments)
     assert [gradient is None for gradient in gradients[2:]] == [tensor is None for tensor in tensors[2:]]
     found = [y, grad_x, *(gradient for gradient in gradients if gradient is not None)]
     assert max(relative_errors(found, [expected[0], *expected[1]])) < LIMITS[dtype]
+    if case not in LARGE:
+        kept_y, kept = kernels_triton._forward_keeping(x, tensors, kernel_shape, geometry)
+        before, others = kept.clone(), kernels_triton._backward(*arguments, kept)
+        assert kept.shape == (batch, *kernel_shape)
+        assert kept.dtype == dtype
+        # They are what is convolved: no gradients but those of modulators differ.
+        same = [kept, kept_y, others[0], *others[1][:3]], [before, y, grad_x, *gradients[:3]]
+        assert all(one is other is None or torch.equal(one, other) for one, other in zip(*same, strict=True))
+        found = [others[0], *(gradient for gradient in others[1] if gradient is not None)]
+        assert max(relative_errors(found, expected[1])) < KEPT_LIMITS[dtype]
     if case == "3x3":
         grad_x, again = kernels_triton._backward(move(grad, dtype), False, x, tensors, kernel_shape, geometry)
         assert grad_x is None
         assert all(one is other is None or torch.equal(one, other) for one, other in zip(gradients, again, strict=True))
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_kernels_that_are_kept_and_vanish(dtype):
+    """Where kernels round to 0, the gradients of factors are finite, and of factors' logarithms as good as exact."""
+    kernel_shape, geometry = (6, 4, 3, 3), Geometry(*THREE)
+    tensors = random_tensors(2, kernel_shape, 1, 4, 3)
+    tensors.channel[:, :2] = torch.tensor([0.0, 1e-9])
+    tensors.filter[0, 0] = 0
+    x, grad = torch.randn(2, 4, 6, 5, dtype=torch.float64), torch.randn(2, 6, 6, 5, dtype=torch.float64)
+    x, grad = x.to(dtype).double(), grad.to(dtype).double()
+    _, expected = plain_results(x, tensors, kernel_shape, geometry, grad)
+    x, grad, own = move(x, dtype), move(grad, dtype), KernelTensors(*map(move, tensors))
+    _, kept = kernels_triton._forward_keeping(x, own, kernel_shape, geometry)
+    assert (kept[:, :, 1] == 0).all() == (dtype == torch.float16)
+    _, gradients = kernels_triton._backward(grad, False, x, own, kernel_shape, geometry, kept)
+    gradients = [gradient for gradient in gradients if gradient is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert (gradients[4][:, 0] == 0).all()
+    factors = [1, 1, 1, 1, tensors.channel, tensors.filter, tensors.spatial]
+    found = [gradient.cpu() * factor for gradient, factor in zip(gradients, factors, strict=True)]
+    expected = [gradient * factor for gradient, factor in zip(expected[1:], factors, strict=True)]
+    assert max(relative_errors(found, expected)) < KEPT_LIMITS[dtype]
 
 
 BANDS = {
@@ -248,7 +289,7 @@ def test_images_are_convolved_alike_in_all_forms(case, form, layout):
     grad = torch.randn_like(y)
     expected = [y.detach(), *torch.autograd.grad(y, (x, kernels), grad)]
     x, grad = (move(LAYOUTS[layout](tensor.detach())) for tensor in (x, grad))
-    kernels = image_convolution.empty_kernels(x, batch, kernels.shape[1:]).copy_(kernels.detach())
+    kernels = empty_kernels(x, batch, kernels.shape[1:]).copy_(kernels.detach())
     y = image_convolution.convolve_images(x, kernels, geometry, form)
     gradients = image_convolution.convolve_images_backward(grad, x, kernels, geometry, True, form)
     assert image_convolution.is_channels_last(y) == image_convolution.is_channels_last(x)
@@ -290,9 +331,69 @@ def test_layers_compute_the_same_as_on_the_plain_path(case):
     assert all(torch.equal(one, other) for one, other in zip([found[0], *found[2:]], without_x, strict=True))
 
 
+class Checkpointed(nn.Sequential):
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
 @runs_kernels
-def test_layers_are_differentiated_twice():
+def test_layers_keep_kernels():
+    layer, x = randomize(FDConv2d(4, 6, 1, num_kernels=4)).eval().to(DEVICE), torch.randn(2, 4, 5, 3, device=DEVICE)
+
+    def saves_kernels():
+        shapes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: shapes.append(tensor.shape), lambda _: None):
+            layer(x)
+        return (2, *layer.fdw.kernel_shape) in shapes
+
+    expected = results(layer, x, "triton")
+    assert not saves_kernels()
+    keep_kernels(layer)
+    assert "keeps_kernels=True" in repr(layer)
+    assert saves_kernels()
+    found = results(layer, x, "triton")
+    assert max(relative_errors(found, [tensor.double().cpu() for tensor in expected])) < LIMITS[torch.float32]
+    for model in (Checkpointed(layer), torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        again = results(model, x, "triton")
+        assert max(relative_errors(again, [tensor.double().cpu() for tensor in found])) < LIMITS[torch.float32]
+    with torch.no_grad():
+        assert torch.equal(layer(x), found[0])
+    set_path(layer, "rebuild")
+    assert not saves_kernels()
+    keep_kernels(layer, False)
+    assert "keeps_kernels" not in repr(layer)
+
+
+@runs_kernels
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_operators_that_keep_kernels_keep_torchs_rules(layout):
+    """Schema, fake tensors, autograd and its tracing; the kernels have no gradient."""
+    kernel_shape, geometry = (6, 4, 3, 3), Geometry(*THREE)
+    tensors = map(move, random_tensors(2, kernel_shape, 1, 4, 3))
+    x, *tensors = (
+        tensor.requires_grad_(tensor.is_floating_point())
+        for tensor in (LAYOUTS[layout](torch.randn(2, 4, 6, 5, device=DEVICE)), *tensors)
+    )
+    arguments = (x, *tensors, kernel_shape, *geometry.arguments)
+    operators = torch.ops.fdconv_zoo
+    y, kernels = operators.convolve_triton_keeping(*arguments)
+    assert y.requires_grad
+    assert not kernels.requires_grad
+    if layout == "contiguous":
+        torch.library.opcheck(operators.convolve_triton_keeping.default, arguments, test_utils="test_faketensor")
+        return
+    torch.library.opcheck(operators.convolve_triton_keeping.default, arguments)
+    arguments = [tensor.detach() if torch.is_tensor(tensor) else tensor for tensor in arguments]
+    torch.library.opcheck(
+        operators.convolve_triton_keeping_backward.default, (y.detach(), True, kernels.detach(), *arguments)
+    )
+
+
+@runs_kernels
+@pytest.mark.parametrize("keep", [False, True])
+def test_layers_are_differentiated_twice(keep):
     layer = randomize(FDConv2d(3, 4, 3, 1, 1, num_kernels=2)).eval()
+    keep_kernels(layer, keep)
     x = torch.randn(1, 3, 3, 4)
 
     def penalty(layer, x, path):

@@ -78,6 +78,7 @@ class DynamicKernel(TracedForScript):
         self.fbm: FrequencyBandModulation | None = None
         self.groups = groups
         self.path: Path | None = None
+        self.keeps_kernels = False
         self.bias = nn.Parameter(torch.empty(out_channels, **factory)) if bias else None
         self._reset_bias()
 
@@ -97,7 +98,14 @@ class DynamicKernel(TracedForScript):
         """(B, I, H, W) to (B, O, H', W'), with the bias."""
         x = x.to(compute_dtype(x))
         with no_autocast(x.device.type):
-            y = dynamic_convolution(x, weights=weights, modulators=modulators, geometry=geometry, path=self.path)
+            y = dynamic_convolution(
+                x,
+                weights=weights,
+                modulators=modulators,
+                geometry=geometry,
+                path=self.path,
+                keeps_kernels=self.keeps_kernels,
+            )
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
 
     def extra_repr(self) -> str:
@@ -106,7 +114,8 @@ class DynamicKernel(TracedForScript):
         ksm = "+".join(name.removesuffix("_branch") for name in branches) or None
         spectrum = self.fdw.spectrum
         path = choose_path(spectrum.device, transform_dtype(spectrum), self.path)
-        return f"num_kernels={self.fdw.num_kernels}, ksm={ksm}, path={path!r}"
+        text = f"num_kernels={self.fdw.num_kernels}, ksm={ksm}, path={path!r}"
+        return f"{text}, keeps_kernels=True" if self.keeps_kernels else text
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"  # one line: the parts' sizes follow from the settings

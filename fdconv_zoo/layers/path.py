@@ -1,4 +1,4 @@
-"""Forcing the path that FDConv layers compute on."""
+"""Forcing the path that FDConv layers compute on, and what they keep on it."""
 
 from typing import get_args
 
@@ -28,3 +28,20 @@ def set_path(model: nn.Module, path: Path | None) -> None:
     for module in model.modules():
         if isinstance(module, _COMPUTED):
             module.path = path
+
+
+def keep_kernels(model: nn.Module, keep: bool = True) -> None:
+    """Keep the assembled kernels of all FDConv layers for backward, instead of assembling them again there.
+
+    A backward pass then launches and reads less. In return, the kernels of all images stay in memory from forward to
+    backward, in the type that the convolution is computed in. This acts on the path ``"triton"`` alone, where gradients
+    are recorded; other paths ignore it. In half precision, the gradients of KSM's modulators are made from rounded
+    kernels. ``print(model)`` shows it.
+
+    Args:
+        model: changed in place, its function is not.
+        keep: False: assemble them again, as by default.
+    """
+    for module in model.modules():
+        if isinstance(module, FDConv2d | FDLinear):
+            module.keeps_kernels = keep

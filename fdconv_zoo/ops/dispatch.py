@@ -17,7 +17,7 @@ from fdconv_zoo.ops.convolution import Geometry
 from fdconv_zoo.ops.kernels_native import convolve_native
 from fdconv_zoo.ops.kernels_plain import DisjointWeights, KernelModulators, convolve_plain, mix_spectrum
 from fdconv_zoo.ops.kernels_rebuild import convolve_rebuild
-from fdconv_zoo.ops.kernels_triton import convolve_triton
+from fdconv_zoo.ops.kernels_triton import convolve_triton, convolve_triton_keeping
 from fdconv_zoo.ops.modulation import (
     modulate_plain,
     modulate_triton,
@@ -85,7 +85,13 @@ def _has_triton(device_type: str) -> bool:
 
 
 def dynamic_convolution(
-    x: Tensor, *, weights: DisjointWeights, modulators: KernelModulators, geometry: Geometry, path: Path | None = None
+    x: Tensor,
+    *,
+    weights: DisjointWeights,
+    modulators: KernelModulators,
+    geometry: Geometry,
+    path: Path | None = None,
+    keeps_kernels: bool = False,
 ) -> Tensor:
     """Assemble the kernel of every image and convolve the image with it.
 
@@ -95,6 +101,8 @@ def dynamic_convolution(
         modulators: KSM's, with local factors that are not assembled.
         geometry: of the convolution.
         path: see :func:`choose_path`.
+        keeps_kernels: keep the kernels for backward, in x's dtype, where the path is ``"triton"`` and gradients are
+            recorded. Other paths do as they always do.
 
     Returns:
         (B, O, H', W').
@@ -105,6 +113,8 @@ def dynamic_convolution(
         return F.conv2d(x, mix_spectrum(weights)[0].to(x.dtype), None, *geometry.arguments)
     modulators = modulators.to(weights.spectrum.dtype)
     path = choose_path(x.device, weights.spectrum.dtype, path)
+    if keeps_kernels and path == "triton" and torch.is_grad_enabled():
+        return convolve_triton_keeping(x, weights, modulators, geometry)
     return _CONVOLUTIONS[path](x, weights, modulators, geometry)
 
 

@@ -1,6 +1,6 @@
 """Gradients that can be differentiated or batched again, for operators whose own backward cannot."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,22 +16,24 @@ def needs_plain_gradients(grad: Tensor) -> bool:
     return is_wrapped or torch.is_grad_enabled()
 
 
-def plain_gradients(function: Callable[..., Tensor], ctx: Any, grad: Tensor, *settings: Any) -> list[Tensor | None]:
-    """Differentiate a function of the saved tensors that consists of torch's own operations.
+def plain_gradients(
+    function: Callable[..., Tensor], tensors: Sequence[Tensor | None], grad: Tensor, *settings: Any
+) -> list[Tensor | None]:
+    """Differentiate a function of tensors that consists of torch's own operations.
 
     Args:
-        function: computes what the operator does, from ``ctx.saved_tensors`` and the settings.
-        ctx: of the operator's backward.
+        function: computes what the operator does, from its tensors and the settings.
+        tensors: the operator's, as autograd has saved them.
         grad: the gradient of the operator's output.
         *settings: the operator's other arguments.
 
     Returns:
-        The gradient of each saved tensor; None where it needs none.
+        The gradient of each tensor; None where it needs none.
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views, since the inputs may depend on one another, and each gradient is for that input alone.
-        inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
+        inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
         output = function(*inputs, *settings)
     needed = [tensor is not None and tensor.requires_grad for tensor in inputs]
     wanted = [tensor for tensor, is_needed in zip(inputs, needed, strict=True) if is_needed]

@@ -46,20 +46,12 @@ def is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def empty_kernels(x: Tensor, batch: int, kernel_shape: KernelShape) -> Tensor:
-    """Uninitialized kernels (B, O, I, a, b) of x's dtype, in the layout that its convolution wants."""
-    out_channels, in_channels, height, width = kernel_shape
-    if is_channels_last(x):
-        return x.new_empty(batch, out_channels, height, width, in_channels).permute(0, 1, 4, 2, 3)
-    return x.new_empty(batch, *kernel_shape)
-
-
 def convolve_images(x: Tensor, kernels: Tensor, geometry: Geometry, form: Form | None = None) -> Tensor:
     """Convolve each image with its kernel.
 
     Args:
         x: (B, G*I, H, W), contiguous or channels_last.
-        kernels: (B, O, I, a, b), as :func:`empty_kernels` lays them out.
+        kernels: (B, O, I, a, b), as :func:`fdconv_zoo.ops.operators.empty_kernels` lays them out.
         geometry: of the convolution, with its G groups.
         form: None: see :func:`choose_form`.
 

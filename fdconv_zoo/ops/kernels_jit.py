@@ -136,6 +136,13 @@ def _vector(vector, row, row_mask, col_block, in_channels, WIDTH: tl.constexpr, 
 
 
 @triton.jit
+def _kernel_place(row, channel, col, filter_stride, channel_stride, row_stride, col_stride, HEIGHT: tl.constexpr):
+    """Places of a column of taps in a kernel of any strides, (ROWS, COLS), for rows and channels of the plane."""
+    row_offset = (row // HEIGHT) * filter_stride + (row % HEIGHT) * row_stride + col * col_stride
+    return row_offset[:, None] + (channel * channel_stride)[None, :]
+
+
+@triton.jit
 def _block(rows_of_group, row_blocks, col_blocks, steps, ROWS: tl.constexpr):
     """The block of program 0: group, row block, column block, and its tiles of rows, from the first to the last."""
     block = tl.program_id(0)
@@ -230,26 +237,29 @@ def modulate(plane, taps, windows, channel_factors, filter_factors, spatial_fact
             if TAPS:
                 tap_values = _load_taps(taps + (row * WIDTH + col) * TAPS, row_mask, TAPS)
                 values *= 2 * _gate(tap_values, window_values, TAPS)
-            row_offset = (row // HEIGHT) * out_filter + (row % HEIGHT) * out_row + col * out_col
-            out_pointers = out + row_offset[:, None] + (channel * out_channel)[None, :]
-            tl.store(out_pointers, values.to(out.dtype.element_ty), mask=mask)
+            place = _kernel_place(row, channel, col, out_filter, out_channel, out_row, out_col, HEIGHT)
+            tl.store(out + place, values.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["row_blocks", "col_blocks", "steps"])
-def modulate_backward(plane, grad, taps, windows, channel_factors, filter_factors, spatial_factors,
+def modulate_backward(source, grad, taps, windows, channel_factors, filter_factors, spatial_factors,
                       grad_plane, tap_shares, row_shares, col_shares,
-                      groups, rows_of_group, in_channels, row_blocks, col_blocks, steps, plane_stride,
+                      groups, rows_of_group, in_channels, row_blocks, col_blocks, steps,
+                      source_image, source_filter, source_channel, source_row, source_col,
                       window_image, window_group, window_channel, window_tap,
                       grad_image, grad_filter, grad_channel, grad_row, grad_col,
                       HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, CHANNEL: tl.constexpr,
                       FILTER: tl.constexpr, SPATIAL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-                      LEVELS: tl.constexpr):  # fmt: skip
+                      LEVELS: tl.constexpr, KEPT: tl.constexpr):  # fmt: skip
     """The gradient of the planes, and each program's share of what :func:`finish` sums up.
+
+    ``source`` has the planes, of which a stride over images is all that is asked for, or, if KEPT, the kernels K.
 
     With P = K * dL/dK: ``tap_shares`` (B, col_blocks, R*b, T) is of dL/dlogit times each tap's window, ``row_shares``
     (B, col_blocks, R*b) of P, both summed over channels; ``col_shares`` (B, G, row_blocks, T + 1, I) is of dL/dlogit
-    times each tap and, last, of P, summed over rows. What no factor needs is left out. ``grad_plane`` may be the plane
-    itself. Sums over rows are collected in each thread, and exchanged once, at the end. 2**LEVELS is at least T.
+    times each tap and, last, of P, summed over rows. What no factor needs is left out. ``grad_plane`` may be
+    ``source`` where that is planes. Sums over rows are collected in each thread, and exchanged once, at the end.
+    2**LEVELS is at least T.
 
     Blocks and grid: as of :func:`modulate`.
     """
@@ -258,7 +268,7 @@ def modulate_backward(plane, grad, taps, windows, channel_factors, filter_factor
     channel = col_block * COLS + tl.arange(0, COLS)
     channel_mask = channel < in_channels
     rows = groups * rows_of_group
-    plane += image.to(tl.int64) * plane_stride
+    source += image.to(tl.int64) * source_image
     grad += image.to(tl.int64) * grad_image
     grad_plane += image.to(tl.int64) * (rows * in_channels * WIDTH)
     tap_shares += (image * col_blocks + col_block) * (rows * WIDTH * TAPS)
@@ -282,15 +292,18 @@ def modulate_backward(plane, grad, taps, windows, channel_factors, filter_factor
         left = tl.full([ROWS], 1.0, tl.float32)
         if FILTER:
             left *= tl.load(filter_factors + image * (rows // HEIGHT) + row // HEIGHT, mask=row_mask, other=0.0)
-        vectors = ()
+        sources = ()
         grads = ()
         for col in tl.static_range(WIDTH):
-            place, vector_mask = _vector(col, row, row_mask, col_block, in_channels, WIDTH, COLS)
-            vectors += (tl.load(plane + place, mask=vector_mask, other=0.0),)
-            row_offset = (row // HEIGHT) * grad_filter + (row % HEIGHT) * grad_row + col * grad_col
-            grad_pointers = grad + row_offset[:, None] + (channel * grad_channel)[None, :]
-            grads += (tl.load(grad_pointers, mask=mask, other=0.0).to(tl.float32),)
-        columns = _split_columns(vectors, WIDTH)
+            if KEPT:
+                place = _kernel_place(row, channel, col, source_filter, source_channel, source_row, source_col, HEIGHT)
+                sources += (tl.load(source + place, mask=mask, other=0.0).to(tl.float32),)
+            else:
+                place, vector_mask = _vector(col, row, row_mask, col_block, in_channels, WIDTH, COLS)
+                sources += (tl.load(source + place, mask=vector_mask, other=0.0),)
+            place = _kernel_place(row, channel, col, grad_filter, grad_channel, grad_row, grad_col, HEIGHT)
+            grads += (tl.load(grad + place, mask=mask, other=0.0).to(tl.float32),)
+        columns = sources if KEPT else _split_columns(sources, WIDTH)
         grad_columns = ()
         for col in tl.static_range(WIDTH):
             factors = left
@@ -302,7 +315,8 @@ def modulate_backward(plane, grad, taps, windows, channel_factors, filter_factor
                 tap_values = _load_taps(taps + tap_row * TAPS, row_mask, TAPS)
                 gate = _gate(tap_values, window_values, TAPS)
                 grad_column *= 2 * gate
-                product = columns[col] * grad_column
+            product = columns[col] * (grads[col] if KEPT else grad_column)
+            if TAPS:
                 grad_logits = product * (1 - gate)
                 sums = ()
                 new_sums = ()
@@ -315,8 +329,6 @@ def modulate_backward(plane, grad, taps, windows, channel_factors, filter_factor
                 tap = tl.arange(0, 1 << LEVELS)[None, :]
                 share_mask = row_mask[:, None] & (tap < TAPS)
                 tl.store(tap_shares + tap_row[:, None] * TAPS + tap, _stack(sums, ROWS, LEVELS), mask=share_mask)
-            else:
-                product = columns[col] * grad_column
             if FILTER or SPATIAL:
                 tl.store(row_shares + tap_row, tl.sum(product, 1), mask=row_mask)
             if CHANNEL:

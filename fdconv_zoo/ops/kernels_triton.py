@@ -4,6 +4,9 @@ Forward, for a chunk of images: weigh the coefficients, transform (``torch.fft``
 Backward does the first three again and, with P = K * dL/dK, takes every modulator's gradient from sums of P in the
 pass that makes the gradient of the planes; see :mod:`fdconv_zoo.ops.kernels_rebuild` for the mathematics. All sums have
 a fixed order. The kernels are assembled in float32 whatever x is in.
+
+Where the kernels K are kept for backward, in x's dtype, nothing is assembled again: P follows from K, and the gradient
+of the planes from modulators. Gradients of taps, windows, channel, filter and spatial then have K's rounding.
 """
 
 import math
@@ -13,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fdconv_zoo.ops.convolution import Geometry
-from fdconv_zoo.ops.image_convolution import convolve_images, convolve_images_backward, empty_kernels, is_channels_last
+from fdconv_zoo.ops.image_convolution import convolve_images, convolve_images_backward, is_channels_last
 from fdconv_zoo.ops.kernels_plain import DisjointWeights, mix_spectrum
-from fdconv_zoo.ops.operators import KernelShape, KernelTensors, register_convolution
+from fdconv_zoo.ops.operators import KernelShape, KernelTensors, empty_kernels, register_convolution
 from fdconv_zoo.ops.triton_support import cdiv, is_interpreted, on_device_of, power_of_two, triton, with_fallback
 
 if triton is not None:
@@ -43,30 +46,54 @@ class _Blocks(NamedTuple):
 
 
 def _forward(x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry) -> Tensor:
-    x, tensors = _dense(x), _contiguous(tensors)
+    return _convolve(_dense(x), tensors, kernel_shape, geometry)
+
+
+def _forward_keeping(
+    x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry
+) -> tuple[Tensor, Tensor]:
+    x = _dense(x)
+    kernels = empty_kernels(x, len(x), kernel_shape)
+    return _convolve(x, tensors, kernel_shape, geometry, kernels), kernels
+
+
+def _convolve(
+    x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry, kept: Tensor | None = None
+) -> Tensor:
+    """Convolve x, which is dense, and write the kernels of all images to ``kept``."""
+    tensors = _contiguous(tensors)
     outputs = []
     with on_device_of(x):
         for images in _chunks(len(x), kernel_shape):
             part = _select(tensors, images)
-            kernels = _assemble(x[images], part, _mix(part, kernel_shape), kernel_shape, geometry)
+            kernels = empty_kernels(x, len(x[images]), kernel_shape) if kept is None else kept[images]
+            _assemble(kernels, part, _mix(part, kernel_shape), geometry)
             outputs.append(convolve_images(x[images], kernels, geometry))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _backward(
-    grad: Tensor, needs_x: bool, x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry
+    grad: Tensor,
+    needs_x: bool,
+    x: Tensor,
+    tensors: KernelTensors,
+    kernel_shape: KernelShape,
+    geometry: Geometry,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor | None, KernelTensors]:
     x, tensors = _dense(x), _contiguous(tensors)
     grad = grad.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
     with on_device_of(x):
-        return _Gradients(x, tensors, kernel_shape, geometry).run(grad, needs_x)
+        return _Gradients(x, tensors, kernel_shape, geometry, kept).run(grad, needs_x)
 
 
 class _Gradients:
-    """The backward pass of a batch."""
+    """The backward pass of a batch, from the kernels of all images if they have been kept."""
 
-    def __init__(self, x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry) -> None:
-        self.x, self.tensors, self.kernel_shape, self.geometry = x, tensors, kernel_shape, geometry
+    def __init__(
+        self, x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry, kept: Tensor | None
+    ) -> None:
+        self.x, self.tensors, self.kernel_shape, self.geometry, self.kept = x, tensors, kernel_shape, geometry, kept
         _, in_channels, _, width = kernel_shape
         self.num_taps = 0 if tensors.taps is None else tensors.taps.shape[-1]
         self.num_col_sums = self.num_taps + (tensors.channel is not None)
@@ -90,13 +117,17 @@ class _Gradients:
         sum_of_planes = None
         for images in _chunks(len(self.x), self.kernel_shape):
             part, x = _select(self.tensors, images), self.x[images]
-            planes = _mix(part, self.kernel_shape)
-            kernels = _assemble(x, part, planes, self.kernel_shape, self.geometry)
+            if self.kept is None:
+                source = _mix(part, self.kernel_shape)
+                kernels = empty_kernels(x, len(x), self.kernel_shape)
+                _assemble(kernels, part, source, self.geometry)
+            else:
+                source = kernels = self.kept[images]
             grad_images, grad_kernels = convolve_images_backward(grad[images], x, kernels, self.geometry, needs_x)
             grad_x.append(grad_images)
             del kernels
-            grad_planes = self._modulate_backward(images, part, planes, grad_kernels)
-            del planes, grad_kernels
+            grad_planes = self._modulate_backward(images, part, source, grad_kernels)
+            del source, grad_kernels
             if is_shared:
                 grad_planes = grad_planes.sum(0, keepdim=True)
                 sum_of_planes = grad_planes if sum_of_planes is None else sum_of_planes + grad_planes
@@ -109,28 +140,34 @@ class _Gradients:
             return None, gradients
         return grad_x[0] if len(grad_x) == 1 else torch.cat(grad_x), gradients
 
-    def _modulate_backward(self, images: slice, part: KernelTensors, planes: Tensor, grad_kernels: Tensor) -> Tensor:
-        """The gradients of planes, (b, R, C), written over the planes where each image has its own."""
+    def _modulate_backward(self, images: slice, part: KernelTensors, source: Tensor, grad_kernels: Tensor) -> Tensor:
+        """The gradients of planes, (b, R, C), from the planes, or from kernels that have been kept.
+
+        They are written over the planes where each image has its own.
+        """
         blocks, groups = self.blocks, self.geometry.groups
-        batch, _, height, width = len(grad_kernels), *self.kernel_shape[1:]
-        is_shared = len(planes) < batch
-        grad_planes = planes.new_empty(batch, *planes.shape[1:]) if is_shared else planes
+        batch, in_channels, height, width = len(grad_kernels), *self.kernel_shape[1:]
+        rows = len(part.spectrum)
+        is_kept = self.kept is not None
+        strides = source.stride() if is_kept else (_plane_stride(source), 0, 0, 0, 0)
+        is_new = is_kept or len(source) < batch
+        grad_planes = self._empty(batch, rows, in_channels * width) if is_new else source
         grid = (groups * blocks.row_blocks * blocks.col_blocks, batch)
         kernels_jit.modulate_backward[grid](
-            planes,
+            source,
             grad_kernels,
-            *_factors(part, planes),
+            *_factors(part, source),
             grad_planes,
             self.tap_shares[images],
             self.row_shares[images],
             self.col_shares[images],
             groups,
-            planes.shape[1] // groups,
-            self.kernel_shape[1],
+            rows // groups,
+            in_channels,
             blocks.row_blocks,
             blocks.col_blocks,
             blocks.steps,
-            0 if is_shared else planes.stride(0),
+            *strides,
             *_window_strides(part),
             *grad_kernels.stride(),
             HEIGHT=height,
@@ -139,6 +176,7 @@ class _Gradients:
             ROWS=blocks.rows,
             COLS=blocks.cols,
             LEVELS=max(self.num_taps - 1, 0).bit_length(),
+            KEPT=int(is_kept),
             num_warps=1,
         )
         return grad_planes
@@ -248,11 +286,11 @@ def _mix(part: KernelTensors, kernel_shape: KernelShape) -> Tensor:
     return torch.view_as_real(planes).view(batch, rows, cols)
 
 
-def _assemble(x: Tensor, part: KernelTensors, planes: Tensor, kernel_shape: KernelShape, geometry: Geometry) -> Tensor:
-    """The kernels (b, O, I, a, b), in the dtype and layout in which x (b, G*I, H, W) is convolved."""
-    kernels = empty_kernels(x, len(x), kernel_shape)
-    blocks = _cut(kernel_shape, geometry.groups, len(x))
-    grid = (geometry.groups * blocks.row_blocks * blocks.col_blocks, len(x))
+def _assemble(kernels: Tensor, part: KernelTensors, planes: Tensor, geometry: Geometry) -> None:
+    """Write to kernels (b, O, I, a, b)."""
+    kernel_shape = kernels.shape[1:]
+    blocks = _cut(kernel_shape, geometry.groups, len(kernels))
+    grid = (geometry.groups * blocks.row_blocks * blocks.col_blocks, len(kernels))
     kernels_jit.modulate[grid](
         planes,
         *_factors(part, planes),
@@ -263,7 +301,7 @@ def _assemble(x: Tensor, part: KernelTensors, planes: Tensor, kernel_shape: Kern
         blocks.row_blocks,
         blocks.col_blocks,
         blocks.steps,
-        planes.stride(0) if len(planes) > 1 else 0,
+        _plane_stride(planes),
         *_window_strides(part),
         *kernels.stride(),
         HEIGHT=kernel_shape[2],
@@ -273,7 +311,11 @@ def _assemble(x: Tensor, part: KernelTensors, planes: Tensor, kernel_shape: Kern
         COLS=blocks.cols,
         num_warps=1,
     )
-    return kernels
+
+
+def _plane_stride(planes: Tensor) -> int:
+    """Between the planes of images; 0 for a plane that all share."""
+    return planes.stride(0) if len(planes) > 1 else 0
 
 
 def _chunks(batch: int, kernel_shape: KernelShape) -> list[slice]:
@@ -342,8 +384,21 @@ def _fall_back(x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geo
     return torch.ops.fdconv_zoo.convolve_rebuild(x, *tensors, kernel_shape, *geometry.arguments)
 
 
+def _fall_back_keeping(
+    x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry
+) -> tuple[Tensor, Tensor]:
+    # The kernels have the shape that compiled code expects; no backward reads them.
+    return _fall_back(x, tensors, kernel_shape, geometry), empty_kernels(x, len(x), kernel_shape)
+
+
 def _fall_back_backward(
-    grad: Tensor, needs_x: bool, x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry
+    grad: Tensor,
+    needs_x: bool,
+    x: Tensor,
+    tensors: KernelTensors,
+    kernel_shape: KernelShape,
+    geometry: Geometry,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor | None, KernelTensors]:
     run = torch.ops.fdconv_zoo.convolve_rebuild_backward
     found = iter(run(grad, needs_x, x, *tensors, kernel_shape, *geometry.arguments))
@@ -352,6 +407,8 @@ def _fall_back_backward(
     return grad_x, KernelTensors(*(None if tensor is None else next(found) for tensor in has_gradient))
 
 
-convolve_triton = register_convolution(
-    "triton", with_fallback(_forward, _fall_back), with_fallback(_backward, _fall_back_backward)
+_run_backward = with_fallback(_backward, _fall_back_backward)
+convolve_triton = register_convolution("triton", with_fallback(_forward, _fall_back), _run_backward)
+convolve_triton_keeping = register_convolution(
+    "triton_keeping", with_fallback(_forward_keeping, _fall_back_keeping), _run_backward, keeps_kernels=True
 )

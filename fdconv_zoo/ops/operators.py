@@ -45,10 +45,8 @@ class KernelTensors(NamedTuple):
 
 
 Convolution = Callable[[Tensor, DisjointWeights, KernelModulators, Geometry], Tensor]
-ConvolutionForward = Callable[[Tensor, KernelTensors, KernelShape, Geometry], Tensor]
-ConvolutionBackward = Callable[
-    [Tensor, bool, Tensor, KernelTensors, KernelShape, Geometry], tuple[Tensor | None, KernelTensors]
-]
+ConvolutionForward = Callable[[Tensor, KernelTensors, KernelShape, Geometry], Tensor | tuple[Tensor, Tensor]]
+ConvolutionBackward = Callable[..., tuple[Tensor | None, KernelTensors]]
 _NUM_TENSORS = len(KernelTensors._fields)
 _KERNEL_TENSORS = "Tensor spectrum, Tensor group_index, Tensor attention, " + ", ".join(
     f"Tensor? {name}" for name in KernelTensors._fields[3:]
@@ -56,7 +54,9 @@ _KERNEL_TENSORS = "Tensor spectrum, Tensor group_index, Tensor attention, " + ",
 _SIZES = "int[] kernel_shape, int[] stride, int[] padding, int[] dilation, int groups"
 
 
-def register_convolution(path: str, forward: ConvolutionForward, backward: ConvolutionBackward) -> Convolution:
+def register_convolution(
+    path: str, forward: ConvolutionForward, backward: ConvolutionBackward, keeps_kernels: bool = False
+) -> Convolution:
     """Register the operator ``fdconv_zoo::convolve_<path>``: assemble the kernel of every image and convolve with it.
 
     Args:
@@ -64,54 +64,66 @@ def register_convolution(path: str, forward: ConvolutionForward, backward: Convo
         forward: ``(x, tensors, kernel_shape, geometry)`` to the output (B, O, H', W') in x's dtype and memory format.
         backward: ``(grad, needs_x, x, tensors, kernel_shape, geometry)`` to the gradient of x, None unless
             ``needs_x``, and those of all tensors that are there.
+        keeps_kernels: ``forward`` also returns the kernels, as :func:`empty_kernels` makes them for x, which are kept
+            and given to ``backward`` as its last argument.
 
     Returns:
         The function of this path, with the arguments of :func:`fdconv_zoo.ops.kernels_plain.convolve_plain`.
     """
 
-    def run_forward(x: Tensor, *args: Any) -> Tensor:
+    def run_forward(x: Tensor, *args: Any) -> Tensor | tuple[Tensor, Tensor]:
         tensors, kernel_shape, geometry = _unpack(args)
         if min(geometry.output_size(x.shape[2:])) < 1:
             size, kernel = ("x".join(map(str, sizes)) for sizes in (x.shape[2:], geometry.kernel_size))
             raise ValueError(f"Input of {size}: it is smaller than the kernel, {kernel}, with its padding.")
         return forward(x, tensors, kernel_shape, geometry)
 
-    def run_backward(grad: Tensor, needs_x: bool, x: Tensor, *args: Any) -> list[Tensor]:
-        grad_x, gradients = backward(grad, needs_x, x, *_unpack(args))
+    def run_backward(grad: Tensor, needs_x: bool, *args: Any) -> list[Tensor]:
+        kept, (x, *args) = args[:keeps_kernels], args[keeps_kernels:]
+        grad_x, gradients = backward(grad, needs_x, x, *_unpack(args), *kept)
         return [gradient for gradient in (grad_x, *gradients) if gradient is not None]
 
     name = f"fdconv_zoo::convolve_{path}"
+    kernels, result = ("Tensor kernels, ", "(Tensor, Tensor)") if keeps_kernels else ("", "Tensor")
     operator = torch.library.custom_op(
-        name, run_forward, mutates_args=(), schema=f"(Tensor x, {_KERNEL_TENSORS}, {_SIZES}) -> Tensor"
+        name, run_forward, mutates_args=(), schema=f"(Tensor x, {_KERNEL_TENSORS}, {_SIZES}) -> {result}"
     )
     backward_operator = torch.library.custom_op(
         f"{name}_backward",
         run_backward,
         mutates_args=(),
-        schema=f"(Tensor grad, bool needs_x, Tensor x, {_KERNEL_TENSORS}, {_SIZES}) -> Tensor[]",
+        schema=f"(Tensor grad, bool needs_x, {kernels}Tensor x, {_KERNEL_TENSORS}, {_SIZES}) -> Tensor[]",
     )
 
     @operator.register_fake
-    def _(x: Tensor, *args: Any) -> Tensor:
+    def _(x: Tensor, *args: Any) -> Tensor | tuple[Tensor, Tensor]:
         _, kernel_shape, geometry = _unpack(args)
-        return empty_output(x, kernel_shape, geometry)
+        y = empty_output(x, kernel_shape, geometry)
+        return (y, empty_kernels(x, x.shape[0], kernel_shape)) if keeps_kernels else y
 
     @backward_operator.register_fake
-    def _(grad: Tensor, needs_x: bool, x: Tensor, *args: Any) -> list[Tensor]:
+    def _(grad: Tensor, needs_x: bool, *args: Any) -> list[Tensor]:
+        x, *args = args[keeps_kernels:]
         gradients = [torch.empty_like(x)] if needs_x else []
         return gradients + [t.new_empty(t.shape) for t in _differentiable(args) if t is not None]
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[: 1 + _NUM_TENSORS])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, Tensor]) -> None:
+        kept = output[1:] if keeps_kernels else ()
+        ctx.save_for_backward(*inputs[: 1 + _NUM_TENSORS], *kept)
+        ctx.mark_non_differentiable(*kept)
+        ctx.set_materialize_grads(False)  # the kernels' would be as many zeros
         ctx.sizes = inputs[1 + _NUM_TENSORS :]
 
-    def differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def differentiate(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
         no_gradients = [None] * len(ctx.sizes)
+        saved = ctx.saved_tensors  # once: checkpointing gives them out once
+        inputs, kept = saved[: 1 + _NUM_TENSORS], saved[1 + _NUM_TENSORS :]
         if needs_plain_gradients(grad):
-            return *plain_gradients(_convolve_plain, ctx, grad, *ctx.sizes), *no_gradients
-        x, *tensors = ctx.saved_tensors
-        needs_x = ctx.needs_input_grad[0]
-        gradients = iter(backward_operator(grad, needs_x, x, *tensors, *ctx.sizes))
+            return *plain_gradients(_convolve_plain, inputs, grad, *ctx.sizes), *no_gradients
+        tensors, needs_x = inputs[1:], ctx.needs_input_grad[0]
+        gradients = iter(backward_operator(grad, needs_x, *kept, *inputs, *ctx.sizes))
         grad_x = next(gradients) if needs_x else None
         grad_spectrum, *others = (None if tensor is None else next(gradients) for tensor in _differentiable(tensors))
         return grad_x, grad_spectrum, None, *others, *no_gradients
@@ -126,13 +138,14 @@ def register_convolution(path: str, forward: ConvolutionForward, backward: Convo
     @register_flop_formula(getattr(torch.ops.fdconv_zoo, f"convolve_{path}_backward"))
     def _(grad: torch.Size, needs_x: bool, *shapes: Any, **_: Any) -> int:
         """The convolution's again per gradient, of x and of the kernels; the product's for taps and for windows."""
-        convolution, product = _multiply_adds(*shapes)
+        convolution, product = _multiply_adds(*shapes[keeps_kernels:])
         return 2 * ((needs_x + 1) * convolution + 2 * product)
 
     def convolve(x: Tensor, weights: DisjointWeights, modulators: KernelModulators, geometry: Geometry) -> Tensor:
         taps, windows = modulators.local or (None, None)
         tensors = (*weights[:3], taps, windows, modulators.channel, modulators.filter, modulators.spatial)
-        return operator(x, *tensors, weights.kernel_shape, *geometry.arguments)
+        y = operator(x, *tensors, weights.kernel_shape, *geometry.arguments)
+        return y[0] if keeps_kernels else y
 
     return convolve
 
@@ -141,6 +154,14 @@ def empty_output(x: Tensor, kernel_shape: KernelShape, geometry: Geometry) -> Te
     """An uninitialized result of a convolution, of x's dtype, device and memory format."""
     shape = (x.shape[0], kernel_shape[0], *geometry.output_size(x.shape[2:]))
     return x.new_empty(shape).to(memory_format=memory_format(x))
+
+
+def empty_kernels(x: Tensor, batch: int, kernel_shape: KernelShape) -> Tensor:
+    """Uninitialized kernels (B, O, I, a, b) of x's dtype, in the layout that its convolution wants."""
+    out_channels, in_channels, height, width = kernel_shape
+    if memory_format(x) == torch.channels_last:
+        return x.new_empty(batch, out_channels, height, width, in_channels).permute(0, 1, 4, 2, 3)
+    return x.new_empty(batch, *kernel_shape)
 
 
 def safe_divide(sums: Tensor, factors: Tensor) -> Tensor:
@@ -226,7 +247,7 @@ def register_bands(path: str, forward: BandForward, backward: BandBackward) -> B
 
     def differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         if needs_plain_gradients(grad):
-            return *plain_gradients(modulate_bands_plain, ctx, grad, ctx.band_edges), None
+            return *plain_gradients(modulate_bands_plain, ctx.saved_tensors, grad, ctx.band_edges), None
         return *backward_operator(grad, *ctx.saved_tensors, ctx.band_edges), None
 
     operator.register_autograd(differentiate, setup_context=setup_context)

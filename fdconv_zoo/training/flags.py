@@ -43,6 +43,12 @@ def add_optimization_flags(parser: argparse.ArgumentParser) -> None:
         default=False,
         help="also replay its launches from CUDA graphs, for images of one size; the first steps take long",
     )
+    optim.add_argument(
+        "--keep-kernels",
+        action=boolean,
+        default=False,
+        help="keep FDConv's assembled kernels for backward, for speed at the cost of memory; on GPUs, with Triton",
+    )
     optim.add_argument("--seed", type=int, default=0, help="of weights, order, augmentation and dropout")
     optim.add_argument("--checkpoint-every", type=int, default=0, help="updates between checkpoints; 0: once per epoch")
     optim.add_argument("--log-every", type=int, default=10, help="updates between log lines")

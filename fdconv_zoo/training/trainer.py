@@ -15,6 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from fdconv_zoo.errors import NonFiniteError
+from fdconv_zoo.layers import keep_kernels
 from fdconv_zoo.training.batches import TrainingBatches
 from fdconv_zoo.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fdconv_zoo.training.curves import draw_curves
@@ -63,6 +64,7 @@ class Trainer:
         self.ema = ModelEmaV3(model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.unwrapped_model = accelerator.unwrap_model(self.model)
+        keep_kernels(self.unwrapped_model, args.keep_kernels)
         if args.compile or args.cuda_graphs:
             # In place: the model keeps its type, its names and its files.
             mode = "reduce-overhead" if args.cuda_graphs else None

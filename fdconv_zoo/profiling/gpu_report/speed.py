@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fdconv_zoo.layers import FDConv2d, set_path
+from fdconv_zoo.layers import FDConv2d, keep_kernels, set_path
 from fdconv_zoo.profiling.checks import randomize_constants, randomize_modulators
 from fdconv_zoo.profiling.gpu_report.clock import first_call, interleave
 from fdconv_zoo.profiling.gpu_report.section import DeviceLostError, Item, Recorder, Settings
@@ -19,6 +19,7 @@ from fdconv_zoo.profiling.timing import autocast, forward_step, training_step
 from fdconv_zoo.profiling.twin import create_with_twin
 
 NAME, SMALL_NAME = "resnet50_fdconv", "resnet10s_fdconv"
+KEEPING = "FDConv, triton, kernels kept"
 
 Step = Callable[[], object]
 Models = Callable[[bool], dict[str, nn.Module]]  # by name, plain timm's first; in channels_last or not
@@ -93,6 +94,7 @@ def items(settings: Settings) -> list[Item]:
     paths = [f"FDConv, {path}" for path in reversed(settings.paths)]
     # Beside the newest path the plain one alone: what lies between is for other devices.
     chief, rest, peers = ["plain", *paths[:1]], paths[1:], list(settings.peers)
+    keeping = [KEEPING] if "triton" in settings.paths else []  # it differs in training alone
     table = SMALL_SETTINGS if small else SETTINGS
 
     def time(setting: Setting, names: list[str], kind: str = "") -> Item:
@@ -101,13 +103,13 @@ def items(settings: Settings) -> list[Item]:
         return Item(name, partial(run, setting, partial(models, names=names), device), limit=150 if kind else 60)
 
     setting = SMALL_MEMORY if small else MEMORY
-    memory = partial(_measure_memory, setting, partial(models, names=[*chief, *peers, *rest]), device)
+    memory = partial(_measure_memory, setting, partial(models, names=[*chief, *keeping, *peers, *rest]), device)
     is_gpu = device.type == "cuda"
-    graphs = [time(setting, chief, "CUDA graph, ") for setting in table if is_gpu]
+    graphs = [time(setting, chief + keeping * setting.training, "CUDA graph, ") for setting in table if is_gpu]
     peer_graphs = [time(setting, ["plain", *peers], "CUDA graph, ") for setting in table if is_gpu and peers]
     return [
         *graphs,
-        *(time(setting, [*chief, *peers]) for setting in table),
+        *(time(setting, [*chief, *keeping * setting.training, *peers]) for setting in table),
         Item(f"memory, {setting.describe()}", memory),
         *peer_graphs,
         *(time(setting, chief) for setting in (() if small else MORE_SETTINGS)),
@@ -117,7 +119,7 @@ def items(settings: Settings) -> list[Item]:
 
 
 def build_models(settings: Settings, device: torch.device) -> dict[str, nn.Module]:
-    """By name: "plain" timm, FDConv on each path, the newest first, and the peers."""
+    """By name: "plain" timm, FDConv on each path, the newest first, that which keeps kernels, and the peers."""
     torch.manual_seed(0)
     plain, model = create_with_twin(SMALL_NAME if settings.small else NAME).values()
     model.load_state_dict(plain.state_dict())
@@ -126,6 +128,9 @@ def build_models(settings: Settings, device: torch.device) -> dict[str, nn.Modul
     for path in reversed(settings.paths):
         found[f"FDConv, {path}"] = own = copy.deepcopy(model)
         set_path(own, path)
+    if "triton" in settings.paths:
+        found[KEEPING] = own = copy.deepcopy(found["FDConv, triton"])
+        keep_kernels(own)
     replaced = [name for name, layer in model.named_modules() if isinstance(layer, FDConv2d)]
     for name, peer in settings.peers.items():
         found[name] = other = copy.deepcopy(plain)
