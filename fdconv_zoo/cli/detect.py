@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
+from datasets import Dataset as Table
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -13,6 +14,7 @@ from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag, add_worke
 from fdconv_zoo.cli.task import run_task
 from fdconv_zoo.dense.canvases import FASHION_CANVASES
 from fdconv_zoo.dense.detection.augment import training_transform
+from fdconv_zoo.dense.detection.coco import CocoImages
 from fdconv_zoo.dense.detection.dataset import DetectionDataset, EvaluationDataset
 from fdconv_zoo.dense.detection.evaluate import evaluate_detector
 from fdconv_zoo.dense.detection.loading import DetectionData, load_detection_data
@@ -142,6 +144,10 @@ class DetectionTask(DenseTask):
     def facts(self) -> dict[str, Any]:
         """Facts besides the flags that the run depends on."""
         return {**super().facts, "category_ids": self.data.category_ids}
+
+    def checked_content(self, part: CocoImages) -> Table:
+        """A table of images, undecoded, and their objects."""
+        return part.as_table()
 
     def build_model(self) -> Detector:
         """Build the detector that the flags name, for the classes of `data`, on the CPU."""

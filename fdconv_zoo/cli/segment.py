@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from datasets import Dataset as Table
 from PIL import Image
 
 from fdconv_zoo.cli.dense import DENSE_SMOKE, DenseTask, add_backbone_flags, add_weights_flags
@@ -16,6 +17,7 @@ from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter
 from fdconv_zoo.dense.segmentation.loading import SegmentationData, load_segmentation_data
 from fdconv_zoo.dense.segmentation.metrics import SegmentationResult
 from fdconv_zoo.dense.segmentation.model import DECODERS, Segmenter
+from fdconv_zoo.dense.segmentation.pairs import ImageMaskPairs
 from fdconv_zoo.dense.segmentation.pictures import draw_predictions
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.batches import TrainingBatches, make_batches
@@ -115,6 +117,10 @@ class SegmentationTask(DenseTask):
             num_workers=args.workers,
             **wanted,
         )
+
+    def checked_content(self, part: ImageMaskPairs) -> Table:
+        """A table of images and masks, undecoded."""
+        return part.source.select(part.rows)
 
     def build_model(self) -> Segmenter:
         """Build the segmenter that the flags name, for the classes of `data`, on the CPU."""

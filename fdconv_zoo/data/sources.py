@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
+from fdconv_zoo.data.origins import check_cache, check_origins
 from fdconv_zoo.data.splits import TRAIN_NAMES, VALIDATION_NAMES
 from fdconv_zoo.errors import DataError
 
@@ -35,8 +36,9 @@ def load_splits(dataset: str, *, streaming: bool) -> Splits:
     """
     builder, arguments = _load_arguments(dataset)
     try:
-        return datasets.load_dataset(builder, **arguments, streaming=streaming)
+        loaded = datasets.load_dataset(builder, **arguments, streaming=streaming)
     except Exception as error:  # whatever the file formats and the network raise
+        check_cache(error)
         cause = error.__cause__ or error
         detail = f"{type(cause).__name__}: {cause}"
         if "data_files" in arguments:
@@ -46,6 +48,11 @@ def load_splits(dataset: str, *, streaming: bool) -> Splits:
             f"There is no local file or folder {dataset!r}, and it could not be loaded from the Hugging Face Hub "
             f"({detail}). Check the name and the network, or give a local folder of images or parquet files."
         ) from error
+    if builder == "imagefolder":
+        return loaded
+    local = Path(dataset).expanduser() if dataset != SAMPLE else SAMPLE_FOLDER
+    folder = local if local.is_dir() else local.parent
+    return type(loaded)(check_origins(loaded, folder if "data_files" in arguments else None))
 
 
 def _load_arguments(dataset: str) -> tuple[str, dict]:
