@@ -4,13 +4,10 @@ import json
 import multiprocessing
 import os
 import stat
-import subprocess
-import sys
-import time
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import yaml
-from run_scripts import ROOT
 from safetensors import SafetensorError
 
 from fdconv_zoo.errors import ConfigError, RunFolderError, WriteError
@@ -112,7 +109,9 @@ def test_resume_goes_back_to_the_newest_whole_checkpoint_and_keeps_the_damaged(u
     run = RunFolder(used, resume=True)
     run.start(CONFIG)
     assert run.newest_checkpoint.name == "update-000000006"
-    assert "update-000000012 is damaged (model.safetensors is not what was written): the run goes on from" in caplog.text
+    assert (
+        "update-000000012 is damaged (model.safetensors is not what was written): the run goes on from" in caplog.text
+    )
     assert "progress.json is missing" in caplog.text
     assert (used / "checkpoints/damaged-update-000000012/model.safetensors").exists()
     assert (used / "checkpoints/update-000000012 (copy)").exists()
@@ -128,7 +127,9 @@ def test_resume_with_damaged_checkpoints_only_is_refused(used):
     assert files_in(used) == before
 
 
-@pytest.mark.parametrize("content", [b"", b"a: [b", b"- 1", b"\xff\xfe", b"text", b"[" * 3000, b"!!python/name:os.system"])
+@pytest.mark.parametrize(
+    "content", [b"", b"a: [b", b"- 1", b"\xff\xfe", b"text", b"[" * 3000, b"!!python/name:os.system"]
+)
 def test_a_damaged_configuration_is_named(used, content):
     (used / "train_config.yaml").write_bytes(content)
     with pytest.raises(RunFolderError, match=r"train_config\.yaml is damaged, .*another --output") as caught:
@@ -144,23 +145,24 @@ def test_changed_data_are_named_and_not_what_follows_from_a_flag(tmp_path):
         RunFolder(tmp_path, resume=True).start({**CONFIG, "data_checksum": "two", "lr": 1})
 
 
+def resume_with_another_configuration(path):
+    RunFolder(path, resume=True).start({})
+
+
 def test_two_processes_never_run_in_one_folder(tmp_path):
     run, late = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
     run.start(CONFIG)
-    code = f"from fdconv_zoo.training.run_folder import RunFolder; RunFolder({str(run.path)!r}, resume=True).start({{}})"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert "it is in use, another run is writing to it" in done.stderr
-    with pytest.raises(RunFolderError, match="holds another run"):  # which has started since `late` was made
-        late.start(CONFIG)
-    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
-    worker.start()  # as that of a DataLoader, which outlives a killed run
-    run.release()
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-        assert "with another configuration" in done.stderr
-    finally:
-        worker.kill()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as others:
+        other = others.submit(resume_with_another_configuration, run.path)
+        with pytest.raises(RunFolderError, match="it is in use, another run is writing to it"):
+            other.result()
+        with pytest.raises(RunFolderError, match="holds another run"):  # which has started since `late` was made
+            late.start(CONFIG)
+        run.release()  # although forked processes, as a DataLoader's workers, are still there
+        late.release()
+        other = others.submit(resume_with_another_configuration, run.path)
+        with pytest.raises(ConfigError, match="with another configuration"):
+            other.result()
 
 
 def test_resume_without_a_checkpoint_begins_from_the_beginning(tmp_path):

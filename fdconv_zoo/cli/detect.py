@@ -23,7 +23,6 @@ from fdconv_zoo.dense.detection.model import HEADS, Detector
 from fdconv_zoo.dense.detection.pictures import draw_predictions
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.batches import TrainingBatches, make_batches
-from fdconv_zoo.training.flags import check_least
 from fdconv_zoo.training.norms import set_norm
 
 
@@ -112,7 +111,6 @@ class DetectionTask(DenseTask):
             )
         if args.cuda_graphs:
             raise ConfigError("--cuda-graphs needs images of one size, and those of detection differ: use --compile")
-        check_least(args, 1, "min_size", "max_size", "crop_size", "fpn_channels")
 
     def load_data(self, dataset: str, trained: Detector | None = None) -> None:
         """Find and check images and objects, and set `data`."""

@@ -92,10 +92,10 @@ class SegmentationTask(DenseTask):
         super().check_arguments(args)
         for name in ("crop_size", "window", "stride"):
             value = getattr(args, name)
-            if value is not None and (len(value) > 2 or min(value) < 1):
-                raise ConfigError(f"--{name.replace('_', '-')} {value}: must be one or two numbers of at least 1")
-        if min(args.scales) <= 0:
-            raise ConfigError(f"--scales {args.scales}: must be above 0")
+            if value is not None and len(value) > 2:
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: must be one or two numbers")
+        if not (args.ce_weight or args.dice_weight):
+            raise ConfigError("--ce-weight 0 --dice-weight 0: without a loss nothing is trained")
 
     def load_data(self, dataset: str, trained: Segmenter | None = None) -> None:
         """Find and check images and masks, and set `data`."""

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from fdconv_zoo.cli.ranges import check_ranges
 from fdconv_zoo.cli.recipes import ArgumentParser
 from fdconv_zoo.training.batches import TrainingBatches
 from fdconv_zoo.training.flags import add_optimization_flags, check_optimization
@@ -123,6 +124,7 @@ class CommandTask(Task):
 def run_task(task_type: type[CommandTask], argv: Sequence[str] | None = None) -> None:
     """Run the command of a task; `argv` is the command line without the program."""
     args = task_type.build_parser().parse(argv, smoke=task_type.smoke)
+    check_ranges(args)
     task_type.check_arguments(args)
     task_type.run(args)
 

@@ -22,7 +22,6 @@ from fdconv_zoo.store.export import export_model
 from fdconv_zoo.training.batches import TrainingBatches, make_batches, training_images
 from fdconv_zoo.training.data_checksum import data_checksum
 from fdconv_zoo.training.evaluate import evaluate, evaluation_loader
-from fdconv_zoo.training.flags import check_least
 from fdconv_zoo.training.run_folder import DATA
 from fdconv_zoo.training.tuning import CHOICES, freeze
 
@@ -98,7 +97,8 @@ class ClassificationTask(CommandTask):
         if args.model is None:
             raise ConfigError("--model is required, or an entry of models/ with --config")
         super().check_arguments(args)
-        check_least(args, 1, "img_size")
+        if args.scale[1] > 1:
+            raise ConfigError(f"--scale {args.scale}: parts of the image's area, so at most 1")
         if (args.mixup or args.cutmix) and args.batch_size % 2:
             raise ConfigError(
                 f"--batch-size {args.batch_size}: --mixup and --cutmix pair the images of a batch; make it even"

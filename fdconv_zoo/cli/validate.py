@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from fdconv_zoo.cli.ranges import check_ranges
 from fdconv_zoo.cli.recipes import HelpFormatter, add_workers_flag
 from fdconv_zoo.data import SAMPLE, load_image_data
 from fdconv_zoo.store.build import build_model, check_classes, check_forward, check_model_name, resolve_preprocessing
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate classifiers; `argv` is the command line without the program."""
     args = build_parser().parse_args(argv)
+    check_ranges(args)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     names = [check_model_name(name) for name in args.model]
     with accelerator.local_main_process_first():
