@@ -179,6 +179,11 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path):
         RunFolder(tmp_path, resume=True, overwrite=True)
 
 
+def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+    with pytest.raises(RunFolderError, match=r"run\\udce9'?: its name is not UTF-8"):
+        RunFolder(tmp_path / "run\udce9")
+
+
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunFolderError, match="not a folder"):

@@ -31,6 +31,11 @@ def run_command(command: Callable[..., None], *args: Any) -> None:
         if int(os.environ.get("RANK", "0")) == 0:  # every process fails alike: one prints the message
             print(f"error: {without_secrets(str(error))}", file=sys.stderr)
         sys.exit(1)
+    except UnicodeEncodeError as error:
+        if "surrogates" not in error.reason:
+            raise
+        print(f"error: {error.object!a}: this name of a file or folder is not UTF-8: rename it", file=sys.stderr)
+        sys.exit(1)
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Terminated as ended:

@@ -17,8 +17,14 @@ from fdconv_zoo.errors import DataError, listed
 _HUB = "hf://"
 
 
-def check_cache(error: BaseException) -> None:
-    """Raise DataError if `error` comes from a cache of `datasets` that cannot be written to, or is full."""
+def check_surroundings(error: BaseException) -> None:
+    """Raise DataError if loading failed for another reason than the content of files.
+
+    The reasons are a name that is not UTF-8, and a cache of `datasets` that cannot be written to, or is full.
+    """
+    cause = error.__cause__ or error
+    if isinstance(cause, UnicodeEncodeError):
+        raise DataError(f"{cause.object!a}: this name is not UTF-8, as tables need it. Rename it.") from error
     cache = Path(datasets.config.HF_DATASETS_CACHE)
     reason = error.strerror if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) else None
     try:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from fdconv_zoo.data.origins import check_cache, check_origins
+from fdconv_zoo.data.origins import check_origins, check_surroundings
 from fdconv_zoo.data.splits import TRAIN_NAMES, VALIDATION_NAMES
 from fdconv_zoo.errors import DataError
 
@@ -38,7 +38,7 @@ def load_splits(dataset: str, *, streaming: bool) -> Splits:
     try:
         loaded = datasets.load_dataset(builder, **arguments, streaming=streaming)
     except Exception as error:  # whatever the file formats and the network raise
-        check_cache(error)
+        check_surroundings(error)
         cause = error.__cause__ or error
         detail = f"{type(cause).__name__}: {cause}"
         if "data_files" in arguments:

@@ -111,7 +111,8 @@ def build_model(
             raise
         reason = explain_download(error) or str(error) or type(error).__name__
         if described and not isinstance(error, UserError):
-            reason = f"its {CONFIG_FILE}, its weights and its arguments do not fit together ({reason})"
+            reason = " ".join(reason.split())
+            reason = f"its {CONFIG_FILE}, its weights and its arguments do not fit together ({reason:.300})"
         raise ConfigError(f"--model {name} cannot be built: {reason.rstrip('.')}") from error
 
     own_size = model.pretrained_cfg["input_size"]

@@ -144,6 +144,10 @@ class RunFolder:
 
     def _check(self) -> None:
         try:
+            str(self.path).encode()
+        except UnicodeEncodeError as error:
+            raise RunFolderError(f"--output {str(self.path)!a}: its name is not UTF-8; choose another one") from error
+        try:
             visible = sorted(found.name for found in self.path.iterdir() if not found.name.startswith("."))
         except FileNotFoundError:
             return
