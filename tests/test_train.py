@@ -298,12 +298,15 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_from_it(finis
         (["--epochs", "0"], "--epochs 0"),
         (["--streaming"], "--updates-per-epoch"),
         (["--checkpoint", "no_such.safetensors"], "no_such.safetensors"),
+        (["--model", "resnet18_fdconv.a1_in1k", "--pretrained"], "load a file with --checkpoint FILE, or start from"),
+        (["--model", "resnet18.a1_in1k", "--pretrained"], "load a file with --checkpoint FILE, or start from"),
     ],
 )
 def test_wrong_flags_are_named_before_training_starts(tmp_path, flags, message):
-    with pytest.raises(ConfigError, match=re.escape(message)):
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         train.main([*TINY, *flags, "--output", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
+    assert "pretrained_cfg_overlay" not in str(caught.value), "advice in Python for a command line"
 
 
 def test_a_stream_trains_and_resumes(tmp_path, monkeypatch):

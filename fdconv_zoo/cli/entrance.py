@@ -28,7 +28,7 @@ def run_command(command: Callable[..., None], *args: Any) -> None:
         command(*args)
         sys.stdout.flush()  # here, where a closed pipe is caught
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:  # every process fails alike: one prints the message
+        if _is_first():
             print(f"error: {without_secrets(str(error))}", file=sys.stderr)
         sys.exit(1)
     except UnicodeEncodeError as error:
@@ -39,8 +39,14 @@ def run_command(command: Callable[..., None], *args: Any) -> None:
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Terminated as ended:
-        print(f"\nended by SIGTERM {ended}", file=sys.stderr)
+        if _is_first():
+            print(f"\nended by SIGTERM {ended}", file=sys.stderr)
         sys.exit(TRY_AGAIN)
     except KeyboardInterrupt as interrupt:
         print("\n" + "; ".join(["stopped", *map(str, interrupt.args)]), file=sys.stderr)
         sys.exit(130)
+
+
+def _is_first() -> bool:
+    """Whether this is the first of several processes, which fail alike: it prints the message for all."""
+    return int(os.environ.get("RANK", "0")) == 0

@@ -33,7 +33,8 @@ def check_model_name(name: str) -> str:
     is_path = name.startswith((".", "~", "/")) or "/" in name or "\\" in name  # no name of timm has these
     if name.startswith(LOCAL) or folder.is_dir() or is_path:
         if not folder.is_dir():
-            raise ConfigError(f"--model {name}: no such folder; for a model on the Hub write {HUB}{name}")
+            hint = "" if name.startswith(LOCAL) else f"; for a model on the Hub write {HUB}{name}"
+            raise ConfigError(f"--model {name}: no such folder{hint}")
         if not (folder / CONFIG_FILE).is_file():
             raise ConfigError(f"--model {name}: no {CONFIG_FILE} in {folder}; is it the output folder of a run?")
         return f"{LOCAL}{folder}"
