@@ -37,7 +37,7 @@ def test_every_range_refuses_what_is_not_finite():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--lr nan", "--lr nan: must be above 0"),
+        ("--lr nan", "--lr nan: must be at least 0"),
         ("--limit 0", "--limit 0: must be at least 1"),
         ("--limit -5", "--limit -5: must be at least 1"),
         ("--workers -1", "--workers -1: must be at least 0 and at most 512"),

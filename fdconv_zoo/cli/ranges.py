@@ -82,7 +82,7 @@ RANGES = {  # by the flag's name with underscores
     "batch_size": COUNT,
     "grad_accum": COUNT,
     "updates_per_epoch": COUNT,
-    "lr": POSITIVE,
+    "lr": NOT_NEGATIVE,
     "spectrum_lr": NOT_NEGATIVE,
     "modulator_lr": NOT_NEGATIVE,
     "weight_decay": NOT_NEGATIVE,
