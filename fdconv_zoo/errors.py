@@ -3,6 +3,7 @@
 Commands catch `UserError` in one place (`fdconv_zoo.cli.entrance`) and print the message without a traceback.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 
 LISTED = 10  # lines that a message lists
@@ -54,6 +55,19 @@ class NonFiniteError(TrainingError):
 
 class MismatchError(UserError, RuntimeError):
     """A model does not compute what it should: its measured costs would mean nothing."""
+
+
+class Terminated(BaseException):
+    """SIGTERM asked a run to end. The message says when, and how to continue.
+
+    As `KeyboardInterrupt`, it passes handlers of errors.
+    """
+
+
+def without_secrets(text: str) -> str:
+    """Remove from the URLs in a text what gives access: names with passwords, and queries, which may be signatures."""
+    text = re.sub(r"(\w://[^\s?]*)\?[^\s)'\"]*", r"\1", text)
+    return re.sub(r"(\w://)[^\s/'\"]*@", r"\1", text)
 
 
 def first_of(names: Iterable[str], limit: int = 5) -> str:

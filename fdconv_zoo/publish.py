@@ -10,6 +10,7 @@ from pathlib import Path
 
 import timm
 import torch
+import yaml
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors import safe_open
@@ -19,15 +20,16 @@ from torch import nn
 from fdconv_zoo.errors import HubError, PublishError, first_of
 from fdconv_zoo.index import Entry
 from fdconv_zoo.index.cards import render_card
+from fdconv_zoo.index.run_card import find_source, render_run_card
+from fdconv_zoo.index.run_record import FLAGS_FILE, read_run
 from fdconv_zoo.store import check_model_folder
 from fdconv_zoo.store.export import save_folder
+from fdconv_zoo.store.files import write_text
 from fdconv_zoo.store.hub_errors import explained
 from fdconv_zoo.store.names import CONFIG_FILE, HUB, LOCAL, WEIGHTS_FILE
 from fdconv_zoo.version import __version__
 
 CARD_FILE = "README.md"
-# Files of a run that are published with its weights.
-RUN_RECORDS = ("train_config.yaml", "metrics.jsonl", "curves.png")
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class Target:
     force: bool = False
 
 
-def make_repository(model: nn.Module, entry: Entry, name: str, repo_id: str, folder: Path, run: Path | None) -> None:
-    """Write all files of a model's repository.
+def make_repository(model: nn.Module, entry: Entry, name: str, repo_id: str, folder: Path) -> None:
+    """Write all files of the repository of an entry's own weights.
 
     Args:
         model: the model, with the weights to publish.
@@ -60,32 +62,65 @@ def make_repository(model: nn.Module, entry: Entry, name: str, repo_id: str, fol
         name: the entry's name.
         repo_id: the repository, for the card.
         folder: a new folder for the files.
-        run: the output folder of the run that trained it; None for converted weights.
 
     Raises:
         WeightsError: weights are not finite.
     """
     labels = model.pretrained_cfg.get("label_names") or ()
     save_folder(model, folder, model_config={"label_names": list(labels)} if len(labels) == model.num_classes else {})
-    provenance = {
-        "format": "pt",
-        "model": entry.model,
-        "status": entry.status,
-        "source": entry.source or "random weights",
-        "license": entry.license,
-        "fdconv_zoo": __version__,
-    }
-    save_file(load_file(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE, provenance)
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    if run is not None:
-        trained = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))
-        config |= {key: trained[key] for key in ("label_names", "pretrained_cfg") if key in trained}
-        for record in RUN_RECORDS:
-            if (run / record).is_file():
-                shutil.copyfile(run / record, folder / record)
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _write_provenance(folder, model=entry.model, status=entry.status, source=entry.source, license=entry.license)
     render_card(replace(entry, hub_id=repo_id), name).save(folder / CARD_FILE)
     check_model_folder(folder)
+
+
+def make_run_repository(weights: Path, repo_id: str, folder: Path, *, licence: str | None = None) -> None:
+    """Write all files of the repository of a run. All that they say is from the run itself.
+
+    Args:
+        weights: the output folder of a classifier's run, or `last` in it.
+        repo_id: the repository, for the card.
+        folder: a new folder for the files.
+        licence: identifier of the licence of the weights, such as "apache-2.0"; None states none.
+
+    Raises:
+        PublishError: it is not the folder of a run, or the run's record is damaged.
+        WeightsError: the run's configuration or weights are damaged, or weights are not finite.
+    """
+    run = read_run(weights)
+    check_model_folder(weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = json.loads((weights / CONFIG_FILE).read_text(encoding="utf-8"))
+    described = config["pretrained_cfg"]
+    # What the weights it started from were said to be.
+    for key in ("license", "tag", "origin_url", "paper_ids", "paper_name", "notes", "label_names"):
+        described.pop(key, None)
+    if licence is not None:
+        described["license"] = licence
+    write_text(folder / CONFIG_FILE, json.dumps({**config, "label_names": run.class_names}, indent=2) + "\n")
+    shutil.copyfile(weights / WEIGHTS_FILE, folder / WEIGHTS_FILE)
+    source = find_source(run)
+    _write_provenance(folder, model=config["architecture"], status="trained", source=source, license=licence)
+    write_text(folder / FLAGS_FILE, yaml.safe_dump(dict(run.flags), sort_keys=False, allow_unicode=True))
+    for record in run.files:
+        shutil.copyfile(record, folder / record.name)
+    model = timm.create_model(f"{LOCAL}{folder}", pretrained=True)
+    render_run_card(
+        run,
+        repo_id,
+        architecture=config["architecture"],
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        preprocessing=described,
+        licence=licence,
+    ).save(folder / CARD_FILE)
+
+
+def _write_provenance(folder: Path, **known: str | None) -> None:
+    """Write what is known of the weights into their file."""
+    known["source"] = known["source"] or "random weights"
+    texts = {key: value for key, value in known.items() if value is not None}
+    save_file(
+        load_file(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE, {"format": "pt", **texts, "fdconv_zoo": __version__}
+    )
 
 
 def publish(folder: Path, target: Target) -> str:
@@ -95,7 +130,7 @@ def publish(folder: Path, target: Target) -> str:
     repeated, it skips the files that have arrived. The token is the one stored by huggingface_hub.
 
     Args:
-        folder: written by :func:`make_repository`.
+        folder: written by :func:`make_repository` or :func:`make_run_repository`.
         target: the destination.
 
     Returns:

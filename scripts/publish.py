@@ -1,9 +1,11 @@
-"""Publish a model of the index on the Hugging Face Hub: its own weights, or those of a run.
+"""Publish a model on the Hugging Face Hub: an entry of the index with its own weights, or a run of train.py.
 
     python scripts/publish.py models/resnet50_fdconv.a1_in1k.yaml --repo me/resnet50_fdconv.a1_in1k --dry-run made/
-    python scripts/publish.py models/resnet10s_fdconv.fashion_mnist.yaml --run runs/mine/last --repo me/mine --tag v1.0
+    python scripts/publish.py --run runs/mine --license mit --repo me/mine --tag v1.0
 
-First log in with `hf auth login`. The script prints "published" only after it downloaded the model and compared it.
+The card of a run is made from the run: its data, classes, figures and flags. Folders are published by their last name
+only. First log in with `hf auth login`. The script prints "published" only after it downloaded the model and compared
+it.
 """
 
 import argparse
@@ -12,19 +14,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import timm
+from torch import nn
 
 from fdconv_zoo.cli.entrance import run_command
-from fdconv_zoo.errors import ConfigError
-from fdconv_zoo.index import read_entry
-from fdconv_zoo.publish import Target, describe, make_repository, metadata, publish
-from fdconv_zoo.store.build import build_model
+from fdconv_zoo.errors import ConfigError, HubError
+from fdconv_zoo.index import Entry, read_entry
+from fdconv_zoo.publish import Target, describe, make_repository, make_run_repository, metadata, publish
+from fdconv_zoo.store.config import read_config
+from fdconv_zoo.store.names import CONFIG_FILE
+from fdconv_zoo.store.timm_loading import DownloadError
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of this script's flags."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("entry", type=Path, help="file of models/")
-    parser.add_argument("--run", type=Path, metavar="DIR", help="folder with the weights of a run")
+    parser.add_argument("entry", type=Path, nargs="?", help="file of models/; with --run only its architecture counts")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="output folder of train.py, or `last` in it")
+    parser.add_argument(
+        "--license", metavar="ID", help="of the weights of the run, such as mit; default: none is stated"
+    )
     parser.add_argument("--repo", required=True, metavar="USER/NAME", help="repository; created if it does not exist")
     parser.add_argument("--dry-run", type=Path, metavar="DIR", help="write the files to this folder, do not upload")
     parser.add_argument("--private", action="store_true", help="make the repository private")
@@ -38,22 +46,24 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the script; `argv` is the command line without the program."""
     args = build_parser().parse_args(argv)
-    entry = read_entry(args.entry)
-    if args.run is None and entry.status == "recipe only":
-        raise ConfigError(f"{args.entry} has no weights: use those of a run with --run")
+    entry = args.entry and read_entry(args.entry)
     if args.run is not None:
-        model, _ = build_model(str(args.run))
-        if model.pretrained_cfg["architecture"] != entry.architecture:
-            found = model.pretrained_cfg["architecture"]
-            raise ConfigError(f"{args.run} holds a {found}, but {args.entry} is a {entry.architecture}")
-    else:
-        model = timm.create_model(entry.model, pretrained=True)
+        check_run(args.run, entry and entry.architecture)
+    elif entry is None:
+        raise ConfigError("name a file of models/, or a run with --run")
+    elif args.license is not None:
+        raise ConfigError("--license is for a run: an entry has its own")
+    elif entry.status == "recipe only":
+        raise ConfigError(f"{args.entry} has no weights: use those of a run with --run")
     if args.dry_run is not None and args.dry_run.exists() and any(args.dry_run.iterdir()):
         raise ConfigError(f"--dry-run {args.dry_run}: it is not empty; choose a new folder")
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.dry_run or Path(temporary)
-        make_repository(model, entry, args.entry.stem, args.repo, folder, args.run)
+        if args.run is not None:
+            make_run_repository(args.run, args.repo, folder, licence=args.license)
+        else:
+            make_repository(load_entry(entry), entry, args.entry.stem, args.repo, folder)
         for name, size in describe(folder):
             print(f"{size:>13,}  {name}")
         print(", ".join(f"{key}: {value}" for key, value in metadata(folder / "model.safetensors").items()))
@@ -63,6 +73,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         target = Target(args.repo, args.private, args.revision, args.create_pr, args.tag, args.force)
         commit = publish(folder, target)
     print(f"published: timm.create_model('hf-hub:{args.repo}@{args.tag or commit}', pretrained=True)")
+
+
+def check_run(run: Path, architecture: str | None) -> None:
+    """Check that a folder has a classifier, of an architecture if one is named.
+
+    Raises:
+        ConfigError: it has not.
+        WeightsError: its files are damaged.
+    """
+    if not (run / CONFIG_FILE).is_file():
+        raise ConfigError(f"--run {run}: no {CONFIG_FILE} there; is it the output folder of a run?")
+    config = read_config(run / CONFIG_FILE)
+    if {"decoder", "head"} & config.keys():
+        kind = "Segmenter" if "decoder" in config else "Detector"
+        raise ConfigError(
+            f"--run {run}: it holds a {kind}, which publishes itself: from fdconv_zoo.dense import {kind}; "
+            f"{kind}.from_pretrained({str(run)!r}).push_to_hub('USER/NAME')"
+        )
+    found = config.get("architecture")
+    if architecture is not None and found != architecture:
+        raise ConfigError(f"{run} holds a {found}, but the entry is a {architecture}")
+
+
+def load_entry(entry: Entry) -> nn.Module:
+    """Load an entry's own weights.
+
+    Raises:
+        HubError: they could not be downloaded.
+    """
+    try:
+        return timm.create_model(entry.model, pretrained=True)
+    except DownloadError as error:
+        raise HubError(error.reason) from error
 
 
 if __name__ == "__main__":

@@ -34,23 +34,35 @@ def load_script(name: str) -> ModuleType:
     return module
 
 
-def start_script(name: str, *arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+def start_script(
+    name: str, *arguments: str, launcher: tuple[str, ...] = (), start_new_session: bool = False
+) -> subprocess.Popen:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     settings = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, *launcher, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
     return subprocess.Popen(
-        command, env={**os.environ, **settings}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env={**os.environ, **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=start_new_session,
     )
+
+
+def wait_until_there(process: subprocess.Popen, path: Path) -> None:
+    """Let a script run until a file or folder is there."""
+    deadline = time.monotonic() + 240
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def kill_when_there(process: subprocess.Popen, path: Path) -> None:
     """Let a script run until a file or folder is there, then kill it."""
     try:
-        deadline = time.monotonic() + 240
-        while not path.exists():
-            assert process.poll() is None, process.stdout.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until_there(process, path)
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()

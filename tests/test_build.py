@@ -84,7 +84,9 @@ def test_the_source_models_config_is_left_alone(tmp_path):
         ("resnet18_fdcnv", "did you mean resnet18_fdconv"),
         ("zzzzzz", "timm.list_models()"),
         ("resnet18_fdconv.zz", "its tags are a1_in1k"),
-        ("local-dir:/no/such", "no config.json"),
+        ("local-dir:/no/such", "no such folder"),
+        ("runs/mine", "no such folder; for a model on the Hub write hf-hub:runs/mine"),
+        (".", "no config.json"),
     ],
 )
 def test_wrong_model_names_say_what_would_be_right(name, message):

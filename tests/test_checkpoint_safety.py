@@ -303,7 +303,7 @@ CONFIGS = {
     ),
     "transformers": (lambda config: json.dumps({"architectures": ["BertModel"]}), "names no architecture"),
     "not text": (lambda config: json.dumps(config | {"architecture": ["resnet18"]}), "names no architecture"),
-    "a list": (lambda config: "[1]", "names no architecture"),
+    "a list": (lambda config: "[1]", "does not contain the arguments of a model"),
     "not JSON": (lambda config: "{'architecture'", "is not JSON"),
     "deep": (lambda config: "[" * 100_000, "is not JSON"),
     "empty": (lambda config: "", "is not JSON"),

@@ -1,12 +1,16 @@
 import argparse
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
+from run_scripts import ROOT
 
 from fdconv_zoo.cli.entrance import run_command
-from fdconv_zoo.cli.recipes import ArgumentParser
-from fdconv_zoo.errors import ConfigError, DataError, EntryError, HubError, WeightsError
+from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag
+from fdconv_zoo.errors import ConfigError, DataError, EntryError, HubError, Terminated, WeightsError
 from fdconv_zoo.index import MODELS
 
 
@@ -18,6 +22,8 @@ def parser():
     made.add_argument("--min-lr", type=float, default=0.0)
     made.add_argument("--scale", type=float, nargs=2, default=[0.5, 1.0])
     made.add_argument("--image-column")
+    made.add_argument("--mean", type=float, nargs="+")
+    add_arguments_flag(made, "--model-kwargs", "model")
     made.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True)
     return made
 
@@ -33,11 +39,12 @@ def recipe(tmp_path):
 
 
 def test_recipe_over_defaults_and_command_line_over_recipe(parser, recipe):
-    config = recipe(lr=0.2, min_lr=-0.5, pretrained=False, scale=[0.1, 0.2])
+    config = recipe(lr=0.2, min_lr=-0.5, pretrained=False, scale=[0.1, 0.2], mean=[-0.5, 1])
     arguments = parser.parse(["--config", config, "--output", "o", "--lr", "0.3"], smoke={})
     assert (arguments.model, arguments.lr, arguments.min_lr) == ("resnet18", 0.3, -0.5)
     assert arguments.pretrained is False
     assert arguments.scale == [0.1, 0.2]
+    assert arguments.mean == [-0.5, 1]
     assert parser.parse(["--config", config, "--output", "o", "--model", "mine", "--pretrained"], smoke={}).pretrained
 
 
@@ -57,6 +64,14 @@ def test_smoke_stands_between_recipe_and_command_line(parser, recipe):
         ({"lr": "fast"}, "--lr: invalid float value: 'fast'"),
         ({"scale": [1]}, "--scale: expected 2 arguments"),
         ({"overwrite": True}, "'overwrite' is not a flag"),
+        ({"evaluate": "someone/model"}, "'evaluate' is not a flag"),
+        ({"mean": [0.5, "--overwrite"]}, "'--overwrite' is not a value, but looks like a flag"),
+        ({"mean": ["--output=elsewhere"]}, "'--output=elsewhere' is not a value"),
+        ({"mean": ["-h"]}, "'-h' is not a value"),
+        ({"model_kwargs": {"--overwrite": 1}}, "'--overwrite=1' is not a value"),
+        ({"model_kwargs": {"a=b": 1}}, "must be KEY=VALUE"),
+        ({"model": ["resnet18", "--overwrite"]}, "'--overwrite' is not a value"),
+        ({"lr": [[["--overwrite"]]]}, "--lr: invalid float value"),
     ],
 )
 def test_what_is_wrong_in_a_recipe_is_named_with_its_file(parser, recipe, settings, message):
@@ -113,6 +128,32 @@ def test_what_the_user_can_mend_is_one_message(kind, capsys):
     with pytest.raises(SystemExit, match="1"):
         run_command(main)
     assert capsys.readouterr().err == "error: do this\n"
+
+
+def test_sigterm_ends_with_the_code_of_a_job_to_be_tried_again(capsys):
+    def main():
+        raise Terminated("after update 3")
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(main)
+    assert caught.value.code == 75
+    assert capsys.readouterr().err == "\nended by SIGTERM after update 3\n"
+
+
+def test_no_password_reaches_a_message(capsys):
+    def main():
+        raise DataError("http://me:pass@word@host/x?key=secret (and https://host/y?token=secret) fails: a?b@c")
+
+    with pytest.raises(SystemExit):
+        run_command(main)
+    assert capsys.readouterr().err == "error: http://host/x (and https://host/y) fails: a?b@c\n"
+
+
+def test_names_in_no_encoding_are_printed():
+    code = "from fdconv_zoo.cli.entrance import run_command; run_command(print, 'caf\\udce9')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == "caf\\udce9\n", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,11 @@ def test_shows_a_card(run, fails):
     lines = run("show", ENTRY)
     assert lines[0] == f"# {ENTRY}"
     assert any("Converted, not trained" in line for line in lines)
+    for name, entry in (
+        ("resnet10s_fdconv", "resnet10s_fdconv.fashion_mnist"),
+        ("resnet50_fdconv", "resnet50_fdconv.a1_in1k"),
+    ):
+        assert run("show", name)[0] == f"# {entry}"
     assert "its card is on the Hub, in timm/resnet18.tv_in1k" in fails("show", "resnet18.tv_in1k")
     assert "no such model; did you mean resnet18_fdconv" in fails("show", "resnet18_fdconf")
 
@@ -206,6 +211,14 @@ def test_no_signature_reaches_a_message():
     assert "(caused by nothing)" in explain(error)
 
 
+def test_no_password_of_a_mirror_reaches_a_message(fails, monkeypatch, hub):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://user:SECRET@127.0.0.1:9")
+    hub.stop()
+    message = fails("download", ENTRY)
+    assert "http://127.0.0.1:9 cannot be reached" in message
+    assert "SECRET" not in message
+
+
 def test_a_full_disk_is_named(weights, fails, monkeypatch):
     def no_space(*_, **__):
         raise OSError(28, "No space left on device", "/cache")
@@ -291,6 +304,7 @@ def test_predicts(folder, image, run, fails, hub):
     assert run("predict", "--model", "hf-hub:ada/pets", "--top", 2, "--device", "cpu", image) == [line]
     assert "does not exist, or is private" in fails("predict", "--model", "hf-hub:ada/none", image)
     assert "no such file or folder" in fails("predict", "--model", folder, image.with_name("none.png"))
+    assert "--model runs/mine: no such folder" in fails("predict", "--model", "runs/mine", image)
     image.write_bytes(b"no image")
     assert "cannot be read as an image" in fails("predict", "--model", folder, "--device", "cpu", image)
     assert "cannot be built" in fails("predict", "--model", ENTRY, image)

@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
 import timm
 import torch
+import yaml
 from conftest import randomize
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import EntryNotFoundError
@@ -14,9 +16,9 @@ from loopback_hub import Fault
 from run_scripts import load_script
 from safetensors import safe_open
 
-from fdconv_zoo.errors import PublishError
+from fdconv_zoo.errors import HubError, PublishError, UserError
 from fdconv_zoo.index import MODELS, read_entry
-from fdconv_zoo.publish import Target, make_repository, publish
+from fdconv_zoo.publish import Target, make_repository, make_run_repository, publish
 from fdconv_zoo.store.build import resolve_preprocessing
 from fdconv_zoo.store.export import export_model
 
@@ -34,9 +36,13 @@ def run(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("run")
     model = randomize(timm.create_model("resnet10s_fdconv", **SMALL), std=0.1).eval()
-    export_model(model, folder, class_names=CLASSES, preprocessing=resolve_preprocessing(model), model_args=SMALL)
-    (folder / "train_config.yaml").write_text("epochs: 1\n")
-    (folder / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    arguments = dict(class_names=CLASSES, preprocessing=resolve_preprocessing(model), model_args=SMALL)
+    for place in (folder, folder / "last"):
+        export_model(model, place, **arguments)
+    flags = {"model": "resnet10s_fdconv", "dataset": "/home/ada/secret/garden birds", "pretrained": False, "lr": 0.01}
+    (folder / "train_config.yaml").write_text(yaml.safe_dump({**flags, "class_names": CLASSES, "train_images": 1234}))
+    rows = [dict(epoch=epoch, top1=top1, top5=90.0, loss=1.5, images=56) for epoch, top1 in ((1, 61.25), (2, 50.5))]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder, model
 
 
@@ -47,14 +53,14 @@ def ada(hub):
 
 
 def publish_script(*arguments):
-    load_script("publish").main([str(ENTRY), "--repo", REPO, *map(str, arguments)])
+    load_script("publish").main(["--repo", REPO, *map(str, arguments)])
 
 
 @pytest.fixture
 def made(run, tmp_path):
     """Write the files of a repository."""
     folder = tmp_path / "made"
-    make_repository(run[1], read_entry(ENTRY), NAME, REPO, folder, run[0])
+    make_run_repository(run[0], REPO, folder)
     return folder
 
 
@@ -73,7 +79,8 @@ def test_a_dry_run_writes_what_would_be_uploaded(run, ada, tmp_path, capsys):
     with safe_open(folder / "model.safetensors", "pt") as file:
         stored = file.metadata()
     assert stored["format"] == "pt"
-    assert stored["model"] == NAME
+    assert stored["model"] == "resnet10s_fdconv"
+    assert "license" not in stored
     config = json.loads((folder / "config.json").read_text())
     assert config["label_names"] == CLASSES
     assert config["num_classes"] == 7
@@ -81,12 +88,54 @@ def test_a_dry_run_writes_what_would_be_uploaded(run, ada, tmp_path, capsys):
     card = ModelCard.load(folder / "README.md")
     assert card.data.library_name == "timm"
     assert f"hf-hub:{REPO}" in card.text
+    for own in ("garden birds", "1,234 training images, 56 validation images", "| 1 | 56 | 61.25 % |", "6. class 6"):
+        assert own in card.text
+    assert "random weights" in card.text
+    assert card.data.eval_results[0].metric_value == 61.25
+    everything = "".join(path.read_text() for path in folder.iterdir() if path.suffix != ".safetensors")
+    for foreign in ("ashion", "91.93", "apache", "ada/secret", "T-shirt"):  # of the entry, and of this machine
+        assert foreign not in everything, foreign
     assert same_logits(f"local-dir:{folder}", run[1])
     assert not ada.requests
     assert "this would be uploaded to ada/small" in capsys.readouterr().out
 
     with pytest.raises(Exception, match="it is not empty"):
         publish_script("--run", run[0], "--dry-run", folder)
+
+
+def test_the_last_epoch_has_its_own_figures_and_a_licence_is_the_publishers(run, tmp_path):
+    folder = tmp_path / "made"
+    publish_script(ENTRY, "--run", run[0] / "last", "--dry-run", folder, "--license", "mit")
+    card = ModelCard.load(folder / "README.md")
+    assert "| 2 | 56 | 50.50 % |" in card.text
+    assert "weights of the last epoch" in card.text
+    assert card.data.license == "mit"
+    assert "91.93" not in card.text
+
+
+def test_what_is_no_run_is_refused_with_the_file(run, tmp_path):
+    broken = tmp_path / "run"
+    for name, content, message in (
+        ("metrics.jsonl", "{", r"metrics\.jsonl: it does not hold the epochs"),
+        ("train_config.yaml", "- 1", r"train_config\.yaml: it does not hold the flags"),
+        ("train_config.yaml", "a: [", r"train_config\.yaml: it is damaged"),
+        ("config.json", "[]", r"config\.json does not contain"),
+    ):
+        shutil.copytree(run[0], broken, dirs_exist_ok=True)
+        (broken / name).write_text(content)
+        with pytest.raises(UserError, match=message):
+            publish_script("--run", broken, "--dry-run", tmp_path / "made")
+    (tmp_path / "config.json").write_text('{"backbone": "resnet18", "decoder": "unet"}')
+    with pytest.raises(UserError, match="it holds a Segmenter, which publishes itself"):
+        publish_script("--run", tmp_path)
+    with pytest.raises(UserError, match="name a file of models/, or a run with --run"):
+        publish_script()
+
+
+def test_weights_that_cannot_be_downloaded_are_one_line(ada):
+    with ada.offline(), pytest.raises(HubError, match="offline mode is on: unset HF_HUB_OFFLINE") as caught:
+        publish_script(MODELS / "resnet18_fdconv.a1_in1k.yaml", "--dry-run", ada.home / "made")
+    assert "pretrained_cfg_overlay" not in str(caught.value)
 
 
 def test_a_published_model_makes_the_round_trip(run, ada, capsys):
@@ -128,7 +177,7 @@ def test_a_branch_is_created(ada, made):
 
 def test_converted_weights_are_described_as_such(hub, tmp_path):
     entry = replace(read_entry(MODELS / "resnet18_fdconv.a1_in1k.yaml"), model="resnet10s_fdconv.a1_in1k")
-    make_repository(timm.create_model("resnet10s_fdconv"), entry, "any", REPO, tmp_path / "made", None)
+    make_repository(timm.create_model("resnet10s_fdconv"), entry, "any", REPO, tmp_path / "made")
     with safe_open(tmp_path / "made" / "model.safetensors", "pt") as file:
         assert file.metadata()["source"] == "timm/resnet18.a1_in1k"
         assert file.metadata()["status"] == "converted, not trained"
@@ -136,7 +185,7 @@ def test_converted_weights_are_described_as_such(hub, tmp_path):
 
 
 def test_the_shipped_weights_are_published_unchanged(ada, tmp_path):
-    publish_script("--dry-run", tmp_path / "made")
+    publish_script(ENTRY, "--dry-run", tmp_path / "made")
     shipped = timm.create_model(NAME, pretrained=True).eval()
     assert same_logits(f"local-dir:{tmp_path / 'made'}", shipped)
     config = json.loads((tmp_path / "made" / "config.json").read_text())
@@ -151,8 +200,8 @@ def test_a_recipe_needs_its_run(run, tmp_path):
         load_script("publish").main([str(entry), "--repo", REPO])
     other = timm.create_model("test_resnet", num_classes=7)
     export_model(other, tmp_path, class_names=CLASSES, preprocessing=resolve_preprocessing(other), model_args={})
-    with pytest.raises(Exception, match=r"holds a test_resnet, but .* is a resnet10s_fdconv"):
-        publish_script("--run", tmp_path)
+    with pytest.raises(Exception, match=r"holds a test_resnet, but the entry is a resnet10s_fdconv"):
+        publish_script(ENTRY, "--run", tmp_path)
 
 
 @pytest.mark.parametrize("fault", [Fault.cut_upload(), Fault.server_error(), Fault.rate_limited()])

@@ -1,6 +1,8 @@
 import errno
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,11 +10,21 @@ import timm
 import torch
 import yaml
 from PIL import Image
-from run_scripts import TINY, kill_and_resume, load_script, read_figures, read_metrics, run_on_the_cpu, start_script
+from run_scripts import (
+    TINY,
+    kill_and_resume,
+    load_script,
+    read_figures,
+    read_metrics,
+    run_on_the_cpu,
+    start_script,
+    wait_until_there,
+)
 from safetensors.torch import load_file
 from torch import nn
 
-from fdconv_zoo.errors import ConfigError, NonFiniteError, RunFolderError, WriteError
+from fdconv_zoo.cli import train as train_command
+from fdconv_zoo.errors import ConfigError, NonFiniteError, RunFolderError, Terminated, WriteError
 from fdconv_zoo.store import files
 from fdconv_zoo.training import checkpoint, trainer
 
@@ -108,6 +120,101 @@ def test_resuming_redoes_what_came_after_the_checkpoint(finished, tmp_path, monk
     assert not list((tmp_path / "run").rglob(".writing-*"))
 
 
+@pytest.mark.parametrize(("update", "step"), [(3, 6), (6, 12), (12, 0)])
+def test_sigterm_saves_and_the_run_goes_on_from_there(finished, tmp_path, monkeypatch, update, step):
+    """In an epoch, at its last update (before the evaluation), and in the last evaluation, which just ends."""
+    output = ["--output", str(tmp_path / "run")]
+    train_step, evaluate = trainer.Trainer.train_step, trainer.Trainer.evaluate
+
+    def stop_when(is_time):
+        if is_time:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def training(self, batch):
+        stop_when(step and self.progress.update == update - 1)
+        train_step(self, batch)
+
+    def evaluating(self):
+        stop_when(not step and self.progress.update == update)
+        return evaluate(self)
+
+    monkeypatch.setattr(trainer.Trainer, "train_step", training)
+    monkeypatch.setattr(trainer.Trainer, "evaluate", evaluating)
+    if step:
+        with pytest.raises(Terminated, match=rf"after update {update}, .*update-{update:09d}; continue with --resume"):
+            train.main([*TINY, *output])
+        saved = checkpoint.list_checkpoints(tmp_path / "run/checkpoints")[-1]
+        assert json.loads((saved / "progress.json").read_text())["step"] == step
+        monkeypatch.undo()
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+        output.append("--resume")
+    train.main([*TINY, *output])
+    assert_same_run(finished, tmp_path / "run")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_sigterm_before_the_first_update_ends_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_command, "load_image_data", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Terminated, match="before the first update"):
+        train.main([*TINY, "--output", str(tmp_path / "run")])
+
+
+def test_a_scheduler_that_ends_all_processes_finds_the_run_saved(tmp_path):
+    """Slurm sends SIGTERM to every process of a job, so also to the workers."""
+    flags = ["--epochs", "50", "--workers", "2", "--checkpoint-every", "2", "--output", tmp_path / "run"]
+    process = start_script("train", *TINY, *flags, start_new_session=True)
+    wait_until_there(process, tmp_path / "run/checkpoints/update-000000002")
+    os.killpg(process.pid, signal.SIGTERM)
+    log, _ = process.communicate(timeout=100)
+    assert process.returncode == 75, log
+    assert re.search(r"\nended by SIGTERM after update \d+, which is saved in .*; continue with --resume\n", log), log
+    assert "Traceback" not in log
+
+
+@pytest.fixture
+def own_images(tmp_path):
+    """A folder of the user's images, and the flags of a run of one epoch on them."""
+    for number in range(12):
+        path = tmp_path / "images" / f"class {number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (20 * number, 0, 0)).save(path)
+    flags = ["--dataset", str(tmp_path / "images"), "--batch-size", "2", "--epochs", "1", "--limit", "12"]
+    return tmp_path / "images", [*TINY, *flags, "--output", str(tmp_path / "run")]
+
+
+def test_resuming_with_other_pixels_or_classes_is_refused(own_images):
+    images, flags = own_images
+    train.main(flags)
+    image = images / "class 1/1.png"
+    original = image.read_bytes()
+    Image.new("RGB", (32, 32), "green").save(image)
+    with pytest.raises(ConfigError, match="images, labels or their order have changed since the run"):
+        train.main([*flags, "--resume"])
+    image.write_bytes(original)
+    train.main([*flags, "--resume"])
+    (images / "class 1/1.png").rename(images / "class 0/1.png")
+    (images / "class 0/0.png").rename(images / "class 1/0.png")
+    with pytest.raises(ConfigError, match="images, labels or their order have changed since the run"):
+        train.main([*flags, "--resume"])
+
+
+def test_a_run_says_what_it_does_and_how_to_load_the_result(own_images, capsys):
+    _, flags = own_images
+    train.main([*flags, "--tune", "head"])
+    printed = capsys.readouterr().out
+    for line in (
+        "device: cpu, processes: 1, precision: float32",
+        "model: resnet10s_fdconv, 340,162 parameters: 194 trained, 339,968 frozen",
+        "data: 2 classes, images: 10 for training, 2 for validation",
+        "epoch: 2 updates of 4 images, 8 in all; epochs: 1",
+        f"output: {flags[-1]}",
+    ):
+        assert line in printed.splitlines()
+    pasted: dict = {}
+    exec(printed.strip().splitlines()[-1].strip(), pasted)
+    assert pasted["model"].num_classes == 2
+
+
 def test_resuming_a_finished_run_changes_nothing(finished, capsys):
     before = {path: path.read_bytes() for path in finished.rglob("*.safetensors")}
     train.main([*TINY, "--output", str(finished), "--resume"])
@@ -191,12 +298,15 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_from_it(finis
         (["--epochs", "0"], "--epochs 0"),
         (["--streaming"], "--updates-per-epoch"),
         (["--checkpoint", "no_such.safetensors"], "no_such.safetensors"),
+        (["--model", "resnet18_fdconv.a1_in1k", "--pretrained"], "load a file with --checkpoint FILE, or start from"),
+        (["--model", "resnet18.a1_in1k", "--pretrained"], "load a file with --checkpoint FILE, or start from"),
     ],
 )
 def test_wrong_flags_are_named_before_training_starts(tmp_path, flags, message):
-    with pytest.raises(ConfigError, match=re.escape(message)):
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         train.main([*TINY, *flags, "--output", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
+    assert "pretrained_cfg_overlay" not in str(caught.value), "advice in Python for a command line"
 
 
 def test_a_stream_trains_and_resumes(tmp_path, monkeypatch):

@@ -2,9 +2,11 @@
 
 import argparse
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from fnmatch import fnmatch
+
+import timm
 
 from fdconv_zoo.cli import doctor
 from fdconv_zoo.cli.predict import DESCRIPTION, add_arguments, predict
@@ -72,10 +74,20 @@ def list_entries(args: argparse.Namespace) -> None:
 def show(args: argparse.Namespace) -> None:
     """Print a card, without the metadata for the Hub."""
     index = read_index()
-    if args.name not in index:
+    name = _entry_of(args.name, index)
+    if name is None:
         weights = find_weights(args.name)  # raises for a name that does not exist at all
         raise HubError(f"{args.name} is not an entry of the zoo; its card is on the Hub, in {weights.repo_id}")
-    print(render_card(index[args.name], args.name).text.strip())
+    print(render_card(index[name], name).text.strip())
+
+
+def _entry_of(name: str, index: Mapping[str, Entry]) -> str | None:
+    """The entry of a name of timm: of its tag, or without a tag, of the weights that timm loads for it."""
+    if name in index or not timm.is_model(name):
+        return name if name in index else None
+    config = timm.get_pretrained_cfg(name)
+    named = {config.architecture, f"{config.architecture}.{config.tag}"} if config else {name}
+    return next((entry for entry in sorted(named, reverse=True) if entry in index), None)
 
 
 def download_weights(args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from accelerate import Accelerator
+from datasets import Dataset as Table
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -23,7 +24,9 @@ from fdconv_zoo.dense.saved_model import SavedModel, export
 from fdconv_zoo.dense.stand_ins import stand_in
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.store.files import replacing, write_text
+from fdconv_zoo.training.data_checksum import data_checksum
 from fdconv_zoo.training.norms import NORMS, set_norm
+from fdconv_zoo.training.run_folder import DATA
 
 DENSE_SMOKE = {**SMOKE, "limit": 4, "crop_size": 64, "updates_per_epoch": 2}
 
@@ -107,7 +110,16 @@ class DenseTask(CommandTask):
     @property
     def facts(self) -> dict[str, Any]:
         """Facts besides the flags that the run depends on."""
-        return {"train_images": len(self.data.train), "class_names": self.data.class_names}
+        tables = [self.checked_content(part) for part in (self.data.train, self.data.validation)]
+        return {
+            "train_images": len(self.data.train),
+            "class_names": self.data.class_names,
+            DATA: data_checksum(tables, self.args.workers),
+        }
+
+    @abstractmethod
+    def checked_content(self, part: Any) -> Table:
+        """A table of what the run depends on in a part of `data`: undecoded images, and truth."""
 
     def loss(self, model: nn.Module, images: Any, targets: Any) -> Tensor:
         """The sum of the model's losses for a batch."""
@@ -144,8 +156,9 @@ class DenseTask(CommandTask):
                 picture.save(temporary, format="png")
 
     def loading_code(self) -> str:
-        """The Python expression that loads the finished model."""
-        return f"fdconv_zoo.dense.{self.model_type.__name__}.from_pretrained('{self.output}')"
+        """The Python code that loads the finished model, on one line."""
+        name = self.model_type.__name__
+        return f"from fdconv_zoo.dense import {name}; model = {name}.from_pretrained({str(self.output)!r})"
 
 
 def evaluate_only(task_type: type[DenseTask], args: argparse.Namespace, dataset: str) -> None:

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
+from datasets import Dataset as Table
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -14,6 +15,7 @@ from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag, add_worke
 from fdconv_zoo.cli.task import run_task
 from fdconv_zoo.dense.canvases import FASHION_CANVASES
 from fdconv_zoo.dense.detection.augment import training_transform
+from fdconv_zoo.dense.detection.coco import CocoImages
 from fdconv_zoo.dense.detection.dataset import DetectionDataset, EvaluationDataset
 from fdconv_zoo.dense.detection.evaluate import evaluate_detector
 from fdconv_zoo.dense.detection.heads import HEADS
@@ -24,7 +26,6 @@ from fdconv_zoo.dense.detection.pictures import draw_predictions
 from fdconv_zoo.dense.freezing import freeze_unused
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.batches import TrainingBatches, make_batches
-from fdconv_zoo.training.flags import check_least
 
 
 class DetectionTask(DenseTask):
@@ -113,7 +114,6 @@ class DetectionTask(DenseTask):
             )
         if args.cuda_graphs:
             raise ConfigError("--cuda-graphs needs images of one size, and those of detection differ: use --compile")
-        check_least(args, 1, "min_size", "max_size", "crop_size", "fpn_channels")
 
     def load_data(self, dataset: str, trained: Detector | None = None) -> None:
         """Find and check images and objects, and set `data`."""
@@ -145,6 +145,10 @@ class DetectionTask(DenseTask):
     def facts(self) -> dict[str, Any]:
         """Facts besides the flags that the run depends on."""
         return {**super().facts, "category_ids": self.data.category_ids}
+
+    def checked_content(self, part: CocoImages) -> Table:
+        """A table of images, undecoded, and their objects."""
+        return part.as_table()
 
     def build_model(self) -> Detector:
         """Build the detector that the flags name, for the classes of `data`, on the CPU."""

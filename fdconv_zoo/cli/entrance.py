@@ -3,29 +3,50 @@
 import os
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import Any
 
-from fdconv_zoo.errors import UserError
+from fdconv_zoo.errors import Terminated, UserError, without_secrets
+
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
 
 
 def run_command(command: Callable[..., None], *args: Any) -> None:
     """Run a command. A `UserError` becomes one message on stderr, without a traceback, and exit code 1.
 
-    Ctrl-C exits with 130, after the words of the `KeyboardInterrupt`, if it has any.
+    Ctrl-C exits with 130, after the words of the `KeyboardInterrupt`, if it has any. SIGTERM, for which a run saves a
+    checkpoint, exits with `TRY_AGAIN`: a job script, or a scheduler's rule for this code, queues the job again.
 
     Args:
         command: A `main`, or a sub-command.
         *args: Its arguments.
     """
+    for stream in (sys.stdout, sys.stderr):  # names of files can be in no encoding
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         command(*args)
         sys.stdout.flush()  # here, where a closed pipe is caught
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:  # every process fails alike: one prints the message
-            print(f"error: {error}", file=sys.stderr)
+        if _is_first():
+            print(f"error: {without_secrets(str(error))}", file=sys.stderr)
+        sys.exit(1)
+    except UnicodeEncodeError as error:
+        if "surrogates" not in error.reason:
+            raise
+        print(f"error: {error.object!a}: this name of a file or folder is not UTF-8: rename it", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Terminated as ended:
+        if _is_first():
+            print(f"\nended by SIGTERM {ended}", file=sys.stderr)
+        sys.exit(TRY_AGAIN)
     except KeyboardInterrupt as interrupt:
         print("\n" + "; ".join(["stopped", *map(str, interrupt.args)]), file=sys.stderr)
         sys.exit(130)
+
+
+def _is_first() -> bool:
+    """Whether this is the first of several processes, which fail alike: it prints the message for all."""
+    return int(os.environ.get("RANK", "0")) == 0

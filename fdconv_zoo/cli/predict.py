@@ -4,7 +4,6 @@ A classifier's classes are printed. For a segmenter or a detector, pictures are 
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,10 +11,12 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform
 
+from fdconv_zoo.cli.ranges import check_ranges
 from fdconv_zoo.cli.recipes import HelpFormatter
 from fdconv_zoo.data import open_image
-from fdconv_zoo.errors import ConfigError, DataError, listed
+from fdconv_zoo.errors import ConfigError, DataError, WeightsError, listed
 from fdconv_zoo.store.build import build_model, image_mode, resolve_preprocessing, stored_class_names
+from fdconv_zoo.store.config import read_config
 from fdconv_zoo.store.fetch import fetch_file
 from fdconv_zoo.store.names import CONFIG_FILE, HUB, LOCAL
 
@@ -51,6 +52,7 @@ def predict(args: argparse.Namespace) -> None:
         ConfigError: there are no images, or no such model.
         DataError: files cannot be read; raised when all others are done.
     """
+    check_ranges(args)
     if not args.images and args.sample is None:
         raise ConfigError("no images: name image files or folders, or use --sample N")
     dense_model = load_dense_model(args.model)
@@ -91,8 +93,8 @@ def load_dense_model(name: str) -> torch.nn.Module | None:
     if not config.is_file():
         return None
     try:
-        described = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError:
+        described = read_config(config)
+    except WeightsError:
         return None  # loading a classifier explains what is wrong
     if "backbone" not in described or not {"decoder", "head"} & described.keys():
         return None

@@ -2,8 +2,9 @@
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from timm.utils import ParseKwargs
@@ -11,7 +12,7 @@ from timm.utils import ParseKwargs
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import TASKS, read_entry
 
-RUN_FLAGS = ("config", "output", "resume", "overwrite", "smoke")  # of one start, never of a recipe
+RUN_FLAGS = ("config", "output", "resume", "overwrite", "smoke", "evaluate")  # of one start, never of a recipe
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -91,12 +92,36 @@ class ArgumentParser(argparse.ArgumentParser):
             if isinstance(value, bool):
                 flags.append(flag if value else "--no-" + flag.removeprefix("--"))
             elif isinstance(value, Mapping):
-                flags += [flag, *(f"{name}={item}" for name, item in value.items())]
+                flags += [flag, *_values(key, (f"{name}={item}" for name, item in value.items()))]
             elif isinstance(value, list):
-                flags += [flag, *map(str, value)]
+                flags += [flag, *_values(key, map(str, value))]
             elif value is not None:
                 flags.append(f"{flag}={value}")
         return flags
+
+
+def _values(key: str, texts: Iterable[str]) -> Iterator[str]:
+    """Yield the texts, which follow a flag on the command line, and refuse those that would be flags themselves."""
+    for text in texts:
+        if text.startswith("-") and not re.fullmatch(r"-[\d.]+(e[+-]?\d+)?", text):
+            raise ConfigError(f"recipe key {key!r}: {text!r} is not a value, but looks like a flag")
+        yield text
+
+
+class _Arguments(ParseKwargs):
+    """timm's action for KEY=VALUE, with a message for what is not of that form."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Sequence[str],
+        option_string: str | None = None,
+    ) -> None:
+        for value in values:
+            if not re.fullmatch(r"[^=]+=[^=]*", value):
+                parser.error(f"{option_string} {value}: must be KEY=VALUE")
+        super().__call__(parser, namespace, values, option_string)
 
 
 def add_split_flags(group: argparse._ArgumentGroup) -> None:
@@ -112,7 +137,7 @@ def add_split_flags(group: argparse._ArgumentGroup) -> None:
 def add_arguments_flag(group: argparse._ArgumentGroup, flag: str, owner: str) -> None:
     """Add a flag for any number of KEY=VALUE, the arguments of its owner."""
     group.add_argument(
-        flag, nargs="*", action=ParseKwargs, default={}, metavar="KEY=VALUE", help=f"arguments of the {owner}"
+        flag, nargs="*", action=_Arguments, default={}, metavar="KEY=VALUE", help=f"arguments of the {owner}"
     )
 
 

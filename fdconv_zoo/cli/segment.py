@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from datasets import Dataset as Table
 from PIL import Image
 
 from fdconv_zoo.cli.dense import DENSE_SMOKE, DenseTask, add_backbone_flags, add_weights_flags
@@ -21,6 +22,7 @@ from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter
 from fdconv_zoo.dense.segmentation.loading import SegmentationData, load_segmentation_data
 from fdconv_zoo.dense.segmentation.metrics import SegmentationResult
 from fdconv_zoo.dense.segmentation.model import DECODERS, Segmenter
+from fdconv_zoo.dense.segmentation.pairs import ImageMaskPairs
 from fdconv_zoo.dense.segmentation.pictures import draw_predictions
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.batches import TrainingBatches, make_batches
@@ -115,10 +117,8 @@ class SegmentationTask(DenseTask):
         super().check_arguments(args)
         for name in ("crop_size", "window", "stride"):
             value = getattr(args, name)
-            if value is not None and (len(value) > 2 or min(value) < 1):
-                raise ConfigError(f"--{name.replace('_', '-')} {value}: must be one or two numbers of at least 1")
-        if min(args.scales) <= 0:
-            raise ConfigError(f"--scales {args.scales}: must be above 0")
+            if value is not None and len(value) > 2:
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: must be one or two numbers")
         if args.ignore_index is None and not args.evaluate:
             args.ignore_index = IGNORE
 
@@ -150,6 +150,10 @@ class SegmentationTask(DenseTask):
             self.part.check_unchanged(args.evaluate, self.data.train_count, self.data.class_names)
             remark = self.part.remark(self.data.split, self.data.train_count)
             self.accelerator.print(f"images of {args.evaluate}: {remark}")
+
+    def checked_content(self, part: ImageMaskPairs) -> Table:
+        """A table of images and masks, undecoded."""
+        return part.source.select(part.rows)
 
     def build_model(self) -> Segmenter:
         """Build the segmenter that the flags name, for the classes of `data`, on the CPU."""

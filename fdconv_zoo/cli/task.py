@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from fdconv_zoo.cli.ranges import check_ranges
 from fdconv_zoo.cli.recipes import ArgumentParser
 from fdconv_zoo.training.batches import TrainingBatches
 from fdconv_zoo.training.flags import add_optimization_flags, check_optimization
 from fdconv_zoo.training.loop import fit, start
 from fdconv_zoo.training.task import Task
+from fdconv_zoo.training.termination import Termination
 
 # Settings of --smoke for all tasks; None resets a flag to its default.
 SMOKE = {
@@ -115,12 +118,13 @@ class CommandTask(Task):
 
     @abstractmethod
     def loading_code(self) -> str:
-        """The Python expression that loads the finished model."""
+        """The Python code that loads the finished model, on one line."""
 
 
 def run_task(task_type: type[CommandTask], argv: Sequence[str] | None = None) -> None:
     """Run the command of a task; `argv` is the command line without the program."""
     args = task_type.build_parser().parse(argv, smoke=task_type.smoke)
+    check_ranges(args)
     task_type.check_arguments(args)
     task_type.run(args)
 
@@ -133,23 +137,55 @@ def train(task_type: type[CommandTask], args: argparse.Namespace, dataset: str) 
         args: Its flags.
         dataset: Where the images are.
     """
-    accelerator, run = start(args)
-    task = task_type(args, accelerator)
-    with accelerator.local_main_process_first():  # it checks the data and downloads the weights
-        task.load_data(dataset)
-        model = task.build_model().to(accelerator.device)
-    batches = task.training_batches(model)
-    task.validation = accelerator.prepare(task.validation_loader(model))
-    if task.left_out:
-        accelerator.print(task.left_out)
-    try:
-        history = fit(task, model, batches, args, task.facts, accelerator=accelerator, run=run)
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt("--resume continues from the last checkpoint") from interrupt
+    with Termination() as termination:
+        accelerator, run = start(args)
+        task = task_type(args, accelerator)
+        with accelerator.local_main_process_first():  # it checks the data and downloads the weights
+            task.load_data(dataset)
+            model = task.build_model().to(accelerator.device)
+        batches = task.training_batches(model)
+        task.validation = accelerator.prepare(task.validation_loader(model))
+        accelerator.print(describe_run(task, model, batches))
+        facts = task.facts if accelerator.is_main_process else {}  # it alone writes them
+        try:
+            history = fit(task, model, batches, args, facts, accelerator=accelerator, run=run, termination=termination)
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt("--resume continues from the last checkpoint") from interrupt
+        finally:
+            run.release()
     if batches.skipped:
         accelerator.print(f"skipped unreadable images of the stream {batches.skipped} times")
     best = max(history, key=lambda row: row[task.chosen_by])
     accelerator.print(
         f"best: {task.metrics[task.chosen_by]} {best[task.chosen_by]:.2f} % after epoch {best['epoch']}, over "
-        f"{best['images']} images; load it with\n    {task.loading_code()}"
+        f"{best['images']} images; load it in Python with\n    {task.loading_code()}"
     )
+
+
+def describe_run(task: CommandTask, model: nn.Module, batches: TrainingBatches) -> str:
+    """What is about to be trained, on what and with what, in a few lines."""
+    accelerator = task.accelerator
+    parameters = list(model.parameters())
+    count = sum(parameter.numel() for parameter in parameters)
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    device = accelerator.device
+    name = f"{torch.cuda.get_device_name(device)} ({device})" if device.type == "cuda" else str(device)
+    precision = {"no": "float32", "fp16": "mixed, float16", "bf16": "mixed, bfloat16"}
+    per_update = task.args.batch_size * accelerator.num_processes * accelerator.gradient_accumulation_steps
+    splits = {"training": task.data.train, "validation": task.data.validation}
+    sizes = [f"{_length(images)} for {name}" for name, images in splits.items()]
+    lines = {
+        "device": f"{name}, processes: {accelerator.num_processes}, "
+        f"precision: {precision.get(accelerator.mixed_precision, accelerator.mixed_precision)}",
+        "model": f"{task.args.model}, {count:,} parameters: {trained:,} trained, {count - trained:,} frozen",
+        "data": f"{len(task.data.class_names)} classes, images: {', '.join(sizes)}",
+        "left out": task.left_out,
+        "epoch": f"{batches.updates_per_epoch} updates of {per_update} images, "
+        f"{batches.updates_per_epoch * per_update:,} in all; epochs: {task.args.epochs}",
+        "output": str(task.output),
+    }
+    return "\n".join(f"{key}: {text}" for key, text in lines.items() if text)
+
+
+def _length(images: Any) -> str:
+    return f"{len(images):,}" if hasattr(images, "__len__") else "a stream"

@@ -20,8 +20,9 @@ from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.store.build import build_model, check_forward, check_model_name, image_mode, resolve_preprocessing
 from fdconv_zoo.store.export import export_model
 from fdconv_zoo.training.batches import TrainingBatches, make_batches, training_images
+from fdconv_zoo.training.data_checksum import data_checksum
 from fdconv_zoo.training.evaluate import evaluate, evaluation_loader
-from fdconv_zoo.training.flags import check_least
+from fdconv_zoo.training.run_folder import DATA
 from fdconv_zoo.training.tuning import CHOICES, freeze
 
 
@@ -96,7 +97,8 @@ class ClassificationTask(CommandTask):
         if args.model is None:
             raise ConfigError("--model is required, or an entry of models/ with --config")
         super().check_arguments(args)
-        check_least(args, 1, "img_size")
+        if args.scale[1] > 1:
+            raise ConfigError(f"--scale {args.scale}: parts of the image's area, so at most 1")
         if (args.mixup or args.cutmix) and args.batch_size % 2:
             raise ConfigError(
                 f"--batch-size {args.batch_size}: --mixup and --cutmix pair the images of a batch; make it even"
@@ -128,10 +130,13 @@ class ClassificationTask(CommandTask):
     @property
     def facts(self) -> dict[str, Any]:
         """Facts besides the flags that the run depends on."""
-        return {
+        facts = {
             "train_images": getattr(self.data.train, "num_rows", None),  # a stream has no number
             "class_names": self.data.class_names,
         }
+        if not self.args.streaming:
+            facts[DATA] = data_checksum([self.data.train, self.data.validation], self.args.workers)
+        return facts
 
     def build_model(self) -> nn.Module:
         """Build the model that the flags name, and set `model_args` and `preprocessing`, with which it is exported."""
@@ -228,8 +233,8 @@ class ClassificationTask(CommandTask):
         )
 
     def loading_code(self) -> str:
-        """The Python expression that loads the finished model."""
-        return f"timm.create_model('local-dir:{self.output}', pretrained=True)"
+        """The Python code that loads the finished model, on one line."""
+        return f"import timm, fdconv_zoo; model = timm.create_model({f'local-dir:{self.output}'!r}, pretrained=True)"
 
 
 def training_transform(args: argparse.Namespace, preprocessing: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:

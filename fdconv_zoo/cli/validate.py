@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from torch import nn
 
+from fdconv_zoo.cli.ranges import check_ranges
 from fdconv_zoo.cli.recipes import HelpFormatter, add_workers_flag
 from fdconv_zoo.cli.trained_on import Evaluated, evaluated_part
 from fdconv_zoo.data import SAMPLE, ImageData, load_image_data
@@ -63,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate classifiers; `argv` is the command line without the program."""
     args = build_parser().parse_args(argv)
+    check_ranges(args)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     names = [check_model_name(name) for name in args.model]
     loaded: dict[str, ImageData] = {}  # models with the same images share them

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from fdconv_zoo.data.files import sub_folders
 from fdconv_zoo.data.listings import LISTING_SUFFIXES, METADATA_FILES
 from fdconv_zoo.data.local import folder_splits, listing_splits
+from fdconv_zoo.data.origins import check_origins, check_surroundings
 from fdconv_zoo.data.splits import SPLIT_NAME, TRAIN_NAMES, VALIDATION_NAMES
 from fdconv_zoo.errors import DataError
 
@@ -81,6 +82,7 @@ def _load(dataset: str, builder: str, arguments: dict, streaming: bool) -> Split
     try:
         loaded = datasets.load_dataset(builder, **arguments, streaming=streaming)
     except Exception as error:  # whatever the file formats and the network raise
+        check_surroundings(error)
         cause = error.__cause__ or error
         detail = f"{type(cause).__name__}: {cause}"
         if "data_files" in arguments:
@@ -90,7 +92,10 @@ def _load(dataset: str, builder: str, arguments: dict, streaming: bool) -> Split
             f"There is no local file or folder {dataset!r}, and it could not be loaded from the Hugging Face Hub "
             f"({detail}). Check the name and the network, or give a local folder of images or parquet files."
         ) from error
-    return Splits({name: partial(loaded.__getitem__, name) for name in loaded})
+    local = Path(dataset).expanduser() if dataset != SAMPLE else SAMPLE_FOLDER
+    folder = local if local.is_dir() else local.parent
+    checked = check_origins(loaded, folder if "data_files" in arguments else None)
+    return Splits({name: partial(checked.__getitem__, name) for name in checked})
 
 
 def _find_tables(folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.store import check_finite, load_strictly, read_checkpoint
+from fdconv_zoo.store.build import explain_download
 from fdconv_zoo.store.names import unknown_name
 
 # Arguments that the decoder determines, and those that would load other weights.
@@ -63,8 +64,8 @@ class Backbone(nn.Module):
             if pretrained and pretrained is not True:
                 _load_file(model, pretrained)
         except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(line.strip() for line in str(error).splitlines()[:2]).rstrip(".")
-            raise ConfigError(f"backbone {name} cannot be built with {arguments}: {reason}") from error
+            reason = explain_download(error) or " ".join(line.strip() for line in str(error).splitlines()[:2])
+            raise ConfigError(f"backbone {name} cannot be built with {arguments}: {reason.rstrip('.')}") from error
         info = list(getattr(model, "feature_info", []))
         reductions = [stage["reduction"] for stage in info]
         if strides is None:

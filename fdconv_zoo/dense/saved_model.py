@@ -1,13 +1,13 @@
 """Saves models to folders and Hub repositories: arguments in config.json, weights as safetensors, and a model card."""
 
-import json
 from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import PyTorchModelHubMixin, constants
 
-from fdconv_zoo.errors import ConfigError, WeightsError
+from fdconv_zoo.errors import WeightsError
 from fdconv_zoo.store import check_finite, load_strictly, read_checkpoint
+from fdconv_zoo.store.config import limited_by, read_config
 from fdconv_zoo.store.export import replacing_model
 from fdconv_zoo.store.fetch import fetch_file
 
@@ -61,12 +61,15 @@ class SavedModel(PyTorchModelHubMixin):
             config_file, weights_file = (Path(name) / file for file in _FILES)
         else:
             config_file, weights_file = (fetch_file(name, file, revision, **download) for file in _FILES)
-        config = _read_config(config_file)
+        config = read_config(config_file)
         tensors = read_checkpoint(weights_file).tensors
         check_finite(weights_file, tensors)
         try:
-            model = cls(**config)
-        except (ConfigError, TypeError) as error:
+            with limited_by(weights_file):
+                model = cls(**config)
+        except WeightsError as error:
+            raise WeightsError(f"{config_file}: {error}") from error
+        except Exception as error:  # a damaged configuration can fail with anything
             raise WeightsError(
                 f"{config_file} does not describe a {cls.__name__}: {str(error).rstrip('.')}. It belongs to "
                 "another kind of model or to a newer version; a custom backbone must be registered with timm first."
@@ -83,15 +86,3 @@ def export(model: SavedModel, folder: Path) -> None:
     """
     with replacing_model(folder) as temporary:
         model.save_pretrained(temporary)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}. Check that the folder is complete.") from error
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is not JSON ({error}). Download the file again.") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{path} does not contain the arguments of a model; it belongs to another library.")
-    return config

@@ -54,7 +54,7 @@ def render_card(entry: Entry, name: str) -> ModelCard:
         same_results=_same_results(entry),
         limits=_limits(entry, data),
         licence=_licence(entry),
-        citations=_citations(family.citation),
+        citations=citations(family.citation),
     )
     return ModelCard(f"{str(card).rstrip()}\n")  # the template engine drops the last line's end
 
@@ -170,10 +170,10 @@ def _licence(entry: Entry) -> str:
     return f"The weights are under {licence}" + (f", the licence of {_link(entry.source)}." if entry.source else ".")
 
 
-def _citations(of_the_family: str) -> str:
-    """FDConv's paper, the family's, and timm."""
+def citations(of_the_family: str | None) -> str:
+    """Return FDConv's paper, the family's, and timm, in BibTeX; only timm for a model that is not of our families."""
     fdconv, timm = _CITATIONS.read_text(encoding="utf-8").strip().split("\n\n")
-    return "\n\n".join((fdconv, of_the_family.strip(), timm))
+    return "\n\n".join((fdconv, of_the_family.strip(), timm)) if of_the_family else timm
 
 
 def _row(dynamic: int, plain: int) -> tuple[Any, ...]:

@@ -1,6 +1,7 @@
 """Builds a model and its preprocessing from command-line arguments."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,14 @@ from timm.data import resolve_data_config
 from timm.models import _hub, load_model_config_from_hf
 from torch import nn
 
-from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.errors import ConfigError, UserError
 from fdconv_zoo.store import check_model_folder, check_weights_file
+from fdconv_zoo.store.check import find_weights_file
+from fdconv_zoo.store.config import check_config, limited_by
+from fdconv_zoo.store.fetch import fetch_file
+from fdconv_zoo.store.hub_errors import REQUEST_ERRORS, explain
 from fdconv_zoo.store.names import CONFIG_FILE, HUB, LOCAL, unknown_name
+from fdconv_zoo.store.timm_loading import DownloadError
 
 
 def check_model_name(name: str) -> str:
@@ -23,8 +29,12 @@ def check_model_name(name: str) -> str:
     """
     if name.startswith(HUB):
         return name
-    folder = Path(name.removeprefix(LOCAL))
-    if name.startswith(LOCAL) or folder.is_dir():
+    folder = Path(name.removeprefix(LOCAL)).expanduser()
+    is_path = name.startswith((".", "~", "/")) or "/" in name or "\\" in name  # no name of timm has these
+    if name.startswith(LOCAL) or folder.is_dir() or is_path:
+        if not folder.is_dir():
+            hint = "" if name.startswith(LOCAL) else f"; for a model on the Hub write {HUB}{name}"
+            raise ConfigError(f"--model {name}: no such folder{hint}")
         if not (folder / CONFIG_FILE).is_file():
             raise ConfigError(f"--model {name}: no {CONFIG_FILE} in {folder}; is it the output folder of a run?")
         return f"{LOCAL}{folder}"
@@ -83,26 +93,28 @@ def build_model(
         arguments["in_chans"] = in_chans
     if num_classes is not None:
         arguments["num_classes"] = num_classes
+    described = name.startswith((LOCAL, HUB))  # by a configuration, which may hold anything
     try:
         if checkpoint is not None:
             check_weights_file(checkpoint)
-        elif name.startswith(LOCAL) and pretrained:
-            check_model_folder(name.removeprefix(LOCAL))
+        weights = _check_description(name, pretrained=pretrained and checkpoint is None)
         arguments = {**saved_model_args(name), **arguments}
-        model = timm.create_model(
-            name,
-            pretrained=pretrained or checkpoint is not None,
-            pretrained_cfg_overlay={"file": checkpoint} if checkpoint else None,
-            **arguments,
-            **(regularisation or {}),
-        )
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        remedy = ""
-        if pretrained and not checkpoint:
-            remedy = (
-                ". train.py can load a file with --checkpoint FILE, or start from random weights with --no-pretrained"
+        with limited_by(weights) if described else nullcontext():
+            model = timm.create_model(
+                name,
+                pretrained=pretrained or checkpoint is not None,
+                pretrained_cfg_overlay={"file": checkpoint} if checkpoint else None,
+                **arguments,
+                **(regularisation or {}),
             )
-        raise ConfigError(f"--model {name} cannot be built: {str(error).rstrip('.')}{remedy}") from error
+    except Exception as error:
+        if not isinstance(error, OSError | RuntimeError | TypeError | ValueError) and not described:
+            raise
+        reason = explain_download(error) or str(error) or type(error).__name__
+        if described and not isinstance(error, UserError):
+            reason = " ".join(reason.split())
+            reason = f"its {CONFIG_FILE}, its weights and its arguments do not fit together ({reason:.300})"
+        raise ConfigError(f"--model {name} cannot be built: {reason.rstrip('.')}") from error
 
     own_size = model.pretrained_cfg["input_size"]
     if img_size is not None and model.pretrained_cfg.get("fixed_input_size") and img_size != own_size[-1]:
@@ -112,6 +124,29 @@ def build_model(
         arguments["img_size"] = img_size
     arguments.pop("num_classes", None)
     return model, arguments
+
+
+def explain_download(error: Exception) -> str | None:
+    """Explain in the words of the command line why published weights could not be loaded; None for another error."""
+    reason = error.reason if isinstance(error, DownloadError) else None
+    if isinstance(error, REQUEST_ERRORS):
+        reason = explain(error)
+    return reason and (
+        f"its published weights could not be downloaded: {reason}. A training command can also load a file with "
+        "--checkpoint FILE, or start from random weights with --no-pretrained"
+    )
+
+
+def _check_description(name: str, *, pretrained: bool) -> Path | None:
+    """Check the configuration of a folder or a repository, and the weights of a folder; return the latter's file."""
+    if name.startswith(LOCAL):
+        folder = Path(name.removeprefix(LOCAL))
+        check_model_folder(folder) if pretrained else check_config(folder / CONFIG_FILE)
+        return find_weights_file(folder)
+    if name.startswith(HUB):
+        repo_id, _, revision = name.removeprefix(HUB).partition("@")
+        check_config(fetch_file(repo_id, CONFIG_FILE, revision or None))
+    return None
 
 
 def resolve_preprocessing(

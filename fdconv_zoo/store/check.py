@@ -1,14 +1,13 @@
 """Checks weights files and model folders before a model loads them."""
 
-import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 
-import timm
 from torch import Tensor, nn
 
 from fdconv_zoo.errors import WeightsError, first_of
+from fdconv_zoo.store.config import check_config
 from fdconv_zoo.store.names import CONFIG_FILE, LOCAL_WEIGHTS_FILES, WEIGHTS_FILE
 from fdconv_zoo.store.read import read_checkpoint
 
@@ -107,25 +106,3 @@ def check_model_folder(folder: str | Path) -> None:
 def find_weights_file(folder: Path) -> Path | None:
     """Return the weights file that timm loads from a folder; None if there is none."""
     return next((folder / name for name in LOCAL_WEIGHTS_FILES if (folder / name).is_file()), None)
-
-
-def check_config(path: str | Path) -> None:
-    """Check a model's ``config.json``.
-
-    Raises:
-        WeightsError: the file cannot be read, is not JSON, or names an architecture that timm does not know.
-    """
-    try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is not JSON ({error}). Get the file again.") from error
-    architecture = config.get("architecture") if isinstance(config, dict) else None
-    if not isinstance(architecture, str):
-        raise WeightsError(f"{path} names no architecture: it is not the configuration of a timm model.")
-    if not timm.is_model(architecture):
-        raise WeightsError(
-            f"{path} names the architecture {architecture!r}, which neither timm nor fdconv_zoo knows. The model "
-            "belongs to another library, or to a newer version."
-        )

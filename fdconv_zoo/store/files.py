@@ -13,13 +13,20 @@ from fdconv_zoo.errors import WriteError
 
 TEMPORARY_PREFIX = ".writing-"  # may be left behind by a crash; the next run removes it
 
+# How file systems say that they cannot flush a file or a folder: network shares, FUSE, folders on Windows.
+_CANNOT_FLUSH = {
+    *(errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY),
+    *(errno.EBADF, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR),
+}
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; what the block writes there replaces `path` at the end.
 
-    `path` is a file, or a folder that does not exist yet. Contents are flushed to disk before the rename, so a crash
-    leaves either the old `path` or the complete new one. After an error, the temporary path is removed.
+    `path` is a file, or a folder that does not exist yet. Contents are flushed to disk before the rename, where the
+    file system can do that, so a crash leaves either the old `path` or the complete new one. After an error, the
+    temporary path is removed.
 
     Raises:
         WriteError: writing failed, in the block or after it.
@@ -78,8 +85,14 @@ def explaining_write_errors(path: Path) -> Iterator[None]:
 
 
 def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows flushes only what is open for writing, and does not open folders.
+    access = os.O_RDONLY if path.is_dir() else os.O_RDWR
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, access)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise

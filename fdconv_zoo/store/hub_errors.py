@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from fdconv_zoo.errors import HubError
+from fdconv_zoo.errors import HubError, without_secrets
 from fdconv_zoo.store.names import CONFIG_FILE, HUB_WEIGHTS_FILES
 
 # Everything that a request can fail with. The first are the base errors of the HTTP library that this version of the
@@ -34,7 +34,7 @@ def explained(repo_id: str, revision: str | None = None) -> Iterator[None]:
     try:
         yield
     except REQUEST_ERRORS as error:
-        raise HubError(f"{repo_id}: {explain(error, revision) or error}") from error
+        raise HubError(f"{repo_id}: {explain(error, revision) or without_signatures(str(error))}") from error
 
 
 def explain(error: BaseException, revision: str | None = None, cache: str | Path | None = None) -> str | None:
@@ -94,7 +94,7 @@ def _explain_unreached(error: LocalEntryNotFoundError) -> str:
     if getattr(cause, "response", None) is not None:
         return explain(cause)
     line = _first_line(cause)
-    return f"{constants.ENDPOINT} cannot be reached: connect and try again, or set HF_ENDPOINT to a mirror ({line})"
+    return f"{_endpoint()} cannot be reached: connect and try again, or set HF_ENDPOINT to a mirror ({line})"
 
 
 def _explain_broken(error: BaseException, cache: str | Path) -> str | None:
@@ -108,13 +108,17 @@ def _explain_broken(error: BaseException, cache: str | Path) -> str | None:
     # An OSError with a number concerns another file, unless Python recognised it as an error of the connection.
     local = (number or isinstance(error, FileNotFoundError)) and not isinstance(error, ConnectionError | TimeoutError)
     if isinstance(error, REQUEST_ERRORS) and not local:
-        return f"{constants.ENDPOINT} cannot be reached, or the connection broke: try again ({_first_line(error)})"
+        return f"{_endpoint()} cannot be reached, or the connection broke: try again ({_first_line(error)})"
     return None
 
 
+def _endpoint() -> str:
+    return without_secrets(constants.ENDPOINT)
+
+
 def without_signatures(text: str) -> str:
-    """Remove the queries from URLs: they may hold a signature that gives access to a private file."""
-    return re.sub(r"\?\S*", "", text)
+    """Remove what gives access from URLs and their paths: passwords, and queries, which may be signatures."""
+    return re.sub(r"\?\S*", "", without_secrets(text))
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,6 +13,18 @@ from fdconv_zoo.store.hub_errors import explain, without_signatures
 from fdconv_zoo.store.read import read_checkpoint
 
 
+class DownloadError(RuntimeError):
+    """Published weights could not be downloaded. The message has remedies in Python.
+
+    Attributes:
+        reason: Why not, and what to do about it, without them.
+    """
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
+
+
 @contextmanager
 def checked_download(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Iterator[None]:
     """Check weights that timm downloads from the Hub in the block.
@@ -26,7 +38,7 @@ def checked_download(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | N
         cache_dir: the client's cache. Default: the client's setting.
 
     Raises:
-        RuntimeError: the weights could not be downloaded; names the repository, the reason and possible remedies.
+        DownloadError: the weights could not be downloaded; names the repository, the reason and possible remedies.
     """
     if not _comes_from_hub(cfg):
         yield
@@ -41,7 +53,7 @@ def checked_download(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | N
     damage = remove_damaged(set(cached_files(repo_id, cache_dir)) - known)
     reason = damage or (failure and explain(failure, revision, cache_dir))
     if reason:
-        raise RuntimeError(_message(variant, cfg, reason, failure)) from failure
+        raise DownloadError(_message(variant, cfg, reason, failure), f"{cfg.hf_hub_id}: {reason}") from failure
     if failure:
         raise failure
 

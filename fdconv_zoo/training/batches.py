@@ -18,6 +18,7 @@ from torch.utils import data
 from fdconv_zoo.data import ImageDataset, StreamedImageDataset
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.randomness import derive_seed
+from fdconv_zoo.training.termination import outlive_sigterm
 
 _logger = logging.getLogger(__name__)
 
@@ -152,6 +153,7 @@ class TrainingBatches:
             num_workers=workers,
             collate_fn=collate,
             pin_memory=torch.device(device).type == "cuda",
+            worker_init_fn=outlive_sigterm,
             generator=torch.Generator(),  # else every iterator would draw from the global generator
         )
 

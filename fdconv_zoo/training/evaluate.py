@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from fdconv_zoo.data import ImageDataset, StreamedImageDataset
 from fdconv_zoo.store.build import image_mode
+from fdconv_zoo.training.termination import outlive_sigterm
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,13 @@ def evaluation_loader(
         dataset = StreamedImageDataset(source, transform, mode=mode, skip_bad_images=skip_bad_images)
     else:
         dataset = ImageDataset(source, transform, mode=mode)
-    return DataLoader(dataset, batch_size=batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=outlive_sigterm,
+    )
 
 
 # Not inference_mode: what a layer caches here must stay usable by autograd when training goes on.

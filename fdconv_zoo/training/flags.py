@@ -56,23 +56,8 @@ def add_optimization_flags(parser: argparse.ArgumentParser) -> None:
 
 def check_optimization(args: argparse.Namespace) -> None:
     """Raise `ConfigError` for mistakes that these flags alone show."""
-    check_least(args, 1, "epochs", "batch_size", "grad_accum", "log_every", "updates_per_epoch")
-    check_least(args, 0, "spectrum_lr", "modulator_lr")
     if args.cuda_graphs and args.grad_accum > 1:
         # Gradients lie in the graph's memory, which the next batch writes to.
         raise ConfigError(f"--cuda-graphs with --grad-accum {args.grad_accum}: use one of them")
     if args.opt not in list_optimizers():
         raise ConfigError(f"--opt {args.opt}: timm has {', '.join(list_optimizers())}")
-
-
-def check_least(args: argparse.Namespace, least: float, *names: str) -> None:
-    """Check that flags are at least `least`: each is a number, a list of numbers, or None.
-
-    Raises:
-        ConfigError: one is not; names the flag.
-    """
-    for name in names:
-        value = getattr(args, name)
-        numbers = value if isinstance(value, list) else [value] if value is not None else []
-        if any(number < least for number in numbers):
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least {least}")

@@ -12,6 +12,7 @@ from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.batches import TrainingBatches
 from fdconv_zoo.training.run_folder import RunFolder
 from fdconv_zoo.training.task import Task
+from fdconv_zoo.training.termination import Termination
 from fdconv_zoo.training.trainer import Trainer
 
 
@@ -20,7 +21,7 @@ def start(args: argparse.Namespace) -> tuple[Accelerator, RunFolder]:
 
     Raises:
         ConfigError: the device does not support `--mixed-precision` or `--cuda-graphs`.
-        RunFolderError: `--output` must not be written to.
+        RunFolderError: `--output` must not be written to, or another run is writing to it.
     """
     try:
         accelerator = Accelerator(
@@ -34,6 +35,8 @@ def start(args: argparse.Namespace) -> tuple[Accelerator, RunFolder]:
     if args.cuda_graphs and accelerator.device.type != "cuda":
         raise ConfigError(f"--cuda-graphs needs a CUDA device, and the run would train on the {accelerator.device}")
     run = RunFolder(args.output, resume=args.resume, overwrite=args.overwrite)
+    if accelerator.is_main_process and run.path.is_dir():
+        run.lock()
     set_seed(args.seed)
     return accelerator, run
 
@@ -47,6 +50,7 @@ def fit(
     *,
     accelerator: Accelerator,
     run: RunFolder,
+    termination: Termination,
 ) -> list[dict[str, Any]]:
     """Train from the beginning, or from where the run was stopped, to the end.
 
@@ -57,22 +61,26 @@ def fit(
         args: The flags, including those of `add_optimization_flags` and `ArgumentParser`.
         facts: What else the run depends on; a resumed run must have the same.
         accelerator, run: As `start` returns them.
+        termination: Watches for SIGTERM.
 
     Returns:
         The rows of metrics.jsonl, one per epoch.
 
     Raises:
         TrainingError: the run cannot be resumed as asked, or it stops because its loss became infinite or NaN.
+        Terminated: it was asked to end, and has saved a checkpoint.
     """
     trainer = Trainer(task, model, batches, args, accelerator=accelerator, run=run)
     trainer.start(facts)
-    for epoch in range(trainer.progress.epoch, args.epochs):
-        for batch in trainer.start_epoch(epoch):
-            trainer.train_step(batch)
-            if accelerator.sync_gradients:  # the batch completed an update
-                trainer.log_update()
-                trainer.save_within_epoch()
-        row = trainer.evaluate()
-        trainer.save_epoch(row)
-    trainer.finish()
+    with trainer.showing_progress(), termination.held_back(accelerator):
+        for epoch in range(trainer.progress.epoch, args.epochs):
+            for batch in trainer.start_epoch(epoch):
+                trainer.train_step(batch)
+                if accelerator.sync_gradients:  # the batch completed an update
+                    trainer.log_update()
+                    trainer.save_within_epoch(termination)
+            row = trainer.evaluate()
+            trainer.save_epoch(row)
+            if termination.agreed() and row["epoch"] < args.epochs:
+                raise trainer.terminated()
     return trainer.progress.history

@@ -1,6 +1,7 @@
 """The output folder of a run: what may be in it, and every write to it."""
 
 import json
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,11 +9,15 @@ from typing import Any
 
 import yaml
 
-from fdconv_zoo.errors import ConfigError, RunFolderError, WriteError
+from fdconv_zoo.errors import ConfigError, RunFolderError, WriteError, first_of
 from fdconv_zoo.store.files import TEMPORARY_PREFIX, explaining_write_errors, remove, write_text
-from fdconv_zoo.training.checkpoint import list_checkpoints
+from fdconv_zoo.training.checkpoint import find_damage, list_checkpoints, named_checkpoints
+from fdconv_zoo.training.lock import FileLock
+
+_logger = logging.getLogger(__name__)
 
 CONFIG = "train_config.yaml"
+DATA = "data_checksum"  # its key for a checksum of images and labels
 
 # All that a run writes, and so all that --overwrite deletes. The configuration marks the folder as that of a run: it is
 # written first and deleted last.
@@ -20,7 +25,8 @@ PATTERNS = (
     f"{TEMPORARY_PREFIX}*",
     f"last/{TEMPORARY_PREFIX}*",
     f"checkpoints/{TEMPORARY_PREFIX}*",
-    "checkpoints/update-*",
+    f"checkpoints/update-{'[0-9]' * 9}",
+    "checkpoints/damaged-update-*",
     "tensorboard/events.out.tfevents.*",
     "last/model.safetensors",
     "last/config.json",
@@ -45,33 +51,20 @@ class RunFolder:
         overwrite: Delete the run in it, if there is one.
 
     Raises:
-        RunFolderError: it holds a run, and neither `resume` nor `overwrite` is set; or it holds files with a run's
-            names that are not of a run.
+        RunFolderError: it holds a run, and neither `resume` nor `overwrite` is set; or it holds other files.
         ConfigError: both are set.
     """
 
     def __init__(self, path: str | Path, *, resume: bool = False, overwrite: bool = False):
         self.path = Path(path)
         self.resume = resume
+        self.overwrite = overwrite
+        self._lock = FileLock(self.path / ".lock")
         if resume and overwrite:
             raise ConfigError(
                 "--resume continues the run in the output folder and --overwrite deletes it: use one of them"
             )
-        if self.path.exists() and not self.path.is_dir():
-            raise RunFolderError(f"--output {self.path}: it is a file, not a folder")
-        found = self._run_files()
-        if not found:
-            return
-        if not (self.path / CONFIG).is_file():
-            raise RunFolderError(
-                f"--output {self.path}: it has {found[0].relative_to(self.path)} but no {CONFIG}, so it is not the "
-                "folder of a run, and a run would overwrite its files; choose another folder"
-            )
-        if not resume and not overwrite:
-            raise RunFolderError(
-                f"--output {self.path}: it holds another run; continue it with --resume, delete it with --overwrite, "
-                "or choose another folder"
-            )
+        self._check()
 
     @property
     def checkpoints(self) -> Path:
@@ -83,11 +76,30 @@ class RunFolder:
         """The newest complete checkpoint."""
         return next(iter(reversed(list_checkpoints(self.checkpoints))), None)
 
+    def lock(self) -> None:
+        """Keep other processes from running in the folder until `release`; only the main process calls it.
+
+        Raises:
+            RunFolderError: another process runs in it.
+            WriteError: the folder cannot be written to.
+        """
+        with explaining_write_errors(self.path):
+            acquired = self._lock.acquire()
+        if not acquired:
+            raise RunFolderError(
+                f"--output {self.path}: it is in use, another run is writing to it; wait until that run has ended, or "
+                "choose another folder"
+            )
+
+    def release(self) -> None:
+        """Let other processes run in the folder."""
+        self._lock.release()
+
     def start(self, config: Mapping[str, Any], *, free_keys: Collection[str] = ()) -> None:
         """Take over the folder for this run; only the main process calls it.
 
-        Afterwards `newest_checkpoint` is the one to resume from. If there is none, the run starts from the beginning,
-        and all files of an earlier run are gone.
+        Afterwards `newest_checkpoint` is the one to resume from, and it is whole: newer ones that are damaged have
+        another name. If there is none, the run starts from the beginning, and all files of an earlier run are gone.
 
         Args:
             config: The full configuration.
@@ -95,13 +107,17 @@ class RunFolder:
 
         Raises:
             ConfigError: the run to be resumed was started with another configuration.
+            RunFolderError: another run is writing to the folder, its configuration is damaged, or all its checkpoints
+                are.
             WriteError: the folder cannot be written to.
         """
+        self.lock()
+        self._check()  # since it was made, another run may have started and ended
         config = json.loads(json.dumps(config))  # tuples become the lists that YAML gives back
         if self.resume and (self.path / CONFIG).is_file():
             self._check_same(config, free_keys)
-        fresh = not self.resume or self.newest_checkpoint is None
         with self.writing():
+            fresh = not self.resume or not self._set_damaged_aside()
             for found in self._run_files():
                 if fresh or found.name.startswith(TEMPORARY_PREFIX):
                     remove(found)
@@ -128,15 +144,85 @@ class RunFolder:
     def _run_files(self) -> list[Path]:
         return [found for pattern in PATTERNS for found in sorted(self.path.glob(pattern))]
 
+    def _check(self) -> None:
+        try:
+            str(self.path).encode()
+        except UnicodeEncodeError as error:
+            raise RunFolderError(f"--output {str(self.path)!a}: its name is not UTF-8; choose another one") from error
+        try:
+            visible = sorted(found.name for found in self.path.iterdir() if not found.name.startswith("."))
+        except FileNotFoundError:
+            return
+        except NotADirectoryError as error:
+            what = "it is" if self.path.exists() else "a folder above it is"
+            raise RunFolderError(f"--output {self.path}: {what} a file, not a folder") from error
+        except OSError as error:
+            raise RunFolderError(f"--output {self.path}: {error.strerror}; choose another folder") from error
+        if visible and CONFIG not in visible:
+            raise RunFolderError(
+                f"--output {self.path}: it is not empty ({first_of(visible, 3)}) and has no {CONFIG}, so it is not the "
+                "folder of a run; choose a new folder"
+            )
+        if visible and not self.resume and not self.overwrite:
+            raise RunFolderError(
+                f"--output {self.path}: it holds another run; continue it with --resume, delete it with --overwrite, "
+                "or choose another folder"
+            )
+
+    def _set_damaged_aside(self) -> bool:
+        """Rename checkpoints that are damaged and newer than the newest whole one; whether there is a whole one."""
+        damaged = {}
+        for checkpoint in reversed(named_checkpoints(self.checkpoints)):
+            problem = find_damage(checkpoint)
+            if not problem:
+                break
+            damaged[checkpoint] = problem
+        else:
+            if damaged:
+                words = "; ".join(f"{checkpoint.name}: {problem}" for checkpoint, problem in damaged.items())
+                raise RunFolderError(
+                    f"--resume: no checkpoint in {self.checkpoints} is whole ({words}); start again from the beginning "
+                    "with --overwrite"
+                )
+            return False
+        for broken, problem in damaged.items():
+            aside = broken.with_name(f"damaged-{broken.name}")
+            _logger.warning(
+                "%s is damaged (%s): the run goes on from %s before it. The damaged one is now %s.",
+                *(broken, problem, checkpoint.name, aside.name),
+            )
+            remove(aside)
+            broken.rename(aside)
+        return True
+
     def _check_same(self, config: Mapping[str, Any], free_keys: Collection[str]) -> None:
-        before = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
-        differing = [
-            f"{key} ({before.get(key)!r} then, {config.get(key)!r} now)"
-            for key in sorted({*before, *config} - {*free_keys})
-            if before.get(key) != config.get(key)
-        ]
-        if differing:
+        before = self._read_config()
+        keys = sorted({*before, *config} - {*free_keys}, key=str)
+        differing = [key for key in keys if before.get(key) != config.get(key)]
+        if len(differing) > 1 and DATA in differing:
+            differing.remove(DATA)  # it follows from the others
+        if differing == [DATA]:
             raise ConfigError(
-                f"--resume: the run in {self.path} was started with another configuration: {', '.join(differing)}. "
+                f"--resume: images, labels or their order have changed since the run in {self.path} was started. "
+                "Restore them, or start a new run in another --output"
+            )
+        if differing:
+            words = (f"{key} ({before.get(key)!r} then, {config.get(key)!r} now)" for key in differing)
+            raise ConfigError(
+                f"--resume: the run in {self.path} was started with another configuration: {', '.join(words)}. "
                 "Use the same values, or start a new run in another --output"
             )
+
+    def _read_config(self) -> dict[str, Any]:
+        path = self.path / CONFIG
+        remedy = "Restore it, or start a new run in another --output"
+        try:
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RunFolderError(f"--resume: {path} cannot be read ({error.strerror}). {remedy}") from error
+        except (ValueError, RecursionError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise RunFolderError(f"--resume: {path} is damaged, it is not YAML ({reason:.200}). {remedy}") from error
+        if not isinstance(config, dict):
+            raise RunFolderError(f"--resume: {path} is damaged, it does not hold the flags of a run. {remedy}")
+        return config

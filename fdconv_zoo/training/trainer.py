@@ -4,6 +4,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any
 
 import timm
@@ -14,16 +15,17 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from tqdm import tqdm
 
-from fdconv_zoo.errors import NonFiniteError
+from fdconv_zoo.errors import NonFiniteError, Terminated
 from fdconv_zoo.layers import keep_kernels
 from fdconv_zoo.training.batches import TrainingBatches
 from fdconv_zoo.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fdconv_zoo.training.curves import draw_curves
-from fdconv_zoo.training.meter import Meter
+from fdconv_zoo.training.meter import Meter, in_words
 from fdconv_zoo.training.optimizer import build_optimizer, build_scheduler, learning_rate
 from fdconv_zoo.training.randomness import seed_step
 from fdconv_zoo.training.run_folder import RunFolder
 from fdconv_zoo.training.task import Task
+from fdconv_zoo.training.termination import Termination
 from fdconv_zoo.training.tuning import train_mode
 from fdconv_zoo.version import __version__
 
@@ -39,7 +41,7 @@ class Trainer:
 
     Attributes:
         progress: How far the run has come.
-        bar: Shows it; made by `start`.
+        bar: Shows it; made by `showing_progress`.
         meter: Of the losses of the current epoch; made by `start_epoch`.
     """
 
@@ -92,6 +94,10 @@ class Trainer:
             if self.accelerator.is_main_process:
                 # A run killed between writing metrics and checkpoint has left a line too many.
                 self.run.write_metrics(self.progress.history)
+
+    @contextmanager
+    def showing_progress(self) -> Iterator[None]:
+        """Show the progress bar, and close it and the log after the block, however it ends."""
         self.bar = tqdm(
             total=self.args.epochs * self.batches.updates_per_epoch,
             initial=self.progress.update,
@@ -99,12 +105,22 @@ class Trainer:
             mininterval=0.1 if sys.stderr.isatty() else 30,
             disable=not self.accelerator.is_main_process,
         )
+        try:
+            with closing(self.bar):  # what is written next begins on a line of its own
+                yield
+        except Terminated:
+            self.accelerator.end_training()  # writes out the log
+            raise
+        with self.run.writing():
+            self.accelerator.end_training()
 
     def start_epoch(self, epoch: int) -> Iterator[tuple]:
         """Prepare to train for an epoch, and return the batches of it that are still to come."""
         self.bar.set_description(f"epoch {epoch + 1}/{self.args.epochs}")
         train_mode(self.model)
         self.meter = Meter(self.accelerator, self.args.batch_size, self.progress.loss_sum, self.progress.step)
+        if self.progress.step == self.batches.batches_per_epoch:  # ended between training and evaluation
+            return iter(())
         return self.batches.epoch(epoch, done=self.progress.step)
 
     def train_step(self, batch: tuple) -> None:
@@ -137,18 +153,34 @@ class Trainer:
         loss, speed = self.meter.recent()
         self._check_finite(loss)
         lr = learning_rate(self.optimizer)
-        self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.2e}, {speed:.0f} images/s")
+        self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.2e}, {in_words(speed)}")
         with self.run.writing():
             self.accelerator.log({"train/loss": loss, "train/lr": lr}, step=self.progress.update)
 
-    def save_within_epoch(self) -> None:
-        """Save a checkpoint every `--checkpoint-every` updates; the epoch's last has its own, after the evaluation."""
+    def save_within_epoch(self, termination: Termination) -> None:
+        """Save a checkpoint every `--checkpoint-every` updates, and before the run ends at someone's request.
+
+        The epoch's last update has a checkpoint of its own, after the evaluation.
+
+        Raises:
+            Terminated: the run is to end.
+        """
         every, is_last = self.args.checkpoint_every, self.progress.step == self.batches.batches_per_epoch
-        if not every or self.progress.update % every or is_last:
-            return
-        self.progress.loss_sum = self.meter.total()
-        self._check_finite(self.progress.loss_sum, weights=True)
-        self._save_checkpoint()
+        is_due = every and not self.progress.update % every and not is_last
+        is_to_end = termination.agreed()
+        if is_due or is_to_end:
+            self.progress.loss_sum = self.meter.total()
+            self._check_finite(self.progress.loss_sum, weights=True)
+            self._save_checkpoint()
+        if is_to_end:
+            raise self.terminated()
+
+    def terminated(self) -> Terminated:
+        """The exception that ends the run after its newest checkpoint."""
+        return Terminated(
+            f"after update {self.progress.update}, which is saved in {self.run.newest_checkpoint}; continue with "
+            "--resume"
+        )
 
     def evaluate(self) -> dict[str, Any]:
         """The row of metrics.jsonl for the epoch that was trained."""
@@ -185,18 +217,12 @@ class Trainer:
         # The checkpoint comes last: a run killed before it repeats the epoch's end, and writes the same files again.
         self._save_checkpoint()
 
-    def finish(self) -> None:
-        """Close the progress bar and the log."""
-        self.bar.close()
-        with self.run.writing():
-            self.accelerator.end_training()
-
     def _describe(self, row: Mapping[str, Any]) -> str:
         """A row of metrics.jsonl in words."""
         words = [f"training loss {row['train_loss']:.3f}"]
         if row.get("loss") is not None:
             words.append(f"validation loss {row['loss']:.3f}")
-        words += [self.task.describe(row), f"{row['train_images_per_second']:.0f} images/s"]
+        words += [self.task.describe(row), in_words(row["train_images_per_second"])]
         return f"epoch {row['epoch']}/{self.args.epochs}: {', '.join(words)}"
 
     def _config(self, facts: Mapping[str, Any]) -> dict[str, Any]:

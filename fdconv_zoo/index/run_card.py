@@ -1,0 +1,132 @@
+"""Model cards of runs, made from what the runs have written about themselves."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from fdconv_zoo.index.cards import citations
+from fdconv_zoo.index.facts import find_licence
+from fdconv_zoo.index.family import Family, find_family
+from fdconv_zoo.index.run_record import RunRecord
+
+_TEMPLATE = Path(__file__).with_name("run_card_template.md")
+_SHOWN = 100  # classes that a card lists
+
+
+def render_run_card(
+    run: RunRecord,
+    repo_id: str,
+    *,
+    architecture: str,
+    parameters: int,
+    preprocessing: Mapping[str, Any],
+    licence: str | None,
+) -> ModelCard:
+    """Render the card of a run.
+
+    Args:
+        run: The record of the run.
+        repo_id: Repository of the card.
+        architecture: timm's name of the model, without a tag.
+        parameters: Number of parameters.
+        preprocessing: As the model's ``config.json`` has it, under `pretrained_cfg`.
+        licence: Identifier of the licence that the publisher gives the weights; None if they give none.
+    """
+    family = _family(architecture)
+    name = repo_id.rpartition("/")[2]
+    source = find_source(run)
+    known = find_licence(licence) if licence else None
+    dataset = str(run.flags["dataset"])
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=dataset.lower(),
+            dataset_name=dataset,
+            dataset_split="validation",
+            metric_type="accuracy",
+            metric_name="% top-1",
+            metric_value=run.row["top1"],
+        )
+    ]
+    tags = ["timm", "image-classification", *(("fdconv", "dynamic-convolution", family.tag) if family else ())]
+    data = ModelCardData(
+        license="other" if known and known.link else licence,
+        license_name=licence if known and known.link else None,
+        license_link=known and known.link,
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=tags,
+        base_model=source,
+        model_name=name,
+        eval_results=results,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(_TEMPLATE),
+        name=name,
+        repo_id=repo_id,
+        architecture=architecture,
+        version=(run.flags.get("versions") or {}).get("fdconv_zoo", "of an unknown version"),
+        dataset=dataset,
+        class_names=[" ".join(class_name.split()) for class_name in run.class_names],
+        shown=_SHOWN,
+        family=family,
+        parameters=parameters,
+        size="x".join(map(str, preprocessing["input_size"][1:])),
+        preprocessing=preprocessing,
+        train_images=run.flags.get("train_images"),
+        images=run.row["images"],
+        start=_start(run, source),
+        recipe=yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True).strip(),
+        row=run.row,
+        chosen=(
+            "These are the weights of the last epoch."
+            if run.is_last
+            else "The epoch is the one with the best top-1 on these images, so on others expect less."
+        ),
+        licence=_licence(run, source, known and (f"[{known.title}]({known.link})" if known.link else known.title)),
+        citations=citations(family.citation if family else None),
+    )
+    return ModelCard(f"{str(card).rstrip()}\n")
+
+
+def find_source(run: RunRecord) -> str | None:
+    """The repository on the Hub whose weights the run started from; None if there is none, or it is not known."""
+    flags = run.flags
+    if flags.get("smoke") or flags.get("checkpoint") or not flags.get("pretrained"):
+        return None
+    model = str(flags["model"])
+    if model.startswith("hf-hub:"):
+        return model.removeprefix("hf-hub:").partition("@")[0]
+    config = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
+    return (config and config.hf_hub_id) or None
+
+
+def _start(run: RunRecord, source: str | None) -> str:
+    flags = run.flags
+    if source:
+        return f"the weights of [{source}](https://huggingface.co/{source})"
+    if flags.get("checkpoint"):
+        return "the weights of a file"
+    if flags.get("pretrained") and not flags.get("smoke"):
+        return f"the weights of `{flags['model']}`"
+    return "random weights"
+
+
+def _licence(run: RunRecord, source: str | None, given: str | None) -> str:
+    words = f"The weights are under {given}." if given else "The publisher has stated no licence for these weights."
+    config = timm.get_pretrained_cfg(str(run.flags["model"])) if source and timm.is_model(run.flags["model"]) else None
+    if config and config.license:
+        words += f" Those that the run started from are under {find_licence(config.license).title}."
+    return words
+
+
+def _family(architecture: str) -> Family | None:
+    try:
+        return find_family(architecture)
+    except KeyError:
+        return None  # one of timm's own models

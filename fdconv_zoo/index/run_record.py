@@ -1,0 +1,97 @@
+"""What a run of train.py has written about itself."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from fdconv_zoo.errors import PublishError
+
+FLAGS_FILE, ROWS_FILE = "train_config.yaml", "metrics.jsonl"
+# What does not belong to a recipe: what a run found, and where and how it was started.
+_NOT_RECIPE = {
+    *("class_names", "train_images", "data_checksum", "versions", "num_processes", "model_kwargs"),
+    *("config", "output", "resume", "overwrite", "smoke", "workers", "checkpoint_every", "log_every"),
+}
+_PATHS = ("dataset", "checkpoint", "config", "output", "model")  # may name places of the publisher's machine
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The record of a run.
+
+    Attributes:
+        folder: Of the run.
+        flags: Of train_config.yaml, without the folders of this machine.
+        row: Of metrics.jsonl, for the epoch whose weights are meant.
+        is_last: Whether they are meant because they are the last, not because the row is the best.
+    """
+
+    folder: Path
+    flags: Mapping[str, Any]
+    row: Mapping[str, Any]
+    is_last: bool
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, in the classifier's order."""
+        return list(self.flags["class_names"])
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The flags that the result depends on, as in an entry of the index."""
+        kept = {key: value for key, value in self.flags.items() if key not in _NOT_RECIPE and value is not None}
+        return kept | ({"model_kwargs": arguments} if (arguments := self.flags.get("model_kwargs")) else {})
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of the run that are published as they are."""
+        return [path for name in (ROWS_FILE, "curves.png") if (path := self.folder / name).is_file()]
+
+
+def read_run(weights: Path) -> RunRecord:
+    """Read the record of a run.
+
+    Args:
+        weights: The run's folder, with the weights of its best epoch, or `last` in it.
+
+    Raises:
+        PublishError: there is no record of a classifier's run, or it is damaged; names the file.
+    """
+    folder = weights if (weights / FLAGS_FILE).is_file() else weights.resolve().parent
+    is_last = folder != weights
+    if not (folder / FLAGS_FILE).is_file() or (is_last and weights.resolve().name != "last"):
+        raise PublishError(f"--run {weights}: it has no {FLAGS_FILE}, so it is not the output folder of a run")
+    flags, text = _read(folder / FLAGS_FILE), _text(folder / ROWS_FILE)
+    try:
+        rows = [json.loads(line) for line in text.splitlines()]
+        best = max(rows, key=lambda row: row["top1"])  # the first of several, as the run has chosen it
+    except (ValueError, KeyError, TypeError) as error:
+        raise PublishError(f"{folder / ROWS_FILE}: it does not hold the epochs of a classifier ({error})") from error
+    return RunRecord(folder, flags, rows[-1] if is_last else best, is_last)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        flags = yaml.safe_load(_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise PublishError(f"{path}: it is damaged, it is not YAML ({' '.join(str(error).split()):.200})") from error
+    if not isinstance(flags, dict) or not isinstance(flags.get("class_names"), list) or "dataset" not in flags:
+        raise PublishError(f"{path}: it does not hold the flags and classes of a classifier's run")
+    for key in _PATHS:
+        value = flags.get(key)
+        if isinstance(value, str) and PurePath(value.removeprefix("local-dir:")).is_absolute():
+            flags[key] = PurePath(value).name
+    return flags
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise PublishError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise PublishError(f"{path}: it is damaged, it is not text ({error})") from error
