@@ -306,7 +306,7 @@ def test_predicts(folder, image, run, fails, hub):
     assert "no such file or folder" in fails("predict", "--model", folder, image.with_name("none.png"))
     assert "--model runs/mine: no such folder" in fails("predict", "--model", "runs/mine", image)
     image.write_bytes(b"no image")
-    assert "cannot be read as an image" in fails("predict", "--model", folder, "--device", "cpu", image)
+    assert "1 files were left out" in fails("predict", "--model", folder, "--device", "cpu", image)
     assert "cannot be built" in fails("predict", "--model", ENTRY, image)
 
 

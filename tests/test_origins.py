@@ -81,5 +81,5 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded_image())
     path.rename(os.fsdecode(os.fsencode(path.parent) + b"/caf\xe9.png"))
-    with pytest.raises(DataError, match=r"caf\\udce9\.png.*not UTF-8.* Rename it"):
+    with pytest.raises(DataError, match=r"caf\\udce9\.png.*not valid UTF-8.* Rename this"):
         load_image_data(str(tmp_path / "images"))
