@@ -96,7 +96,7 @@ def test_other_errors_keep_their_traceback():
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"recipe": None}, "has no recipe"), ({"task": "detection"}, "is a recipe for detection: use scripts/detect.py")],
+    [({"recipe": None}, "has no recipe"), ({"task": "detection"}, "is a recipe for detection: use fdconv-zoo detect")],
 )
 def test_an_entry_that_is_not_for_this_command_is_refused(parser, tmp_path, changes, message):
     entry = yaml.safe_load((MODELS / "resnet10s_fdconv.fashion_mnist.yaml").read_text())

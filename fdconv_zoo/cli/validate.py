@@ -19,6 +19,7 @@ from fdconv_zoo.training.evaluate import evaluate, evaluation_loader
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the flags."""
     parser = argparse.ArgumentParser(
+        prog="fdconv-zoo validate",
         description="Evaluate image classifiers: top-1, top-5, loss and images per second, for one or several models.",
         allow_abbrev=False,
         formatter_class=HelpFormatter,
