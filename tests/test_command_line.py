@@ -1,4 +1,4 @@
-"""`python -m fdconv_zoo`: the index, cards, downloads, verification and predictions from the command line."""
+"""`fdconv-zoo`: the index, cards, downloads, verification and predictions from the command line."""
 
 import ast
 import json
