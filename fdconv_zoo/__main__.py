@@ -1,15 +1,21 @@
-"""The command line: `python -m fdconv_zoo`, installed as `fdconv-zoo`."""
+"""The command line: `fdconv-zoo`, and `python -m fdconv_zoo` for launchers of several processes."""
 
+import sys
 from collections.abc import Sequence
 
-from fdconv_zoo.cli.commands import build_parser
 from fdconv_zoo.cli.entrance import run_command
+from fdconv_zoo.cli.overview import build_parser, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a sub-command."""
-    args = build_parser().parse_args(argv)
-    run_command(args.run, args)
+    """Run a command; without one, print which there are. `argv` is the command line without the program."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    if not argv:
+        parser.print_help()
+        return
+    name = parser.parse_args(argv[:1]).command
+    run_command(run, name, argv[1:])
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from peers import PEERS, replace_layers
 
 from fdconv_zoo import ops
 from fdconv_zoo.cli.entrance import run_command
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.profiling.gpu_report import SECTIONS, Settings, write_report
 from fdconv_zoo.profiling.gpu_report.suite import find_tests
+from fdconv_zoo.profiling.peers import PEERS, replace_layers
 
 ROOT = Path(__file__).resolve().parent.parent
 

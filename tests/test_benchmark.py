@@ -12,18 +12,16 @@ import timm
 import torch
 from conftest import relative_error
 from matplotlib.figure import Figure
-from run_scripts import load_script
 from torch import nn
 
 import fdconv_zoo
 from fdconv_zoo import FDConv2d, ops, profiling
+from fdconv_zoo.cli import benchmark
 from fdconv_zoo.errors import MismatchError
 from fdconv_zoo.profiling import timing
 from fdconv_zoo.profiling.checks import randomize_constants
 from fdconv_zoo.profiling.graphs import capture, graphable_step
 from fdconv_zoo.profiling.picture import draw_ratios
-
-benchmark = load_script("benchmark")
 
 SMALL = "resnet10s_fdconv"
 

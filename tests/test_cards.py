@@ -114,8 +114,8 @@ def test_the_loading_lines_run():
 def test_only_what_was_measured_is_our_result():
     paper = [Result("COCO val2017", "box AP", 39.4, "Faster R-CNN", "https://arxiv.org/abs/2503.18783")]
     measured = [
-        Result("ImageNet-1k, validation", "% top-1", 79.5, "224x224", "python scripts/validate.py ..."),
-        Result("ImageNet-1k, validation", "% top-5", 94.25, "224x224", "python scripts/validate.py ..."),
+        Result("ImageNet-1k, validation", "% top-1", 79.5, "224x224", "fdconv-zoo validate ..."),
+        Result("ImageNet-1k, validation", "% top-5", 94.25, "224x224", "fdconv-zoo validate ..."),
         Result("COCO val2017", "box AP", 38, "Mask R-CNN", "https://example.org/log"),
     ]
     card = card_of(CONVERTED, results=Results(paper, measured, []))
@@ -129,7 +129,7 @@ def test_only_what_was_measured_is_our_result():
             metric_type=metric_type,
             metric_name=metric_name,
             metric_value=value,
-            metric_args={"setting": "224x224", "command": "python scripts/validate.py ..."},
+            metric_args={"setting": "224x224", "command": "fdconv-zoo validate ..."},
         )
         for metric_type, metric_name, value in (("accuracy", "% top-1", 79.5), ("top_5_accuracy", "% top-5", 94.25))
     ] + [

@@ -362,5 +362,5 @@ def test_files_with_logs_are_for_the_converter(model, tmp_path):
     np = pytest.importorskip("numpy")
     torch.save({"state_dict": model.state_dict(), "meta": {"score": np.float64(0.4)}}, tmp_path / "a.pth")
     check_weights_file(tmp_path / "a.pth", model)
-    with pytest.raises(WeightsError, match=r"a\.pth holds other objects besides its weights.*scripts/convert\.py"):
+    with pytest.raises(WeightsError, match=r"a\.pth holds other objects besides its weights.*`fdconv-zoo convert`"):
         timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / "a.pth")))

@@ -48,6 +48,13 @@ def test_recipe_over_defaults_and_command_line_over_recipe(parser, recipe):
     assert parser.parse(["--config", config, "--output", "o", "--model", "mine", "--pretrained"], smoke={}).pretrained
 
 
+def test_a_recipe_of_the_index_is_named(parser, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    parser.add_argument("--dataset")
+    with pytest.raises(ConfigError, match=r"^resnet10s_fdconv.fashion_mnist: recipe key"):
+        parser.parse(["--config", "resnet10s_fdconv.fashion_mnist", "--output", "o"], smoke={})
+
+
 def test_smoke_stands_between_recipe_and_command_line(parser, recipe):
     config = recipe(lr=0.2, image_column="picture", min_lr=0.01)
     smoke = {"lr": 0.5, "image_column": None}
@@ -111,7 +118,7 @@ def test_other_errors_keep_their_traceback():
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"recipe": None}, "has no recipe"), ({"task": "detection"}, "is a recipe for detection: use scripts/detect.py")],
+    [({"recipe": None}, "has no recipe"), ({"task": "detection"}, "is a recipe for detection: use fdconv-zoo detect")],
 )
 def test_an_entry_that_is_not_for_this_command_is_refused(parser, tmp_path, changes, message):
     entry = yaml.safe_load((MODELS / "resnet10s_fdconv.fashion_mnist.yaml").read_text())

@@ -1,5 +1,6 @@
-"""`python -m fdconv_zoo`: the index, cards, downloads, verification and predictions from the command line."""
+"""`fdconv-zoo`: the index, cards, downloads, verification and predictions from the command line."""
 
+import ast
 import json
 import os
 import subprocess
@@ -13,7 +14,9 @@ from huggingface_hub import hf_hub_download
 from loopback_hub import Fault
 from PIL import Image
 
+from fdconv_zoo import cli
 from fdconv_zoo.__main__ import main
+from fdconv_zoo.cli.overview import COMMANDS
 from fdconv_zoo.index import read_index, timm_name
 from fdconv_zoo.store.build import build_model, resolve_preprocessing
 from fdconv_zoo.store.export import export_model
@@ -114,6 +117,26 @@ def test_shows_a_card(run, fails):
         assert run("show", name)[0] == f"# {entry}"
     assert "its card is on the Hub, in timm/resnet18.tv_in1k" in fails("show", "resnet18.tv_in1k")
     assert "no such model; did you mean resnet18_fdconv" in fails("show", "resnet18_fdconf")
+
+
+def test_every_command_has_its_main():
+    for command in COMMANDS.values():
+        tree = ast.parse(Path(cli.__file__).with_name(f"{command.module}.py").read_text(encoding="utf-8"))
+        assert "main" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_a_missing_library_is_named_with_the_extra_that_has_it(fails, monkeypatch):
+    monkeypatch.delitem(sys.modules, "fdconv_zoo.cli.validate", raising=False)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    assert "fdconv-zoo validate needs accelerate: pip install 'fdconv-zoo[train]'" in fails("validate", "--help")
+
+
+def test_completion_knows_commands_and_flags(run):
+    pytest.importorskip("shtab")
+    script = "\n".join(run("completion", "bash"))
+    for name, flag in (("train", "--grad-accum"), ("benchmark", "--count-only"), ("verify", "--repair")):
+        (line,) = [line for line in script.splitlines() if line.startswith(f"_shtab_fdconv_zoo_{name}_option_strings=")]
+        assert flag in line.rstrip(")").split()
 
 
 def test_names():

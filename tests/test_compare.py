@@ -1,16 +1,15 @@
 """The comparison of a model with its twins: all runs, each tested once, and going on after a stop."""
 
 import json
-import sys
 
 import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from run_scripts import ROOT, load_script
 from safetensors.torch import save_file
 from torch import nn
 
+from fdconv_zoo.cli import compare
 from fdconv_zoo.data.sources import SAMPLE_FOLDER
 from fdconv_zoo.dense.canvases import write_canvases
 from fdconv_zoo.dense.detection.model import Detector
@@ -19,15 +18,6 @@ from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import MODELS
 
 MODELS_COMPARED = ["resnet10s_fdconv", "resnet10s_plain", "resnet10s_odconv"]
-
-
-@pytest.fixture(scope="module")
-def compare():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "scripts")  # the script imports others beside it
-        yield load_script("compare")
-        for name in ("twins", "peers"):
-            sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -39,7 +29,7 @@ def dataset(tmp_path):
     return folder
 
 
-def test_every_model_is_trained_and_tested_once(compare, dataset, tmp_path, capsys):
+def test_every_model_is_trained_and_tested_once(dataset, tmp_path, capsys):
     output = tmp_path / "runs"
     recipe = ["--config", MODELS / "resnet10s_fdconv.fashion_mnist.yaml", "--dataset", dataset, "--output", output]
     models = ["--models", *MODELS_COMPARED, "--seeds", 0, 1, "--epochs", 1, "--batch-size", 20, "--warmup-epochs", 0]
@@ -78,7 +68,7 @@ def canvases(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained_twins(compare, tmp_path_factory):
+def trained_twins(tmp_path_factory):
     """Weights of two networks, as a comparison leaves them."""
     folder = tmp_path_factory.mktemp("twins")
     for name in ("resnet10s_plain", "resnet10s_odconv"):
@@ -95,9 +85,7 @@ def trained_twins(compare, tmp_path_factory):
         ("detect", [PARTS[0], *PARTS[2:4]], ["--min-size", 64], ["box_ap", "mask_ap"]),
     ],
 )
-def test_parts_of_fdconv_in_dense_prediction(
-    task, parts, small, metrics, compare, canvases, trained_twins, tmp_path, capsys
-):
+def test_parts_of_fdconv_in_dense_prediction(task, parts, small, metrics, canvases, trained_twins, tmp_path, capsys):
     output = tmp_path / "runs"
     flags = ["--config", MODELS / f"resnet10s_fdconv.fashion_mnist.{task}_canvases.yaml", "--dataset", canvases]
     flags += ["--models", *parts, "--seeds", 5, "--start-from", trained_twins, "--output", output, "--epochs", 1]
@@ -118,7 +106,7 @@ def test_parts_of_fdconv_in_dense_prediction(
         torch.testing.assert_close(kernel, plain, rtol=0, atol=1e-6)
 
 
-def test_missing_weights_are_named_before_work_starts(compare, trained_twins, tmp_path):
+def test_missing_weights_are_named_before_work_starts(trained_twins, tmp_path):
     flags = ["--config", MODELS / "resnet10s_fdconv.fashion_mnist.segment_canvases.yaml", "--models", "resnet10s_fdw"]
     flags += ["--seeds", 5, 6, "--start-from", trained_twins, "--output", tmp_path / "runs"]
     with pytest.raises(ConfigError, match=r"no resnet10s_plain-seed6/last/model.safetensors, from which resnet10s_fdw"):
@@ -133,7 +121,7 @@ def backbone_kernel(folder):
     return layer.weight if isinstance(layer, nn.Conv2d) else layer.fdw()[0]
 
 
-def test_a_twin_comes_back_from_its_folder(compare, tmp_path):
+def test_a_twin_comes_back_from_its_folder(tmp_path):
     model = timm.create_model("resnet10s_odconv", num_classes=3).eval()
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()

@@ -1,4 +1,4 @@
-"""`python -m fdconv_zoo doctor`."""
+"""`fdconv-zoo doctor`."""
 
 import json
 

@@ -154,9 +154,19 @@ def test_a_wrong_entry_is_named(tmp_path, content, message):
     assert str(path) in str(caught.value)
 
 
+def test_an_entry_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resnet18_fdconv.tv_in1k").mkdir()  # such as the folder of a run
+    assert read_entry("resnet18_fdconv.tv_in1k") == read_entry(MODELS / "resnet18_fdconv.tv_in1k.yaml")
+    write(tmp_path / "mine.yaml", GOOD)
+    assert read_entry("mine.yaml").model == GOOD["model"]
+
+
 def test_no_file_and_no_entries(tmp_path):
-    with pytest.raises(EntryError, match="cannot be read"):
+    with pytest.raises(EntryError, match=r"none.yaml: neither a file nor an entry of the index; `fdconv-zoo list`"):
         read_entry(tmp_path / "none.yaml")
+    with pytest.raises(EntryError, match=r"models/resnet18_fdconv.tv_in1.yaml: .* did you mean resnet18_fdconv"):
+        read_entry("models/resnet18_fdconv.tv_in1.yaml")
     with pytest.raises(EntryError, match="no entries"):
         read_index(tmp_path)
 

@@ -5,10 +5,10 @@ import timm
 import torch
 import torch.nn.functional as F
 from contract import each_family, example, images
-from run_scripts import ROOT, load_script
 from torch import Tensor, nn
 
 from fdconv_zoo import FDConv2d, keep_kernels, set_path
+from fdconv_zoo.cli import benchmark
 from fdconv_zoo.ops import triton_support
 from fdconv_zoo.profiling.backward import run_backward
 from fdconv_zoo.profiling.launches import count_launches
@@ -188,9 +188,7 @@ def test_the_backward_pass_of_one_of_two_outputs():
     assert torch.equal(run_backward(second, gradient)[x], F.pad(2 * gradient, (3, 0)))
 
 
-def test_the_table(tmp_path, capsys, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    benchmark = load_script("benchmark")
+def test_the_table(tmp_path, capsys):
     file = tmp_path / "launches.csv"
     flags = ["--count-launches", "--models", "resnet10s_fdconv", "--image-size", "32", "--peers", "--csv", str(file)]
     benchmark.main([*flags, "--batch-size", "2", "--path", "rebuild", "--channels-last", "--dtype", "bfloat16"])

@@ -22,7 +22,8 @@ assert not heavy, heavy
 assert "resnet50_fdconv" in timm.list_models("*_fdconv")
 timm.create_model("resnet10s_fdconv", pretrained=True)
 from fdconv_zoo.data import SAMPLE, load_image_data
-print(len(load_image_data(SAMPLE, split="validation").validation))
+from fdconv_zoo.index import read_index
+print(*read_index(), len(load_image_data(SAMPLE, split="validation").validation))
 """
 
 
@@ -49,7 +50,8 @@ def test_wheel_works_on_its_own(built, tmp_path):
     assert sources <= set(names)
     entries = {path.name for path in (ROOT / "models").glob("*.yaml")}
     assert {f"fdconv_zoo/models/{name}" for name in entries} <= set(names)
-    assert any(name.endswith("entry_points.txt") for name in names)
+    (points,) = [name for name in names if name.endswith("entry_points.txt")]
+    assert "fdconv-zoo = fdconv_zoo.__main__:main" in zipfile.ZipFile(wheel).read(points).decode().splitlines()
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
     site = str(tmp_path / "site")
@@ -59,18 +61,22 @@ def test_wheel_works_on_its_own(built, tmp_path):
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split()[-1] == "1000"
+    *found, size = result.stdout.split()
+    assert size == "1000"
+    assert {f"{name}.yaml" for name in found} == entries
 
-    listed = subprocess.run(
-        [sys.executable, "-m", "fdconv_zoo", "list"],
+    launch = [*("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"), "-m", "fdconv_zoo", "train"]
+    flags = ["--config", "resnet10s_fdconv.fashion_mnist.demo", "--smoke", "--output", "run"]
+    trained = subprocess.run(
+        [sys.executable, *launch, *flags],
         cwd=tmp_path,
-        env=environment | {"PYTHONPATH": site},
+        env=environment | {"PYTHONPATH": site, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert listed.returncode == 0, listed.stderr
-    assert {f"{line.split()[0]}.yaml" for line in listed.stdout.splitlines()[1:]} == entries
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
 def test_sdist_is_complete(built):

@@ -1,20 +1,15 @@
 """The peers compute what their papers define, checked against loops over images and kernels."""
 
-import sys
-
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from conftest import relative_error
-from run_scripts import ROOT
 from torch import nn
 
 from fdconv_zoo import FDConv2d
 from fdconv_zoo.profiling import count_parameters
-
-sys.path.append(str(ROOT / "scripts"))
-from peers import PEERS, CondConv, DYConv, ODConv, replace_layers
+from fdconv_zoo.profiling.peers import PEERS, CondConv, DYConv, ODConv, replace_layers
 
 CONVOLUTIONS = {
     "3x3": dict(kernel_size=3, padding=1),

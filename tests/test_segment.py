@@ -171,7 +171,7 @@ def test_a_recipe_runs_on_a_stand_in(name, tmp_path):
         (["--scales", "0"], "--scales"),
         (["--decoder", "unknown"], "--decoder"),
         (["--model", "resnet10s_fdconf"], "did you mean resnet10s_fdconv"),
-        (["--config", str(MODELS / "resnet50_fdconv.tv_in1k.mask_rcnn_coco.yaml")], "use scripts/detect.py"),
+        (["--config", str(MODELS / "resnet50_fdconv.tv_in1k.mask_rcnn_coco.yaml")], "use fdconv-zoo detect"),
     ],
 )
 def test_wrong_flags_are_named_before_work_starts(flags, message, small_canvases, tmp_path):

@@ -1,1 +1,1 @@
-"""The commands: those of `python -m fdconv_zoo`, and those that scripts/ starts."""
+"""The commands of `fdconv-zoo`; some of them are started by scripts/, too."""

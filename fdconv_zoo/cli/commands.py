@@ -1,8 +1,8 @@
-"""The sub-commands of `python -m fdconv_zoo`: the index, cards, weights, predictions and the installation."""
+"""The small commands: the index, cards, weights, predictions and the installation."""
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatch
 
@@ -21,17 +21,16 @@ from fdconv_zoo.store.names import HUB
 from fdconv_zoo.store.verify import verify
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line."""
-    parser = argparse.ArgumentParser(
-        prog="fdconv-zoo", description="FDConv models: the index, weights and predictions.", allow_abbrev=False
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def build_parsers() -> dict[str, argparse.ArgumentParser]:
+    """Build the parsers of the commands' flags, by name."""
+    parsers = {}
 
     def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, formatter_class=HelpFormatter)
-        command.set_defaults(run=run)
-        return command
+        parsers[name] = argparse.ArgumentParser(
+            prog=f"fdconv-zoo {name}", description=text, allow_abbrev=False, formatter_class=HelpFormatter
+        )
+        parsers[name].set_defaults(run=run)
+        return parsers[name]
 
     listing = add("list", list_entries, "List the entries of the index with costs, weights and results.")
     listing.add_argument("pattern", nargs="?", default="*", help="part of a name, or a pattern such as '*tiny*in22k*'")
@@ -52,7 +51,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     diagnosing = add("doctor", diagnose, doctor.DESCRIPTION)
     diagnosing.add_argument("--json", action="store_true", help="print JSON")
-    return parser
+    return parsers
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run one of the commands; `argv` is its name and its flags."""
+    name, *flags = argv
+    args = build_parsers()[name].parse_args(flags)
+    args.run(args)
 
 
 def list_entries(args: argparse.Namespace) -> None:

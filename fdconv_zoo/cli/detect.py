@@ -217,6 +217,9 @@ class DetectionTask(DenseTask):
         return draw_predictions(model, self.validation_images, indices)
 
 
+build_parser = DetectionTask.build_parser
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train or evaluate a detector; `argv` is the command line without the program."""
     run_task(DetectionTask, argv)

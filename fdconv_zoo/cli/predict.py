@@ -1,4 +1,4 @@
-"""Predictions for image files, behind `scripts/predict.py` and `python -m fdconv_zoo predict`.
+"""Predictions for image files.
 
 A classifier's classes are printed. For a segmenter or a detector, pictures are written.
 """

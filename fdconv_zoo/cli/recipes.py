@@ -35,10 +35,12 @@ class ArgumentParser(argparse.ArgumentParser):
     """
 
     def __init__(self, description: str, *, task: str = "classification"):
-        super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
+        super().__init__(
+            prog=f"fdconv-zoo {TASKS[task]}", description=description, allow_abbrev=False, formatter_class=HelpFormatter
+        )
         self.task = task
         run = self.add_argument_group("run")
-        run.add_argument("--config", metavar="FILE", help="entry of models/: its recipe replaces the defaults")
+        run.add_argument("--config", metavar="NAME", help="entry, or its file: its recipe replaces the defaults")
         run.add_argument("--output", metavar="DIR", help="folder for all files of the run")
         run.add_argument("--resume", action="store_true", help="continue the run in --output, if there is one")
         run.add_argument("--overwrite", action="store_true", help="delete the run in --output, if there is one")
@@ -65,9 +67,9 @@ class ArgumentParser(argparse.ArgumentParser):
         if given.config is not None:
             entry = read_entry(given.config)
             if entry.recipe is None:
-                raise ConfigError(f"{given.config} has no recipe; `python -m fdconv_zoo list --json` shows which have")
+                raise ConfigError(f"{given.config} has no recipe; `fdconv-zoo list --json` shows which have")
             if entry.task != self.task:
-                raise ConfigError(f"{given.config} is a recipe for {entry.task}: use scripts/{TASKS[entry.task]}.py")
+                raise ConfigError(f"{given.config} is a recipe for {entry.task}: use fdconv-zoo {TASKS[entry.task]}")
             settings = {"model": entry.model, **entry.recipe}
             try:
                 self.parse_args(self._as_flags(settings))

@@ -263,6 +263,9 @@ def pair(numbers: Sequence[int]) -> tuple[int, int]:
     return numbers[0], numbers[-1]
 
 
+build_parser = SegmentationTask.build_parser
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train or evaluate a segmenter; `argv` is the command line without the program."""
     run_task(SegmentationTask, argv)

@@ -262,6 +262,9 @@ def training_transform(args: argparse.Namespace, preprocessing: Mapping[str, Any
         raise ConfigError(f"--aa {args.aa}: not a policy of timm, such as rand-m7-mstd0.5-inc1") from error
 
 
+build_parser = ClassificationTask.build_parser
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train a classifier; `argv` is the command line without the program."""
     run_task(ClassificationTask, argv)

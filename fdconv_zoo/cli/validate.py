@@ -35,6 +35,7 @@ _logger = logging.getLogger(__name__)
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the flags."""
     parser = argparse.ArgumentParser(
+        prog="fdconv-zoo validate",
         description="Evaluate image classifiers: top-1, top-5, loss and images per second, for one or several models.",
         allow_abbrev=False,
         formatter_class=HelpFormatter,
@@ -135,7 +136,7 @@ def as_numbered_by(name: str, model: nn.Module, data: ImageData) -> Dataset | It
     if model.num_classes != len(data.class_names):
         raise ConfigError(
             f"{name} was trained on {model.num_classes} classes, but the dataset has {len(data.class_names)}: "
-            "evaluate a model trained on the dataset's classes (see scripts/train.py), or choose another dataset"
+            "evaluate a model trained on the dataset's classes (see `fdconv-zoo train`), or choose another dataset"
         )
     _logger.warning("%s has no class names: its classes are taken to be in the order of the dataset's.", name)
     return data.validation

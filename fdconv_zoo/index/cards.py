@@ -130,7 +130,7 @@ def _data(entry: Entry, data: list[Dataset]) -> str:
 
 
 def _recipe_status(entry: Entry, name: str) -> str:
-    command = f"`accelerate launch scripts/train.py --config models/{name}.yaml --output runs/mine`"
+    command = f"`accelerate launch -m fdconv_zoo train --config {name} --output runs/mine`"
     if entry.status == "trained":
         return f"Trained by {command}."
     if entry.status == "recipe only":

@@ -1,5 +1,6 @@
 """Entries of the index, and reading them from their YAML files."""
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -15,7 +16,11 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 MODELS = _PACKAGE / "models" if (_PACKAGE / "models").is_dir() else _PACKAGE.parent / "models"
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # faster, if PyYAML was built with it
 STATUSES = ("converted, not trained", "trained", "recipe only")
-TASKS = {"classification": "train", "segmentation": "segment", "detection": "detect"}  # and their training scripts
+TASKS = {
+    "classification": "train",
+    "segmentation": "segment",
+    "detection": "detect",
+}  # and their commands
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,7 @@ class Entry:
         preprocessing: Preprocessing of its input.
         costs: Its costs and its plain twin's.
         results: Figures by origin.
-        recipe: Flags of the task's script, with underscores; None if the entry is only weights.
+        recipe: Flags of the task's command, with underscores; None if the entry is only weights.
     """
 
     model: str
@@ -172,13 +177,36 @@ class Entry:
         return self.model.partition(".")[2]
 
 
-def read_entry(path: str | Path) -> Entry:
-    """Read one entry.
+def find_entry(name: str | Path) -> Path:
+    """Find the file of an entry.
+
+    Args:
+        name: Name of an entry of the index, as `fdconv-zoo list` prints it, or a path of a file.
 
     Raises:
-        EntryError: the file is missing or not YAML, a key is unknown or missing, or a value has the wrong type.
+        EntryError: there is neither.
     """
-    path = Path(path)
+    path, known = Path(name), MODELS / f"{name}.yaml"
+    if path.is_file():
+        return path
+    if known.parent == MODELS and known.is_file():
+        return known
+    entries = [entry.stem for entry in MODELS.glob("*.yaml")]
+    similar = difflib.get_close_matches(path.name.removesuffix(".yaml"), entries)
+    remedy = f"did you mean {', '.join(similar)}?" if similar else "`fdconv-zoo list` prints the entries"
+    raise EntryError(f"{name}: neither a file nor an entry of the index; {remedy}")
+
+
+def read_entry(name: str | Path) -> Entry:
+    """Read one entry.
+
+    Args:
+        name: As for `find_entry`.
+
+    Raises:
+        EntryError: there is none, it is not YAML, a key is unknown or missing, or a value has the wrong type.
+    """
+    path = find_entry(name)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:

@@ -20,7 +20,7 @@ have several input sizes, they are for the first.
 "Converted" weights are the plain model's, converted exactly: before fine-tuning, the model computes what the plain one
 computes. `timm.create_model("<model>.<weights>", pretrained=True)` loads them; without a tag, the first in the row.
 {short_names} are short for the tiny ones. Each has a card in `model_cards/`, and
-`python -m fdconv_zoo list` prints this table.
+`fdconv-zoo list` prints this table.
 
 """
 _RECIPES = """\
@@ -30,17 +30,17 @@ _RECIPES = """\
 On one machine, with all its GPUs, or fewer with `--num_processes`; `--smoke` tries a recipe in a minute on tiny
 stand-in data:
 
-    accelerate launch scripts/<script>.py --config models/<recipe>.yaml --output runs/mine
+    accelerate launch -m fdconv_zoo <command> --config <recipe> --output runs/mine
 
 On two machines with 8 GPUs each and a shared output folder, the first with rank 0 and the second with rank 1:
 
     accelerate launch --multi_gpu --num_machines 2 --num_processes 16 --machine_rank <rank> --main_process_ip <first> \\
-        --main_process_port 29500 scripts/<script>.py --config models/<recipe>.yaml --output runs/mine
+        --main_process_port 29500 -m fdconv_zoo <command> --config <recipe> --output runs/mine
 
 `--batch-size` is per process: keep the number of images per update (with `--grad-accum` on fewer GPUs), or scale `--lr`
 with it.
 
-| recipe | script | model | data | epochs | what it is |
+| recipe | command | model | data | epochs | what it is |
 | --- | --- | --- | --- | ---: | --- |
 """
 _FOOT = """

@@ -99,6 +99,6 @@ def guarded_file(path: str | Path | None) -> Iterator[None]:
         if "weights_only" in str(error):
             raise WeightsError(
                 f"{file} holds other objects besides its weights, which timm refuses to load. Write the weights alone "
-                "to a new file with scripts/convert.py."
+                "to a new file with `fdconv-zoo convert`."
             ) from error
         raise

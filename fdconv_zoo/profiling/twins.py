@@ -6,15 +6,16 @@ Importing this module registers them with timm.
 from typing import Any
 
 import timm
-from peers import CondConv, ODConv, replace_layers
 from timm.models import load_pretrained, register_model
 from torch import nn
 
 from fdconv_zoo import FDConv2d
+from fdconv_zoo.profiling.peers import CondConv, ODConv, replace_layers
 
 MODEL = "resnet10s_fdconv"
 PLAIN = "resnet10s_plain"
 _OTHER_WEIGHTS = ("resnet10s_condconv", "resnet10s_odconv")
+TWINS = (PLAIN, "resnet10s_fdw", "resnet10s_fdw_ksm", *_OTHER_WEIGHTS)
 
 
 def trained_twin(name: str) -> str:

@@ -1,0 +1,38 @@
+"""Completion of commands and flags in a shell, by shtab."""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+
+import shtab
+
+from fdconv_zoo.cli import commands, overview
+
+DESCRIPTION = "Print a script that completes commands, flags and files in a shell."
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the flags."""
+    parser = argparse.ArgumentParser(prog="fdconv-zoo completion", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the script of a shell; `argv` is the command line without the program."""
+    print(shtab.complete(build_whole_parser(), build_parser().parse_args(argv).shell))
+
+
+def build_whole_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands with their flags."""
+    parsers = commands.build_parsers()
+    for name, command in overview.COMMANDS.items():
+        if name not in parsers:
+            with suppress(ModuleNotFoundError):  # of a command whose libraries are not installed, the name is enough
+                parsers[name] = import_module(f"fdconv_zoo.cli.{command.module}").build_parser()
+    for parser in parsers.values():
+        for action in parser._actions:
+            if action.choices is None and action.nargs != 0:  # shells complete files only where they are told to
+                action.complete = shtab.FILE
+    return overview.build_parser(parsers)

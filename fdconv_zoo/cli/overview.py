@@ -1,0 +1,87 @@
+"""All commands by name. This module needs no torch: which commands there are is said at once."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.startup import load_library
+from fdconv_zoo.version import __version__
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command.
+
+    Attributes:
+        module: Of `fdconv_zoo.cli`, with its `main`.
+        help: What it does, in a line.
+        extra: Of the package, which has the libraries that it needs; None if it needs no others.
+    """
+
+    module: str
+    help: str
+    extra: str | None = None
+
+
+COMMANDS = {
+    "train": Command("train", "Train or fine-tune an image classifier.", "train"),
+    "validate": Command("validate", "Evaluate image classifiers.", "train"),
+    "segment": Command("segment", "Train or evaluate a network that gives every pixel a class.", "dense"),
+    "detect": Command("detect", "Train or evaluate a network that finds objects, their boxes and masks.", "dense"),
+    "predict": Command("commands", "Print the classes of images, or draw what is in images and videos."),
+    "convert": Command("convert", "Convert a weights file of another project into a folder that timm loads."),
+    "publish": Command("publish", "Publish a model on the Hugging Face Hub."),
+    "compare": Command("compare", "Train a recipe's model and its twins from several seeds, and compare.", "dense"),
+    "benchmark": Command("benchmark", "Measure parameters, multiply-adds, time and memory of models and their twins."),
+    "list": Command("commands", "List the entries of the index with costs, weights and results."),
+    "show": Command("commands", "Print the card of an entry."),
+    "download": Command("commands", "Download weights into the Hub's cache ahead of time."),
+    "verify": Command("commands", "Check cached files against the Hub's hashes."),
+    "doctor": Command("commands", "Print what FDConv runs on here."),
+    "completion": Command("completion", "Print a script that completes commands and flags in a shell.", "completion"),
+}
+
+
+def build_parser(flags: Mapping[str, argparse.ArgumentParser] | None = None) -> argparse.ArgumentParser:
+    """Build the parser of the command line.
+
+    Args:
+        flags: Parsers of the flags of commands, by name; without them, only names of commands are parsed.
+    """
+    parser = argparse.ArgumentParser(
+        prog="fdconv-zoo",
+        description="Train, evaluate, convert and publish models with Frequency Dynamic Convolution.",
+        epilog="`fdconv-zoo COMMAND --help` lists the flags of a command. In several processes: accelerate launch -m "
+        "fdconv_zoo COMMAND ..., or torchrun -m fdconv_zoo COMMAND ...",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"fdconv-zoo {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        parents = [flags[name]] if flags and name in flags else []
+        commands.add_parser(name, help=command.help, add_help=False, parents=parents)
+    return parser
+
+
+def run(name: str, argv: Sequence[str]) -> None:
+    """Run a command.
+
+    Args:
+        name: One of `COMMANDS`.
+        argv: Its flags.
+
+    Raises:
+        ConfigError: a library that it needs is not installed.
+    """
+    command = COMMANDS[name]
+    load_library()
+    try:
+        module = import_module(f"fdconv_zoo.cli.{command.module}")
+        module.main([name, *argv] if command.module == "commands" else argv)
+    except ModuleNotFoundError as error:
+        if command.extra is None or error.name is None or error.name.startswith("fdconv_zoo"):
+            raise
+        remedy = f"pip install 'fdconv-zoo[{command.extra}]'"
+        raise ConfigError(f"fdconv-zoo {name} needs {error.name}: {remedy}") from error
