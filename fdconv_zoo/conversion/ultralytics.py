@@ -1,0 +1,124 @@
+"""Converts the networks of Ultralytics (YOLO, RT-DETR), which fold BatchNorm into convolutions before they predict.
+
+Nothing of Ultralytics is imported: its blocks are known by their attributes ``conv``, ``bn`` and ``act``.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+from torch import nn
+
+from fdconv_zoo.conversion.convert import convert_model
+from fdconv_zoo.errors import WeightsError, first_of
+from fdconv_zoo.layers import FDConv2d, FDLinear
+from fdconv_zoo.layers.replace import find_layers
+
+
+def convert_ultralytics(
+    model: nn.Module, *, select: Callable[[str, nn.Module], bool] | None = None, dry_run: bool = False, **rules: Any
+) -> nn.Module:
+    """Convert layers of a network of Ultralytics to FDConv layers, in place, without changing what it computes.
+
+    As :func:`fdconv_zoo.convert_model`, and the network's ``fuse()`` works afterwards, and with it prediction,
+    validation and export: a kernel that depends on the image cannot take up the BatchNorm after it, so ``fuse()`` makes
+    both one module and folds the other blocks as usual. Blocks with parallel convolutions that ``fuse()`` adds up
+    (``RepConv`` and the like) are skipped. The network can be copied and pickled.
+
+    Args:
+        model: ``YOLO(...).model``.
+        select, dry_run, **rules: as in :func:`fdconv_zoo.convert_model`, with its options.
+
+    Returns:
+        The network.
+
+    Raises:
+        TypeError: ``model`` is not a network of Ultralytics.
+        TypeError, ValueError, RuntimeError: of :func:`fdconv_zoo.convert_model`. The network is then unchanged.
+    """
+    if not isinstance(getattr(model, "model", None), nn.Sequential) or not callable(getattr(model, "fuse", None)):
+        raise TypeError(
+            f"A {type(model).__name__} is not a network of Ultralytics: pass the attribute `model` of a YOLO or RTDETR "
+            "object, and any other model to fdconv_zoo.convert_model."
+        )
+    merged = {layer for block in model.modules() if _merges_convolutions(block) for layer in block.modules()}
+
+    def wanted(name: str, layer: nn.Module) -> bool:
+        return layer not in merged and (select is None or select(name, layer))
+
+    convert_model(model, select=wanted, dry_run=dry_run, **rules)
+    if not dry_run:
+        # Not a closure, which cannot be pickled with the network. Saved networks refer to `_fuse` by its name.
+        model.fuse = partial(_fuse, model)
+    return model
+
+
+class ConvertingTrainer:
+    """Mixin that makes a trainer of Ultralytics train a converted network.
+
+    A trainer builds its network anew, from the configuration and the weights. With this class first among its bases,
+    it converts what it has built. Weights of plain and of converted networks are taken over::
+
+        class Trainer(ConvertingTrainer, DetectionTrainer):
+            conversion = dict(include="model.?.*")
+
+    Attributes:
+        conversion: Arguments of :func:`convert_ultralytics`.
+    """
+
+    conversion: ClassVar[Mapping[str, Any]] = {}
+
+    def get_model(self, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
+        """Build the network as the trainer does, convert it, and load weights.
+
+        Args:
+            cfg: the network's configuration.
+            weights: a plain network, or one converted in the same way; None for random weights.
+            verbose: log what is built and loaded.
+
+        Raises:
+            WeightsError: ``weights`` has FDConv layers that this trainer does not make; names them.
+        """
+        model = convert_ultralytics(super().get_model(cfg=cfg, weights=weights, verbose=verbose), **self.conversion)
+        trained = _dynamic_layers(weights) if isinstance(weights, nn.Module) else {}
+        if trained:
+            _check_layers(trained, _dynamic_layers(model))
+            model.load(weights, verbose=verbose)
+        return model
+
+
+def _fuse(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    """Prepare blocks of an FDConv layer and a BatchNorm for inference, then call the network's own ``fuse()``."""
+    for block in list(model.modules()):
+        parts = getattr(block, "conv", None), getattr(block, "bn", None)
+        if isinstance(parts[0], FDConv2d) and isinstance(parts[1], nn.BatchNorm2d) and hasattr(block, "act"):
+            block.conv = nn.Sequential(*parts)
+            del block.bn  # the network's own fuse() passes over blocks without
+            block.forward = block.forward_fuse
+    return type(model).fuse(model, *args, **kwargs)
+
+
+def _merges_convolutions(block: nn.Module) -> bool:
+    """Whether a block, to be fused, adds up the weights of parallel convolutions."""
+    return hasattr(block, "fuse_convs") or (hasattr(block, "fuse") and hasattr(block, "conv1"))
+
+
+def _dynamic_layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {names[0]: layer for layer, names in find_layers(model, (FDConv2d, FDLinear)).items()}
+
+
+def _check_layers(trained: Mapping[str, nn.Module], made: Mapping[str, nn.Module]) -> None:
+    """Check that FDConv layers find their counterparts, since Ultralytics drops without a word what does not fit."""
+    if missing := trained.keys() - made.keys():
+        problem = f"has FDConv layers where the trainer has none: {first_of(sorted(missing))}"
+    elif differing := [name for name in trained if _options(trained[name]) != _options(made[name])]:
+        problem = f"has FDConv layers with other options than the trainer's: {first_of(differing)}"
+    else:
+        return
+    raise WeightsError(f"The network to start from {problem}. Give the trainer the `conversion` it was trained with.")
+
+
+def _options(layer: nn.Module) -> tuple[int, bool, bool, bool]:
+    """What decides which parameters a layer has, besides its channels: those of a head follow the classes."""
+    parts = (layer.ksm.global_branch, layer.ksm.local_branch, getattr(layer, "fbm", None))
+    return (layer.fdw.num_kernels, *(part is not None for part in parts))
