@@ -479,9 +479,13 @@ def test_pictures_show_boxes_masks_and_truth_in_class_colours():
     red, _, blue = picture.getpixel((200, 280))
     assert (red - blue) * (class_colour(2)[0] - class_colour(2)[2]) > 0  # tinted
     both = draw_detections(grey, nothing, ["a", "b"], truth=objects)
-    assert both.size == (968, 480)
-    assert both.getpixel((80, 300)) == class_colour(2)
-    assert both.getpixel((488 + 80, 300)) == (128, 128, 128)
+    assert both.size == (968, 32 + 480)
+    assert both.getpixel((80, 32 + 300)) == class_colour(2)
+    assert both.getpixel((488 + 80, 32 + 300)) == (128, 128, 128)
+    headers = np.asarray(both)[:32]
+    assert (headers[:, :480] < 128).any()
+    assert (headers[:, 488:] < 128).any()
+    assert not np.array_equal(headers[:, :480], headers[:, 488:])
     assert draw_grid([picture] * 3, columns=2).size == (968, 968)
 
 

@@ -1,9 +1,9 @@
 """COCO's average precision, compared with a literal one and another library; and the evaluation of a detector."""
 
+import csv
 import json
 import os
 import socket
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,12 @@ import torch.multiprocessing as mp
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from coco_files import annotation, box_polygon, coco, image, write_dataset
+from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import nn
 
 from fdconv_zoo.dense.detection.coco import CocoImages
+from fdconv_zoo.dense.detection.curves import draw_curves, write_curves
 from fdconv_zoo.dense.detection.dataset import EvaluationDataset
 from fdconv_zoo.dense.detection.evaluate import evaluate_detector, to_coco_results
 from fdconv_zoo.dense.detection.loading import load_detection_data
@@ -45,6 +47,14 @@ def overlap(detected: list[float], true: list[float], crowd: bool) -> float:
 
 def literal_ap(truth: list[dict], predictions: list[dict], threshold: float, area: tuple[float, float]) -> float | None:
     """Average precision of one category, in 0..1; None if there are no objects of that size."""
+    levels = literal_curve(truth, predictions, threshold, area)
+    return None if levels is None else float(np.mean(levels))
+
+
+def literal_curve(
+    truth: list[dict], predictions: list[dict], threshold: float, area: tuple[float, float]
+) -> list[float] | None:
+    """Precision of one category at 101 recalls; None if there are no objects of that size."""
     ranked = []  # score, whether correct
     count = 0
     for image_id in {entry["image_id"] for entry in truth + predictions}:
@@ -75,8 +85,7 @@ def literal_ap(truth: list[dict], predictions: list[dict], threshold: float, are
     ranked.sort(key=lambda item: -item[0])
     right = np.cumsum([item[1] for item in ranked])
     recall, precision = right / count, right / np.arange(1, len(ranked) + 1)
-    levels = [precision[recall >= level].max(initial=0) for level in np.linspace(0, 1, 101)]
-    return float(np.mean(levels))
+    return [precision[recall >= level].max(initial=0) for level in np.linspace(0, 1, 101)]
 
 
 def literal_mean(truth: list[dict], predictions: list[dict], thresholds: list[float], area: tuple) -> float | None:
@@ -173,6 +182,33 @@ def test_boxes_and_masks_agree_with_another_library(messy):
             value = getattr(result, f"{kind}_{column}")
             assert value == pytest.approx(100 * evaluation.stats[place], abs=1e-6)
             assert 1 < value < 99
+
+
+def test_precision_recall_curves(messy, tmp_path):
+    images, predictions, file = messy
+    result = score_detections(coco_truth(images), predictions, masks=True)
+    truth = json.loads(file.read_text())["annotations"]
+    names = list(images.categories.values())
+    write_curves(result.curves, names, tmp_path / "curves.csv")
+    draw_curves(result.curves, names, tmp_path / "curves.png")
+    rows = list(csv.DictReader((tmp_path / "curves.csv").open()))
+    assert {(row["kind"], row["iou"], row["class"]) for row in rows} == {
+        (kind, iou, name) for kind in ("box", "mask") for iou in ("0.5", "0.75") for name in ("car", "cat")
+    }  # no kites
+    for iou in ("0.5", "0.75"):
+        car = [row for row in rows if (row["kind"], row["iou"], row["class"]) == ("box", iou, "car")]
+        parts = [e for e in truth if e["category_id"] == 3], [p for p in predictions if p["category_id"] == 3]
+        expected = literal_curve(*parts, float(iou), SIZES["ap"])
+        assert [float(row["recall"]) for row in car] == pytest.approx(np.linspace(0, 1, 101))
+        assert [float(row["precision"]) for row in car] == pytest.approx(expected, abs=1e-4)
+        # Detections with at least this score, alone, reach the recall.
+        reached = [row for row in car if float(row["precision"]) > 0]
+        least = float(reached[-1]["score"])
+        kept = [p for p in parts[1] if p["score"] >= least - 1e-4]
+        assert np.count_nonzero(literal_curve(parts[0], kept, float(iou), SIZES["ap"])) == len(reached)
+    assert "curves" not in result.figures()
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width > 500
 
 
 # Special cases
@@ -330,7 +366,7 @@ def worker(rank: int, folder: Path, port: int) -> None:
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in ranks.items()}, ACCELERATE_USE_CPU="true")
     result = evaluate(folder)
-    (folder / f"rank{rank}.json").write_text(json.dumps(asdict(result)))
+    (folder / f"rank{rank}.json").write_text(json.dumps(result.figures()))
     torch.distributed.destroy_process_group()
 
 

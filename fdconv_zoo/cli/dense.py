@@ -3,7 +3,7 @@
 import argparse
 import json
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,10 +36,12 @@ class DenseTask(CommandTask):
 
     Attributes:
         model_type: Class of the model.
+        class_metrics: Keys of the figures of each class that trackers log.
         validation_images: Set by `validation_loader`.
     """
 
     model_type: ClassVar[type[SavedModel]]
+    class_metrics: ClassVar[Sequence[str]]
     validation_images: Dataset
 
     @classmethod
@@ -124,6 +126,16 @@ class DenseTask(CommandTask):
     def loss(self, model: nn.Module, images: Any, targets: Any) -> Tensor:
         """The sum of the model's losses for a batch."""
         return sum(model(images, targets).values())
+
+    def tracked(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """The metrics, and those of each class."""
+        of_classes = {
+            f"{key}/{entry['name']}": entry[key]
+            for key in self.class_metrics
+            for entry in row["classes"]
+            if entry[key] is not None
+        }
+        return super().tracked(row) | of_classes
 
     def compiled_part(self, model: SavedModel) -> nn.Module:
         """The backbone: heads and losses branch on what they find."""

@@ -1,6 +1,7 @@
 """Training and evaluation of detectors."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from fdconv_zoo.cli.task import run_task
 from fdconv_zoo.dense.canvases import FASHION_CANVASES
 from fdconv_zoo.dense.detection.augment import training_transform
 from fdconv_zoo.dense.detection.coco import CocoImages
+from fdconv_zoo.dense.detection.curves import draw_curves, write_curves
 from fdconv_zoo.dense.detection.dataset import DetectionDataset, EvaluationDataset
 from fdconv_zoo.dense.detection.evaluate import evaluate_detector
 from fdconv_zoo.dense.detection.heads import HEADS
@@ -25,6 +27,7 @@ from fdconv_zoo.dense.detection.model import Detector
 from fdconv_zoo.dense.detection.pictures import draw_predictions
 from fdconv_zoo.dense.freezing import freeze_unused
 from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.store.files import write_text
 from fdconv_zoo.training.batches import TrainingBatches, make_batches
 
 
@@ -46,6 +49,7 @@ class DetectionTask(DenseTask):
         "min_lr": 0.0,
     }
     model_type = Detector
+    class_metrics = ("box_ap", "mask_ap")
     data: DetectionData
 
     @property
@@ -60,12 +64,14 @@ class DetectionTask(DenseTask):
         super().add_flags(parser)
         boolean = {"action": argparse.BooleanOptionalAction}
 
-        data = parser.add_argument_group("data, in COCO's format")
+        data = parser.add_argument_group("data")
         data.add_argument(
-            "--dataset", help=f"folder with images and annotations/, or {FASHION_CANVASES} (generated at first use)"
+            "--dataset",
+            help="folder in the format of COCO, YOLO (or its data.yaml) or Pascal VOC, or "
+            f"{FASHION_CANVASES} (generated at first use)",
         )
-        data.add_argument("--train-annotations", metavar="FILE", help="instead of the dataset's")
-        data.add_argument("--validation-annotations", metavar="FILE", help="instead of the dataset's")
+        data.add_argument("--train-annotations", metavar="FILE", help="in COCO's format, instead of the dataset's")
+        data.add_argument("--validation-annotations", metavar="FILE", help="in COCO's format, instead of the dataset's")
         data.add_argument("--train-images", metavar="DIR", help="instead of the dataset's")
         data.add_argument("--validation-images", metavar="DIR", help="instead of the dataset's")
         data.add_argument("--skip-bad-boxes", **boolean, default=False, help="remove and count bad annotations")
@@ -100,13 +106,18 @@ class DetectionTask(DenseTask):
         augment.add_argument("--crop-size", type=int, default=1024, help="side of that crop in pixels")
         augment.add_argument("--photometric", **boolean, default=False, help="change colours at random")
 
-        parser.add_argument("--pictures", type=int, default=6, help="validation images to draw")
+        evaluation = parser.add_argument_group("evaluation")
+        evaluation.add_argument(
+            "--scales", type=float, nargs="+", default=[1.0], help="join the objects found at these sizes of the image"
+        )
+        evaluation.add_argument("--flip", **boolean, default=False, help="also join those found in mirror images")
+        evaluation.add_argument("--pictures", type=int, default=6, help="validation images to draw")
 
     @classmethod
     def check_arguments(cls, args: argparse.Namespace) -> None:
         """Raise `ConfigError` for mistakes that the command line alone shows."""
         if not (args.dataset or args.validation_annotations):
-            raise ConfigError(f"--dataset is required: a folder in COCO's format, or {FASHION_CANVASES}")
+            raise ConfigError(f"--dataset is required: a folder with images and their objects, or {FASHION_CANVASES}")
         super().check_arguments(args)
         if args.norm == "frozen" and starts_at_random(args):
             raise ConfigError(
@@ -201,8 +212,18 @@ class DetectionTask(DenseTask):
             self.truth,
             self.data.category_ids,
             masks=model.has_masks,
+            scales=self.args.scales,
+            flip=self.args.flip,
             predictions_file=self.output / "predictions.json",
         )
+
+    def save_tables(self, result: DetectionResult) -> None:
+        """Write the precision-recall curves, and what the ids of predictions.json mean if the dataset has none."""
+        names = self.data.class_names
+        write_curves(result.curves, names, self.output / "precision_recall.csv")
+        draw_curves(result.curves, names, self.output / "precision_recall.png")
+        if self.data.validation.annotation_file.suffix != ".json":
+            write_text(self.output / "truth.json", json.dumps(self.truth.dataset))
 
     @property
     def present(self) -> np.ndarray:
@@ -214,7 +235,7 @@ class DetectionTask(DenseTask):
 
     def draw(self, model: Detector, indices: Sequence[int], result: DetectionResult) -> Image.Image:
         """Draw some of `validation_images` with truth and prediction."""
-        return draw_predictions(model, self.validation_images, indices)
+        return draw_predictions(model, self.validation_images, indices, scales=self.args.scales, flip=self.args.flip)
 
 
 build_parser = DetectionTask.build_parser

@@ -68,6 +68,7 @@ RANGES = {  # by the flag's name with underscores
     "focal_weight": NOT_NEGATIVE,
     "lovasz_weight": NOT_NEGATIVE,
     "hard_pixels": Range(least=0, most=1, above=True),
+    "auxiliary_weight": NOT_NEGATIVE,
     "frozen_stages": NOT_NEGATIVE,
     # augmentation
     "scale": POSITIVE,

@@ -41,6 +41,7 @@ class SegmentationTask(DenseTask):
     smoke: ClassVar = {**DENSE_SMOKE, "short_side": None, "window": None}
     defaults: ClassVar = {"batch_size": 16, "lr": 1e-4, "sched": "poly", "warmup_epochs": 0.5, "min_lr": 0.0}
     model_type = Segmenter
+    class_metrics = ("iou",)
     data: SegmentationData
     part: Evaluated
 
@@ -85,6 +86,12 @@ class SegmentationTask(DenseTask):
             type=float,
             default=1.0,
             help="share of pixels in the cross-entropy, those of largest loss",
+        )
+        model.add_argument(
+            "--auxiliary-weight",
+            type=float,
+            default=0.0,
+            help="weight of the loss of a second head, on the third stage and only in training; UPerNet's is 0.4",
         )
 
         augment = parser.add_argument_group("augmentation")
@@ -171,6 +178,7 @@ class SegmentationTask(DenseTask):
             lovasz_weight=args.lovasz_weight,
             class_weights=args.class_weights and class_weights(args.class_weights, self.data.pixels["train"].sum(0)),
             hard_pixels=args.hard_pixels,
+            auxiliary_weight=args.auxiliary_weight,
             pretrained=args.checkpoint or args.pretrained,
         )
         if self.accelerator.num_processes > 1:

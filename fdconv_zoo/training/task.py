@@ -29,6 +29,10 @@ class Task(ABC):
             f"{name} {figures[key]:.2f} %" for key, name in self.metrics.items() if figures[key] is not None
         )
 
+    def tracked(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """The figures of a row of metrics.jsonl that trackers log, by name."""
+        return {key: row[key] for key in ("loss", *self.metrics) if row.get(key) is not None}
+
     def compiled_part(self, model: nn.Module) -> nn.Module:
         """The module of the model that ``--compile`` compiles: one that maps tensors to tensors."""
         return model

@@ -207,7 +207,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.bar.write(self._describe(row))
         with self.run.writing():
-            figures = {f"validation/{key}": row[key] for key in ("loss", *metrics) if row.get(key) is not None}
+            figures = {f"validation/{key}": value for key, value in self.task.tracked(row).items()}
             self.accelerator.log(figures, step=row["update"])
             if self.accelerator.is_main_process:
                 for folder in [self.run.path / "last"] + [self.run.path] * is_best:

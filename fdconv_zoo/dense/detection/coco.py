@@ -1,8 +1,8 @@
-"""Reads a COCO annotation file into arrays."""
+"""Images and their annotations in arrays, read from a COCO annotation file or from lists like those in one."""
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class CocoImages:
     worker, where reference counting copies the memory shared by the fork.
 
     Attributes:
-        annotation_file: The annotation file.
+        annotation_file: The annotation file; of a dataset with many, the file or folder that leads to them.
         image_folder: The folder of the images.
         categories: Category names by id, in the order of the ids.
         image_ids: Image ids, (M,).
@@ -114,7 +114,19 @@ def read_coco(annotation_file: Path, image_folder: Path, *, masks: bool) -> Coco
         DataError: the file is not JSON or not in COCO's format, an id occurs twice, or an annotation refers to an
             unknown image or category.
     """
-    content = load_lists(annotation_file)
+    return from_lists(load_lists(annotation_file), annotation_file, image_folder, masks=masks)
+
+
+def from_lists(content: Mapping[str, list], annotation_file: Path, image_folder: Path, *, masks: bool) -> CocoImages:
+    """Convert the lists of a COCO file, ``images``, ``annotations`` and ``categories``, to arrays.
+
+    Args:
+        content: The lists.
+        annotation_file, image_folder, masks: As in `read_coco`.
+
+    Raises:
+        DataError: as `read_coco`.
+    """
     images, annotations, categories = (
         Entries(annotation_file, name, content[name]) for name in ("images", "annotations", "categories")
     )

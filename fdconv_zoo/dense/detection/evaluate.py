@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from pycocotools.coco import COCO
 from torch import Tensor, nn
 
+from fdconv_zoo.dense.detection.inference import predict
 from fdconv_zoo.dense.detection.metrics import DetectionResult, score_detections
 from fdconv_zoo.dense.detection.rle import encode_mask
 from fdconv_zoo.store.files import write_text
@@ -28,6 +29,8 @@ def evaluate_detector(
     category_ids: list[int],
     *,
     masks: bool,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
     predictions_file: Path | None = None,
 ) -> DetectionResult:
     """Evaluate a detector, and put it into eval mode.
@@ -41,11 +44,12 @@ def evaluate_detector(
         truth: Ground truth of the same images, from `coco_truth`.
         category_ids: Category ids of the labels 1 to K.
         masks: Also evaluate masks.
+        scales, flip: As in `predict`.
         predictions_file: The main process writes the detections to this file, whole or not at all, as JSON in COCO's
             results format.
     """
     start = time.perf_counter()
-    predictions = predict_dataset(accelerator, model, loader, category_ids, masks=masks)
+    predictions = predict_dataset(accelerator, model, loader, category_ids, masks=masks, scales=scales, flip=flip)
     images_per_second = len(truth.imgs) / (time.perf_counter() - start)
     result = [None]
     if accelerator.is_main_process:
@@ -63,6 +67,8 @@ def predict_dataset(
     category_ids: list[int],
     *,
     masks: bool,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
 ) -> list[Prediction]:
     """Detect objects in all images.
 
@@ -75,7 +81,7 @@ def predict_dataset(
     found: list[tuple[int, list[Prediction]]] = []
     for images, image_ids in loader:
         with accelerator.autocast():
-            outputs = model(images)
+            outputs = predict(model, images, scales=scales, flip=flip)
         for image_id, output in zip(image_ids, outputs, strict=True):
             found.append((image_id, to_coco_results(image_id, output, category_ids, masks=masks)))
     # By image: images that pad the last batches of several processes occur twice.

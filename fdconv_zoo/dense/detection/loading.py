@@ -1,5 +1,6 @@
-"""Finds and checks a user's images and boxes, in COCO's format, for training."""
+"""Finds and checks a user's images and boxes, in the format of COCO, YOLO or Pascal VOC, for training."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,8 @@ from fdconv_zoo.dense.detection.checks import (
     report_shared_files,
 )
 from fdconv_zoo.dense.detection.coco import CocoImages, read_coco
+from fdconv_zoo.dense.detection.voc import is_voc, read_voc
+from fdconv_zoo.dense.detection.yolo import find_yolo, read_yolo
 from fdconv_zoo.errors import DataError
 
 _ANNOTATIONS = "annotations/instances_{}.json"
@@ -61,15 +64,16 @@ def load_detection_data(
     split: Literal["both", "validation"] = "both",
     skip_bad_boxes: bool = False,
 ) -> DetectionData:
-    """Load and check images with annotations in COCO's format, so that training does not fail on them hours later.
+    """Load and check images with annotations, so that training does not fail on them hours later.
 
     Args:
-        dataset: `FASHION_CANVASES`; or a folder with the layout of COCO (`train2017/`, `val2017/`,
+        dataset: `FASHION_CANVASES`; or a folder in COCO's format with the layout of COCO (`train2017/`, `val2017/`,
             `annotations/instances_train2017.json`, `annotations/instances_val2017.json`) or of the canvases
             (`images/train/`, `images/validation/`, `annotations/instances_train.json`,
-            `annotations/instances_validation.json`). None if the next four arguments are given.
-        train_annotations: Annotation file of the training images, instead of the dataset's own.
-        validation_annotations: Annotation file of the validation images, instead of the dataset's own.
+            `annotations/instances_validation.json`); or a dataset as `read_yolo` or `read_voc` describe it. None if the
+            next four arguments are given.
+        train_annotations: COCO's annotation file of the training images, instead of the dataset's own.
+        validation_annotations: COCO's annotation file of the validation images, instead of the dataset's own.
         train_images: Folder of the training images, instead of the dataset's own.
         validation_images: Folder of the validation images, instead of the dataset's own.
         limit: Maximum number of images per split, for trial runs. The choice is random but always the same.
@@ -88,9 +92,10 @@ def load_detection_data(
     }
     if split == "validation":
         del given_paths["train"]
-    folder = _folder(dataset)
-    paths = {name: _find_split(folder, name, *given) for name, given in given_paths.items()}
-    splits = {name: read_coco(*pair, masks=masks) for name, pair in paths.items()}
+    if any(any(pair) for pair in given_paths.values()):
+        splits = _read_coco_splits(dataset, given_paths, masks)
+    else:
+        splits = _read_splits(dataset, given_paths, masks, num_workers)
     for images in splits.values():
         check_names(images)
     if "train" in splits:
@@ -108,6 +113,31 @@ def load_detection_data(
     return DetectionData(
         splits.get("train"), splits["validation"], list(categories.values()), list(categories), skipped
     )
+
+
+def _read_splits(
+    dataset: str | None, paths: Mapping[str, tuple[None, None]], masks: bool, num_workers: int
+) -> dict[str, CocoImages]:
+    """Read the splits that `paths` names, in whichever format the dataset has."""
+    if dataset is None or dataset == FASHION_CANVASES:
+        return _read_coco_splits(dataset, paths, masks)
+    folder = Path(dataset).expanduser()
+    if any((folder / file).is_file() for split in paths for file, _ in _LAYOUTS[split]):
+        return _read_coco_splits(dataset, paths, masks)
+    if (file := find_yolo(folder)) is not None:
+        return {split: read_yolo(file, split, masks=masks, num_workers=num_workers) for split in paths}
+    if is_voc(folder):
+        return read_voc(folder, list(paths), masks=masks)
+    return _read_coco_splits(dataset, paths, masks)
+
+
+def _read_coco_splits(
+    dataset: str | None, paths: Mapping[str, tuple[str | None, str | None]], masks: bool
+) -> dict[str, CocoImages]:
+    """Read splits in COCO's format, with the annotation file and image folder of `paths` where they are given."""
+    folder = _folder(dataset)
+    found = {split: _find_split(folder, split, *given) for split, given in paths.items()}
+    return {split: read_coco(*pair, masks=masks) for split, pair in found.items()}
 
 
 def _folder(dataset: str | None) -> Path | None:
@@ -136,7 +166,8 @@ def _find_split(folder: Path | None, split: str, annotations: str | None, images
     if file is None or image_folder is None:
         wanted = " or ".join(file for file, _ in _LAYOUTS[split])
         raise DataError(
-            f"{folder or 'no dataset folder'}: no {split} annotations found ({wanted}). Set the file with "
-            f"--{split}-annotations, and the folder of its images with --{split}-images."
+            f"{folder or 'no dataset folder'}: no {split} annotations found ({wanted}; YOLO's data.yaml; Pascal "
+            f"VOC's Annotations/). Set a file in COCO's format with --{split}-annotations, and the folder of its "
+            f"images with --{split}-images."
         )
     return file, image_folder

@@ -3,7 +3,8 @@
 import contextlib
 import io
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,24 @@ _OVERALL = {  # indices of IoU thresholds and object sizes in the arrays of pyco
     "ap_medium": (slice(None), 2),
     "ap_large": (slice(None), 3),
 }
+
+
+CURVES_AT = (0.5, 0.75)  # IoU of the precision-recall curves
+RECALLS = np.linspace(0, 1, 101)  # at which COCO's precision is taken
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Precision-recall curves of objects of all sizes; NaN for classes without objects.
+
+    Attributes:
+        precision: Precision in 0..1 by IoU of `CURVES_AT`, recall of `RECALLS` and class, (2, 101, K); 0 where the
+            recall is not reached.
+        scores: The least score of the detections with which each recall is reached, (2, 101, K); 0 where it is not.
+    """
+
+    precision: np.ndarray
+    scores: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -54,6 +73,7 @@ class DetectionResult:
         classes: The result of each class.
         images: Number of images, each counted once.
         images_per_second: Throughput of all processes, without the computation of the metrics.
+        curves: Precision-recall curves of ``box`` and, where masks were evaluated, ``mask``.
     """
 
     box_ap: float | None
@@ -71,10 +91,13 @@ class DetectionResult:
     classes: list[ClassResult]
     images: int
     images_per_second: float | None = None
+    curves: Mapping[str, Curves] = field(default_factory=dict, repr=False, compare=False)
 
     def figures(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        return asdict(self)
+        """Everything but the curves, as JSON values."""
+        figures = asdict(self)
+        del figures["curves"]
+        return figures
 
     def as_table(self) -> str:
         """Format two Markdown tables: all classes together, and each class."""
@@ -106,8 +129,10 @@ def coco_truth(images: CocoImages) -> COCO:
         for index, row in enumerate(images.rows)
     ]
     image_entries = [
-        {"id": image_id, "width": width, "height": height}
-        for image_id, (width, height) in zip(images.image_ids.tolist(), sizes, strict=True)
+        {"id": image_id, "file_name": name, "width": width, "height": height}
+        for image_id, name, (width, height) in zip(
+            images.image_ids.tolist(), images.file_names.to_pylist(), sizes, strict=True
+        )
     ]
     categories = [{"id": category_id, "name": name} for category_id, name in images.categories.items()]
     return _index(image_entries, annotations, categories)
@@ -130,9 +155,10 @@ def score_detections(truth: COCO, predictions: list[dict[str, Any]], *, masks: b
             height], and, with `masks`, `segmentation`, compressed run lengths.
         masks: Also evaluate masks.
     """
-    precision = {"box": _precision(truth, predictions, "bbox")}
+    evaluated = {"box": _evaluate(truth, predictions, "bbox")}
     if masks:
-        precision["mask"] = _precision(truth, predictions, "segm")
+        evaluated["mask"] = _evaluate(truth, predictions, "segm")
+    precision = {kind: found["precision"] for kind, found in evaluated.items()}
     overall = {
         f"{kind}_{name}": _mean(precision[kind][overlap, :, :, area]) if kind in precision else None
         for kind in ("box", "mask")
@@ -148,11 +174,14 @@ def score_detections(truth: COCO, predictions: list[dict[str, Any]], *, masks: b
         )
         for index, category in enumerate(truth.dataset["categories"])
     ]
-    return DetectionResult(**overall, classes=classes, images=len(truth.imgs))
+    curves = {
+        kind: Curves(*(_curve(found[name]) for name in ("precision", "scores"))) for kind, found in evaluated.items()
+    }
+    return DetectionResult(**overall, classes=classes, images=len(truth.imgs), curves=curves)
 
 
-def _precision(truth: COCO, predictions: list[dict[str, Any]], kind: str) -> np.ndarray:
-    """Return precision by IoU, recall, class and size (all, small, medium, large); -1 if there are no objects."""
+def _evaluate(truth: COCO, predictions: list[dict[str, Any]], kind: str) -> dict[str, np.ndarray]:
+    """Return precision and scores by IoU, recall, class and size (all, small, medium, large); -1 without objects."""
     detections = []
     for index, prediction in enumerate(predictions):
         # The size of a detection is that of its mask if masks are evaluated: a small mask may have a medium box.
@@ -164,7 +193,14 @@ def _precision(truth: COCO, predictions: list[dict[str, Any]], kind: str) -> np.
     with _silence():
         evaluation.evaluate()
         evaluation.accumulate()
-    return evaluation.eval["precision"][..., -1]  # the last axis is the number of detections per image
+    # The last axis is the number of detections per image.
+    return {name: evaluation.eval[name][..., -1] for name in ("precision", "scores")}
+
+
+def _curve(values: np.ndarray) -> np.ndarray:
+    """Take the IoU of the curves and objects of all sizes."""
+    values = values[[0, 5], :, :, 0]
+    return np.where(values > -1, values, np.nan)
 
 
 def _mean(precision: np.ndarray) -> float | None:

@@ -11,10 +11,12 @@ from torchvision.utils import draw_segmentation_masks
 
 from fdconv_zoo.dense.colours import Colour, class_colour
 from fdconv_zoo.dense.detection.dataset import EvaluationDataset, read_target
+from fdconv_zoo.dense.detection.inference import predict
 from fdconv_zoo.dense.detection.model import Detector
 
 _SIDE = 480  # pixels; pictures with a smaller shorter side are enlarged to make labels legible
 _GAP = 8  # white pixels between pictures
+_FONT_SIZE, _HEADER = 20, 32  # pixels
 
 
 def draw_detections(
@@ -24,6 +26,8 @@ def draw_detections(
     truth: Mapping[str, Tensor] | None = None,
 ) -> Image.Image:
     """Draw objects over an image, in the colours of their classes. Small images are enlarged first.
+
+    With a truth, two pictures are drawn side by side, under the headers "truth" and "prediction".
 
     Args:
         image: RGB image, W x H.
@@ -51,12 +55,20 @@ def draw_detections(
         draw.rectangle(box, outline=colour, width=max(2, min(picture.size) // 300))
     for box, colour, caption in objects:  # after all boxes, so that no box covers a caption
         _draw_caption(draw, font, caption, box, colour, picture.size)
-    return picture if truth is None else draw_grid([draw_detections(image, truth, class_names), picture], columns=2)
+    if truth is None:
+        return picture
+    return draw_grid([draw_detections(image, truth, class_names), picture], columns=2, headers=("truth", "prediction"))
 
 
 @torch.no_grad()
 def draw_predictions(
-    model: Detector, dataset: EvaluationDataset, indices: Iterable[int], *, least_score: float = 0.5
+    model: Detector,
+    dataset: EvaluationDataset,
+    indices: Iterable[int],
+    *,
+    least_score: float = 0.5,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
 ) -> Image.Image:
     """Draw images with their truth and the detections of a model, which is put into eval mode.
 
@@ -65,6 +77,7 @@ def draw_predictions(
         dataset: The images.
         indices: Indices of the images to draw, at least one.
         least_score: Minimum score of the detections to draw.
+        scales, flip: As in `predict`.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -72,7 +85,7 @@ def draw_predictions(
     for index in indices:
         image, _ = dataset[index]
         truth = read_target(dataset.source, index, masks=model.has_masks)
-        (detections,) = model([image.to(device)])
+        (detections,) = predict(model, [image.to(device)], scales=scales, flip=flip)
         picture = F.to_pil_image(F.to_dtype(image, torch.uint8, scale=True))
         pictures.append(draw_detections(picture, select_by_score(detections, least_score), model.class_names, truth))
     return draw_grid(pictures, columns=1)
@@ -110,13 +123,17 @@ def _draw_caption(
     draw.text((x + 2, y + 2 - top), caption, fill="white" if dark else "black", font=font)
 
 
-def draw_grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Arrange pictures in rows on white, in cells of the size of the largest."""
+def draw_grid(pictures: Sequence[Image.Image], columns: int, headers: Sequence[str] = ()) -> Image.Image:
+    """Arrange pictures in rows on white, in cells of the size of the largest, under a header for each column."""
     width = max(picture.width for picture in pictures) + _GAP
     height = max(picture.height for picture in pictures) + _GAP
+    top = _HEADER if headers else 0
     rows = -(-len(pictures) // columns)
-    grid = Image.new("RGB", (min(columns, len(pictures)) * width - _GAP, rows * height - _GAP), "white")
+    grid = Image.new("RGB", (min(columns, len(pictures)) * width - _GAP, top + rows * height - _GAP), "white")
+    draw = ImageDraw.Draw(grid)
+    for column, header in enumerate(headers):
+        draw.text((column * width + 2, 2), header, "black", ImageFont.load_default(_FONT_SIZE))
     for index, picture in enumerate(pictures):
         row, column = divmod(index, columns)
-        grid.paste(picture, (column * width, row * height))
+        grid.paste(picture, (column * width, top + row * height))
     return grid

@@ -75,11 +75,11 @@ def decode_counts(counts: str) -> list[int]:
 
 
 def to_rle(segmentation: list | dict, width: int, height: int) -> dict:
-    """Convert a usable segmentation to compressed run lengths for pycocotools."""
+    """Convert a usable segmentation to compressed run lengths for pycocotools, which can be stored as JSON."""
     if isinstance(segmentation, dict) and isinstance(segmentation["counts"], str):
         return segmentation
     rle = coco_mask.frPyObjects(segmentation, height, width)
-    return rle if isinstance(rle, dict) else coco_mask.merge(rle)  # the polygons of one object
+    return _as_text(rle if isinstance(rle, dict) else coco_mask.merge(rle))  # the polygons of one object
 
 
 def decode_masks(segmentations: list[list | dict], width: int, height: int) -> np.ndarray:
@@ -92,5 +92,8 @@ def decode_masks(segmentations: list[list | dict], width: int, height: int) -> n
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     """Encode a mask (height, width) as compressed run lengths that can be stored as JSON."""
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return _as_text(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)))
+
+
+def _as_text(rle: dict) -> dict[str, Any]:
     return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}

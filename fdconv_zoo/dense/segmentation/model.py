@@ -52,6 +52,8 @@ class Segmenter(
         class_weights: Weights of the K classes in the cross-entropy; not for ``mask2former``.
         hard_pixels: Share of the pixels of a batch that count in the cross-entropy, the hardest; not for
             ``mask2former``.
+        auxiliary_weight: Weight of the loss of an auxiliary head on the third stage of the backbone, which is used only
+            in training; UPerNet's is 0.4. 0: no such head. Not for ``mask2former``.
         pretrained: Start from the backbone's published weights, or from a weights file: its path. Not part of
             `config`.
 
@@ -80,6 +82,7 @@ class Segmenter(
         lovasz_weight: float = 0.0,
         class_weights: Sequence[float] | None = None,
         hard_pixels: float = 1.0,
+        auxiliary_weight: float = 0.0,
         pretrained: bool | str | Path = False,
     ) -> None:
         super().__init__()
@@ -96,12 +99,20 @@ class Segmenter(
         }
         if decoder in PER_PIXEL:
             self.network = PerPixelNetwork(
-                decoder, backbone, len(class_names), pretrained=pretrained, **arguments, losses=losses
+                decoder,
+                backbone,
+                len(class_names),
+                pretrained=pretrained,
+                **arguments,
+                losses=losses,
+                auxiliary_weight=auxiliary_weight,
             )
         elif decoder == "mask2former":
             defaults = inspect.signature(PixelLosses).parameters
             if any(value != defaults[name].default for name, value in losses.items()):
                 raise ConfigError("mask2former: set the weights of its losses in decoder_args")
+            if auxiliary_weight:
+                raise ConfigError("mask2former: has losses after each of its layers; leave auxiliary_weight out")
             from fdconv_zoo.dense.segmentation.mask2former import Mask2Former  # transformers takes seconds to import
 
             self.network = Mask2Former(backbone, len(class_names), pretrained=pretrained, **arguments)
@@ -120,6 +131,7 @@ class Segmenter(
             "std": self.std,
             "ignore_index": ignore_index,
             **losses,
+            "auxiliary_weight": auxiliary_weight,
         }
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Tensor | dict[str, Tensor]:

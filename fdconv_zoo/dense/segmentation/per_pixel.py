@@ -9,6 +9,7 @@ from typing import Any
 import segmentation_models_pytorch as smp
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.segmentation.fcn import FCNHead
 
 from fdconv_zoo.dense.backbone import Backbone
 from fdconv_zoo.dense.segmentation.losses import PixelLosses
@@ -30,6 +31,9 @@ class PerPixelNetwork(nn.Module):
         decoder_args: Arguments of the decoder's class, such as ``decoder_channels``.
         pretrained: As in :class:`Backbone`.
         losses: Arguments of `PixelLosses`.
+        auxiliary_weight: Weight of the losses of a second head in training: torchvision's fully convolutional one, on
+            the last but one map of the backbone. The mmsegmentation configuration of UPerNet that FDConv's authors use
+            has one with the weight 0.4. Without weight, there is none.
 
     Attributes:
         size_multiple: Height and width of the images must be multiples of it.
@@ -49,6 +53,7 @@ class PerPixelNetwork(nn.Module):
         decoder_args: Mapping[str, Any],
         pretrained: bool | str | Path = False,
         losses: Mapping[str, Any],
+        auxiliary_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self._losses = PixelLosses(num_classes, **losses)
@@ -67,6 +72,12 @@ class PerPixelNetwork(nn.Module):
                 self.model = smp.create_model(decoder, name, None, classes=num_classes, **decoder_args)
             except (AssertionError, RuntimeError, TypeError, ValueError) as error:
                 raise ConfigError(f"decoder {decoder} cannot be built with {dict(decoder_args)}: {error}") from error
+        self._auxiliary_weight = auxiliary_weight
+        if auxiliary_weight:
+            channels = self.model.encoder.backbone.channels
+            if len(channels) < 2:
+                raise ConfigError("auxiliary_weight: the backbone has one map; leave it out, or use a deeper decoder")
+            self.auxiliary_head = FCNHead(channels[-2], num_classes)
         self.size_multiple = self.model.encoder.output_stride
         self.min_side = self.size_multiple * (8 if decoder == "pan" else 1)  # PAN halves the last map three times
 
@@ -76,26 +87,37 @@ class PerPixelNetwork(nn.Module):
         Raises:
             ConfigError: there is only one image, and the decoder applies BatchNorm to globally pooled features.
         """
+        maps = self.model.encoder(images)
         try:
-            logits = self.scores(images)
+            logits = self._decode(maps, images)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ConfigError(
                 "this decoder needs at least two images per batch to train: raise --batch-size"
             ) from error
-        return self._losses(logits, masks)
+        losses = self._losses(logits, masks)
+        if self._auxiliary_weight:
+            found = self._losses(_resize(self.auxiliary_head(maps[-2]), images), masks)
+            losses["auxiliary"] = self._auxiliary_weight * sum(found.values())
+        return losses
 
     def scores(self, images: Tensor) -> Tensor:
         """Compute the logits (B, K, H, W)."""
-        logits = self.model(images)
-        if logits.shape[-2:] != images.shape[-2:]:  # for some depths of some decoders
-            logits = F.interpolate(logits, images.shape[-2:], mode="bilinear")
-        return logits
+        return self._decode(self.model.encoder(images), images)
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """Convert scores to class probabilities (B, K, H, W)."""
         return scores.softmax(1)
+
+    def _decode(self, maps: list[Tensor], images: Tensor) -> Tensor:
+        # For some depths of some decoders, the size differs.
+        return _resize(self.model.segmentation_head(self.model.decoder(maps)), images)
+
+
+def _resize(logits: Tensor, images: Tensor) -> Tensor:
+    size = images.shape[-2:]
+    return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode="bilinear")
 
 
 class _Encoder(nn.Module):
