@@ -58,7 +58,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}.") from error
+        raise WeightsError(f"{path} cannot be read: {error.strerror}. Check that its folder is complete.") from error
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not JSON ({error}). Get the file again.") from error
     if not isinstance(config, dict):
@@ -112,7 +112,7 @@ def limited_by(weights: Path | None) -> Iterator[None]:
 
 
 def _sizes(weights: Path) -> list[int] | None:
-    """The number of numbers in each tensor of a safetensors file; None if it is none."""
+    """The number of elements of each tensor in a safetensors file; None for another kind of file."""
     try:
         with safe_open(weights, "pt") as file:
             return [math.prod(file.get_slice(key).get_shape()) for key in file.keys()]  # noqa: SIM118  not a dict

@@ -20,7 +20,7 @@ from fdconv_zoo.layers import keep_kernels
 from fdconv_zoo.training.batches import TrainingBatches
 from fdconv_zoo.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fdconv_zoo.training.curves import draw_curves
-from fdconv_zoo.training.meter import Meter, in_words
+from fdconv_zoo.training.meter import Meter, format_speed
 from fdconv_zoo.training.optimizer import build_optimizer, build_scheduler, learning_rate
 from fdconv_zoo.training.randomness import seed_step
 from fdconv_zoo.training.run_folder import RunFolder
@@ -153,7 +153,7 @@ class Trainer:
         loss, speed = self.meter.recent()
         self._check_finite(loss)
         lr = learning_rate(self.optimizer)
-        self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.2e}, {in_words(speed)}")
+        self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.2e}, {format_speed(speed)}")
         with self.run.writing():
             self.accelerator.log({"train/loss": loss, "train/lr": lr}, step=self.progress.update)
 
@@ -222,7 +222,7 @@ class Trainer:
         words = [f"training loss {row['train_loss']:.3f}"]
         if row.get("loss") is not None:
             words.append(f"validation loss {row['loss']:.3f}")
-        words += [self.task.describe(row), in_words(row["train_images_per_second"])]
+        words += [self.task.describe(row), format_speed(row["train_images_per_second"])]
         return f"epoch {row['epoch']}/{self.args.epochs}: {', '.join(words)}"
 
     def _config(self, facts: Mapping[str, Any]) -> dict[str, Any]:
