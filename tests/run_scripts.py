@@ -106,3 +106,12 @@ def read_metrics(folder: Path) -> list[dict]:
 def read_figures(folder: Path) -> list[dict]:
     """Those rows without speeds, which are the same for the same run."""
     return [{k: v for k, v in row.items() if "per_second" not in k} for row in read_metrics(folder)]
+
+
+def read_tracked(folder: Path) -> dict[str, list[float]]:
+    """The values by name in TensorBoard's files of a run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # takes a second to import
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}

@@ -1,18 +1,21 @@
 """detect.py: training, stopping and going on, evaluation, and its recipes on stand-ins for their data."""
 
 import json
+import shutil
+from collections import Counter
 
 import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from run_scripts import kill_and_resume, load_script, read_figures, run_on_the_cpu
+from run_scripts import kill_and_resume, load_script, read_figures, read_tracked, run_on_the_cpu
 from safetensors.torch import load_file
 
 from fdconv_zoo.dense.detection.model import Detector
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import MODELS, read_index
+from fdconv_zoo.training.run_folder import LOCK, PATTERNS
 
 detect = load_script("detect")
 pytestmark = pytest.mark.usefixtures("on_one_cpu_thread")
@@ -37,10 +40,17 @@ def test_a_run_leaves_a_model_figures_predictions_and_pictures(finished, small_c
     history = read_figures(finished)
     assert [row["update"] for row in history] == [4, 8]
     assert history[-1]["train_loss"] < history[0]["train_loss"]
+    tracked = read_tracked(finished)
+    assert tracked["validation/box_ap"] == pytest.approx([row["box_ap"] for row in history])
+    shirts = [part["mask_ap"] for row in history for part in row["classes"] if part["name"] == "T-shirt/top"]
+    assert tracked["validation/mask_ap/T-shirt_top"] == pytest.approx(shirts)
     model = Detector.from_pretrained(finished / "last")
     saved = load_file(finished / "checkpoints/update-000000008/ema.safetensors")
     assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
-    for name in ("curves.png", "pictures.png"):
+    files = {path for path in finished.rglob("*") if path.is_file() and "checkpoints" not in path.parts}
+    files.remove(finished / LOCK)  # it stays
+    assert not files - {path for pattern in PATTERNS for path in finished.glob(pattern)}  # --overwrite knows them all
+    for name in ("curves.png", "pictures.png", "precision_recall.png"):
         with Image.open(finished / name) as picture:
             assert picture.width > 500
 
@@ -76,6 +86,37 @@ def test_evaluation_gives_the_runs_figures(finished, small_canvases, tmp_path, c
         assert one == other
     with pytest.raises(ConfigError, match=r"results.json exists"):
         detect.main(list(map(str, flags)))
+    detect.main([*map(str, flags), "--overwrite", "--scales", "0.75", "1.25", "--flip"])
+    views = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert views != again
+    assert max(Counter(item["image_id"] for item in views).values()) <= 10
+
+
+def test_boxes_in_the_format_of_yolo(small_canvases, tmp_path):
+    """Without numbers of images and classes of their own, the run writes those that its predictions refer to."""
+    content = json.loads((small_canvases / "annotations" / "instances_validation.json").read_text())
+    names = [entry["name"] for entry in content["categories"]]
+    folder = tmp_path / "yolo"
+    shutil.copytree(small_canvases / "images" / "validation", folder / "images")
+    (folder / "labels").mkdir()
+    for entry in content["images"]:
+        lines = []
+        for item in content["annotations"]:
+            if item["image_id"] == entry["id"]:
+                x, y, w, h = item["bbox"]
+                lines.append(f"{item['category_id'] - 1} {(x + w / 2) / 48} {(y + h / 2) / 48} {w / 48} {h / 48}\n")
+        (folder / "labels" / entry["file_name"]).with_suffix(".txt").write_text("".join(lines))
+    (folder / "data.yaml").write_text(json.dumps({"train": "images", "val": "images", "names": names}))
+    flags = [*TINY, "--head", "faster_rcnn", "--epochs", "1", "--output", str(tmp_path / "run")]
+    detect.main([*flags, "--dataset", str(folder / "data.yaml")])
+    truth = COCO(str(tmp_path / "run" / "truth.json"))
+    assert [entry["name"] for entry in truth.dataset["categories"]] == names
+    evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / "run" / "predictions.json")), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert read_figures(tmp_path / "run")[-1]["box_ap"] == pytest.approx(100 * evaluation.stats[0])
+    detect.main([*flags, "--dataset", str(folder), "--overwrite"])
 
 
 def test_other_classes_are_refused(finished, small_canvases, tmp_path):

@@ -22,6 +22,7 @@ from torchvision.ops import FeaturePyramidNetwork, box_iou
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from fdconv_zoo.dense import Detector
+from fdconv_zoo.dense.detection.inference import predict
 from fdconv_zoo.dense.detection.onnx import export_onnx
 from fdconv_zoo.errors import ConfigError, HubError, WeightsError
 from fdconv_zoo.layers import set_path
@@ -237,6 +238,61 @@ def test_half_precision():
     for stage in (model.network.rpn, model.network.roi_heads):
         same = stage.box_coder.decode(torch.zeros(100, 4, dtype=torch.bfloat16), [boxes])[:, 0]
         assert torch.allclose(same, boxes, atol=1e-3)
+
+
+# Views.
+
+
+def mirrored(objects, width):
+    """The objects of a mirrored image, seen in the image."""
+    moved = {**objects, "boxes": torch.tensor([[width - c, b, width - a, d] for a, b, c, d in objects["boxes"]])}
+    if "masks" in objects:
+        moved["masks"] = torch.from_numpy(objects["masks"].numpy()[..., ::-1].copy())
+    return moved
+
+
+def best_of(views, most, overlap):
+    """The objects of all views without those that overlap a better one of their class, one by one."""
+    everything = [
+        {key: values[i] for key, values in view.items()} for view in views for i in range(len(view["labels"]))
+    ]
+    kept = []
+    for one in sorted(everything, key=lambda item: -item["scores"].item()):
+        rivals = [other["boxes"] for other in kept if other["labels"] == one["labels"]]
+        if not any(box_iou(box[None], one["boxes"][None]).item() > overlap for box in rivals):  # NaN of empty boxes
+            kept.append(one)
+    return {key: torch.stack([item[key] for item in kept[:most]]) for key in kept[0]}
+
+
+@pytest.mark.parametrize("head", ["mask_rcnn", "retinanet"])
+@torch.no_grad()
+def test_views_one_by_one(head):
+    model = make_random(head)
+    images, _ = data()
+    larger = make_random(head, min_size=96, max_size=144)
+    views = []
+    for sized in (model, larger):
+        views.append(sized(images))
+        views.append([mirrored(*pair) for pair in zip(sized([i.flip(-1) for i in images]), (80, 52), strict=True)])
+    expected = [best_of(of_image, most=10, overlap=0.5) for of_image in zip(*views, strict=True)]
+    before = model.network.transform
+    actual = predict(model, images, scales=(1.0, 1.5), flip=True)
+    assert_equal_detections(actual, expected)
+    assert model.network.transform is before
+    scores = [view["scores"].tolist() for view in (*views[0], *actual)]
+    assert scores[:2] != scores[2:]
+    assert_equal_detections(predict(model, images), views[0])
+
+
+@torch.no_grad()
+def test_views_without_objects():
+    model = make_random("mask_rcnn")
+    model.network.roi_heads.score_thresh = 1.0
+    for found, image in zip(predict(model, data()[0], scales=(1.0, 0.5), flip=True), data()[0], strict=True):
+        assert {key: len(value) for key, value in found.items()} == dict.fromkeys(
+            ("boxes", "labels", "scores", "masks"), 0
+        )
+        assert found["masks"].shape == (0, 1, *image.shape[1:])
 
 
 def test_weights_of_a_file(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run_scripts import kill_and_resume, load_script, read_figures, run_on_the_cpu
+from run_scripts import kill_and_resume, load_script, read_figures, read_tracked, run_on_the_cpu
 from safetensors.torch import load_file
 from sklearn.metrics import jaccard_score
 from torch import nn
@@ -44,6 +44,10 @@ def test_a_run_leaves_a_model_figures_and_pictures(finished):
     assert [row["update"] for row in history] == [4, 8]
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     assert [part["name"] for part in history[0]["classes"]][:2] == ["background", "T-shirt/top"]
+    tracked = read_tracked(finished)
+    assert tracked["validation/miou"] == pytest.approx([row["miou"] for row in history])
+    shirts = [part["iou"] for row in history for part in row["classes"] if part["name"] == "T-shirt/top"]
+    assert tracked["validation/iou/T-shirt_top"] == pytest.approx(shirts)
     model = Segmenter.from_pretrained(finished / "last")
     saved = load_file(finished / "checkpoints/update-000000008/ema.safetensors")
     assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())

@@ -220,9 +220,38 @@ def test_weights_of_losses():
     sum(losses.values()).backward()
 
 
+def test_the_auxiliary_head_adds_its_loss_on_the_third_stage_and_nothing_to_the_scores(tmp_path):
+    model = make_random("upernet", auxiliary_weight=0.25, dice_weight=0.5)
+    images, masks = data()
+    with torch.no_grad():
+        losses, scores = model(images, masks), model(images)
+        third = model.backbone.model.forward_intermediates(images, indices=[-2], intermediates_only=True)[0]
+        head = model.network.auxiliary_head  # as mmsegmentation's FCNHead with one convolution
+        assert [type(layer) for layer in head] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Dropout, nn.Conv2d]
+        logits = F.interpolate(head(third), (64, 64), mode="bilinear")
+    expected = 0.25 * (cross_entropy(logits, masks) + 0.5 * dice(logits, masks))
+    assert list(losses) == ["cross_entropy", "dice", "auxiliary"]
+    assert losses["auxiliary"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+    sum(model.train()(images, masks).values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())  # as several processes need
+    model.eval().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    loaded = Segmenter.from_pretrained(tmp_path)
+    assert all(torch.equal(value, weights[key]) for key, value in loaded.state_dict().items())
+    without = make("upernet", dice_weight=0.5).eval()
+    kept = {key: value for key, value in model.state_dict().items() if "auxiliary" not in key}
+    assert len(kept) < len(weights)
+    without.load_state_dict(kept)
+    with torch.no_grad():
+        assert torch.equal(without(images), loaded(images))
+        assert scores.shape == loaded(images).shape
+
+
 @both_kinds
 def test_all_ignored(decoder):
     weights = {"dice_weight": 1.0, "focal_weight": 1.0, "lovasz_weight": 1.0, "hard_pixels": 0.5}
+    weights["auxiliary_weight"] = 0.4
     model = make(decoder, **(weights if decoder == "upernet" else {}))
     images, masks = data()
     losses = model(images, torch.full_like(masks, IGNORE))
@@ -409,6 +438,17 @@ def test_weights_of_a_file(tmp_path):
         (dict(hard_pixels=0.0), "hard_pixels 0.0: must be above 0"),
         (dict(ce_weight=0.0, dice_weight=1.0, hard_pixels=0.5), "belong to the cross-entropy"),
         (dict(decoder="mask2former", class_weights=[1.0, 1.0, 1.0]), "mask2former: set the weights of its losses"),
+        (dict(decoder="mask2former", auxiliary_weight=0.4), "mask2former: has losses after each of its layers"),
+        (
+            dict(
+                decoder="unet",
+                backbone="test_convnext",
+                backbone_args={},
+                decoder_args=dict(encoder_depth=2, decoder_channels=(8, 8)),
+                auxiliary_weight=0.4,
+            ),
+            "auxiliary_weight: the decoder takes one map; leave it out",
+        ),
         (dict(class_names=["one"]), "1 classes: segmentation supports 2 to 254"),
         (dict(decoder="deeplabv3", backbone="swin_fdconv", backbone_args={}), "unexpected keyword .*output_stride"),
         (dict(pretrained="none.safetensors"), r"none\.safetensors cannot be read"),

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -27,6 +28,8 @@ from fdconv_zoo.store.files import replacing, write_text
 from fdconv_zoo.training.data_checksum import data_checksum
 from fdconv_zoo.training.norms import NORMS, set_norm
 from fdconv_zoo.training.run_folder import DATA
+
+_NOT_IN_NAMES = re.compile(r"[^\w.: -]")  # mlflow accepts only these, and "/" makes groups
 
 DENSE_SMOKE = {**SMOKE, "limit": 4, "crop_size": 64, "updates_per_epoch": 2}
 
@@ -130,7 +133,7 @@ class DenseTask(CommandTask):
     def tracked(self, row: Mapping[str, Any]) -> dict[str, float]:
         """The metrics, and those of each class."""
         of_classes = {
-            f"{key}/{entry['name']}": entry[key]
+            f"{key}/{_NOT_IN_NAMES.sub('_', entry['name'])}": entry[key]
             for key in self.class_metrics
             for entry in row["classes"]
             if entry[key] is not None

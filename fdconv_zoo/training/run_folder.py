@@ -39,6 +39,9 @@ PATTERNS = (
     "confusion.csv",
     "confusion.png",
     "predictions.json",
+    "precision_recall.csv",
+    "precision_recall.png",
+    "truth.json",
     CONFIG,
 )
 

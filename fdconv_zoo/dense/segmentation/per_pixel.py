@@ -76,7 +76,7 @@ class PerPixelNetwork(nn.Module):
         if auxiliary_weight:
             channels = self.model.encoder.backbone.channels
             if len(channels) < 2:
-                raise ConfigError("auxiliary_weight: the backbone has one map; leave it out, or use a deeper decoder")
+                raise ConfigError("auxiliary_weight: the decoder takes one map; leave it out, or raise encoder_depth")
             self.auxiliary_head = FCNHead(channels[-2], num_classes)
         self.size_multiple = self.model.encoder.output_stride
         self.min_side = self.size_multiple * (8 if decoder == "pan" else 1)  # PAN halves the last map three times
