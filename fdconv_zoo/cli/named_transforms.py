@@ -85,7 +85,7 @@ def _albumentations_class(name: str) -> type:
     try:
         import albumentations
     except ImportError as error:
-        raise ConfigError(f"it needs {error.name}: pip install 'albumentations>=2'") from error
+        raise ConfigError(f"it needs {error.name or error}: pip install 'albumentations>=2'") from error
     found = getattr(albumentations, name, None)
     if not (isinstance(found, type) and issubclass(found, albumentations.BasicTransform)):
         raise ConfigError("albumentations has no such transform")
