@@ -128,7 +128,7 @@ def test_what_is_no_run_is_refused_with_the_file(run, tmp_path):
     (tmp_path / "config.json").write_text('{"backbone": "resnet18", "decoder": "unet"}')
     with pytest.raises(UserError, match="it holds a Segmenter, which publishes itself"):
         publish_script("--run", tmp_path)
-    with pytest.raises(UserError, match="name a file of models/, or a run with --run"):
+    with pytest.raises(UserError, match="name an entry of the index, or a run with --run"):
         publish_script()
 
 

@@ -18,7 +18,7 @@ from fdconv_zoo.dense.backbone import Backbone
 from fdconv_zoo.dense.segmentation.model import Segmenter
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import MODELS, read_index
-from fdconv_zoo.training.run_folder import PATTERNS
+from fdconv_zoo.training.run_folder import LOCK, PATTERNS
 
 segment = load_script("segment")
 pytestmark = pytest.mark.usefixtures("on_one_cpu_thread")
@@ -52,6 +52,7 @@ def test_a_run_leaves_a_model_figures_and_pictures(finished):
     assert counts.sum(1).tolist() == [part["pixels"] for part in history[-1]["classes"]]
     assert 100 * counts.trace() / counts.sum() == pytest.approx(history[-1]["pixel_accuracy"])
     files = {path for path in finished.rglob("*") if path.is_file() and "checkpoints" not in path.parts}
+    files.remove(finished / LOCK)  # it stays
     assert not files - {path for pattern in PATTERNS for path in finished.glob(pattern)}  # --overwrite knows them all
     for name in ("curves.png", "pictures.png", "confusion.png"):
         with Image.open(finished / name) as picture:

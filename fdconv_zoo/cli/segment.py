@@ -120,8 +120,11 @@ class SegmentationTask(DenseTask):
             value = getattr(args, name)
             if value is not None and len(value) > 2:
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: must be one or two numbers")
-        if args.ignore_index is None and not args.evaluate:
-            args.ignore_index = IGNORE
+
+    @property
+    def ignore_index(self) -> int:
+        """The mask value of pixels without a label, in training."""
+        return IGNORE if self.args.ignore_index is None else self.args.ignore_index
 
     def load_data(self, dataset: str, trained: Segmenter | None = None) -> None:
         """Find and check images and masks, and set `data`."""
@@ -131,7 +134,7 @@ class SegmentationTask(DenseTask):
             "validation_split": args.validation_split,
             "validation_fraction": args.validation_fraction,
             "seed": args.seed,
-            "ignore_index": args.ignore_index,
+            "ignore_index": self.ignore_index,
         }
         if trained is not None:
             self.part = evaluated_part(args.evaluate, dataset, args.validation_split)
@@ -165,7 +168,7 @@ class SegmentationTask(DenseTask):
             args.decoder,
             backbone_args=args.model_kwargs,
             decoder_args=args.decoder_kwargs,
-            ignore_index=args.ignore_index,
+            ignore_index=self.ignore_index,
             ce_weight=args.ce_weight,
             dice_weight=args.dice_weight,
             focal_weight=args.focal_weight,

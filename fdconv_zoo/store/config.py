@@ -58,7 +58,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}.") from error
+        raise WeightsError(f"{path} cannot be read: {error.strerror}. Check that its folder is complete.") from error
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not JSON ({error}). Get the file again.") from error
     if not isinstance(config, dict):

@@ -18,9 +18,10 @@ _logger = logging.getLogger(__name__)
 
 CONFIG = "train_config.yaml"
 DATA = "data_checksum"  # its key for a checksum of images and labels
+LOCK = ".lock"  # stays behind
 
-# All that a run writes, and so all that --overwrite deletes. The configuration marks the folder as that of a run: it is
-# written first and deleted last.
+# All else that a run writes, and so all that --overwrite deletes. The configuration marks the folder as that of a run:
+# it is written first and deleted last.
 PATTERNS = (
     f"{TEMPORARY_PREFIX}*",
     f"last/{TEMPORARY_PREFIX}*",
@@ -64,7 +65,7 @@ class RunFolder:
         self.path = Path(path)
         self.resume = resume
         self.overwrite = overwrite
-        self._lock = FileLock(self.path / ".lock")
+        self._lock = FileLock(self.path / LOCK)
         if resume and overwrite:
             raise ConfigError(
                 "--resume continues the run in the output folder and --overwrite deletes it: use one of them"
