@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 import timm
 
 from fdconv_zoo.cli import doctor
+from fdconv_zoo.cli.overview import COMMANDS
 from fdconv_zoo.cli.predict import DESCRIPTION, add_arguments, predict
 from fdconv_zoo.cli.recipes import HelpFormatter
 from fdconv_zoo.errors import HubError
@@ -25,25 +26,26 @@ def build_parsers() -> dict[str, argparse.ArgumentParser]:
     """Build the parsers of the commands' flags, by name."""
     parsers = {}
 
-    def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Callable[[argparse.Namespace], None], text: str | None = None) -> argparse.ArgumentParser:
+        text = text or COMMANDS[name].help
         parsers[name] = argparse.ArgumentParser(
             prog=f"fdconv-zoo {name}", description=text, allow_abbrev=False, formatter_class=HelpFormatter
         )
         parsers[name].set_defaults(run=run)
         return parsers[name]
 
-    listing = add("list", list_entries, "List the entries of the index with costs, weights and results.")
+    listing = add("list", list_entries)
     listing.add_argument("pattern", nargs="?", default="*", help="part of a name, or a pattern such as '*tiny*in22k*'")
     listing.add_argument("--json", action="store_true", help="print the whole index as JSON")
 
-    showing = add("show", show, "Print the card of an entry.")
+    showing = add("show", show)
     showing.add_argument("name", help="an entry, as `list` prints it")
 
-    fetching = add("download", download_weights, "Download weights into the Hub's cache ahead of time.")
+    fetching = add("download", download_weights)
     fetching.add_argument("name", help="an entry, a timm name, or hf-hub:REPOSITORY")
     fetching.add_argument("--revision", help="branch, tag or commit of the repository")
 
-    checking = add("verify", verify_files, "Check cached files against the Hub's hashes.")
+    checking = add("verify", verify_files)
     checking.add_argument("names", nargs="*", metavar="NAME", help="as for download; default: all entries")
     checking.add_argument("--repair", action="store_true", help="remove damaged files and download them again")
 

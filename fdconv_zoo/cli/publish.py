@@ -82,7 +82,7 @@ def check_run(run: Path, architecture: str | None) -> None:
     """Check that a folder has a classifier, of an architecture if one is named.
 
     Raises:
-        ConfigError: it has not.
+        ConfigError: it does not.
         WeightsError: its files are damaged.
     """
     if not (run / CONFIG_FILE).is_file():

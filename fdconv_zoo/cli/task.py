@@ -182,7 +182,7 @@ def describe_run(task: CommandTask, model: nn.Module, batches: TrainingBatches) 
     precision = {"no": "float32", "fp16": "mixed, float16", "bf16": "mixed, bfloat16"}
     per_update = task.args.batch_size * accelerator.num_processes * accelerator.gradient_accumulation_steps
     splits = {"training": task.data.train, "validation": task.data.validation}
-    sizes = [f"{_length(images)} for {name}" for name, images in splits.items()]
+    sizes = [f"{_length(images)} for {split}" for split, images in splits.items()]
     lines = {
         "device": f"{name}, processes: {accelerator.num_processes}, "
         f"precision: {precision.get(accelerator.mixed_precision, accelerator.mixed_precision)}",

@@ -108,7 +108,7 @@ def _dynamic_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _check_layers(trained: Mapping[str, nn.Module], made: Mapping[str, nn.Module]) -> None:
-    """Check that FDConv layers find their counterparts, since Ultralytics drops without a word what does not fit."""
+    """Check that FDConv layers have counterparts, because Ultralytics silently drops weights that do not fit."""
     if missing := trained.keys() - made.keys():
         problem = f"has FDConv layers where the trainer has none: {first_of(sorted(missing))}"
     elif differing := [name for name in trained if _options(trained[name]) != _options(made[name])]:

@@ -156,15 +156,25 @@ def _no_classes(folder: Path) -> DataError:
 def _open_classes(classes: ClassFolders) -> Dataset:
     paths, labels = zip(*classes.list_images(), strict=True)
     features = Features(image=Image(decode=False), label=Value("string"))
-    return _as_dataset({"image": paths, "label": labels}, "image", features)
+    return as_dataset({"image": paths, "label": labels}, "image", features)
 
 
 def _open_listing(listing: Listing, label: str) -> Dataset:
     listing = listing.checked(label)
-    return _as_dataset({name: tuple(listing.rows[name]) for name in listing.rows}, listing.image, listing.features)
+    return as_dataset({name: tuple(listing.rows[name]) for name in listing.rows}, listing.image, listing.features)
 
 
-def _as_dataset(columns: dict[str, tuple], image: str, features: Features) -> Dataset:
+def as_dataset(columns: dict[str, tuple], image: str, features: Features) -> Dataset:
+    """Make a table of image files, which `datasets` keeps in its cache until one of the files changes.
+
+    Args:
+        columns: Values by column.
+        image: The column with the paths of the images.
+        features: Types of the columns.
+
+    Raises:
+        DataError: the cache cannot be written to.
+    """
     stamps = tuple(map(_stamp, columns[image]))
     # `datasets` would take lists for shards, and call `_rows` for each item of the longest.
     arguments = {"columns": columns, "stamps": stamps}

@@ -1,4 +1,4 @@
-"""Videos: every frame upright, drawn anew."""
+"""Converts videos: turns every frame upright and draws it."""
 
 import struct
 from collections.abc import Callable

@@ -16,11 +16,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 MODELS = _PACKAGE / "models" if (_PACKAGE / "models").is_dir() else _PACKAGE.parent / "models"
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # faster, if PyYAML was built with it
 STATUSES = ("converted, not trained", "trained", "recipe only")
-TASKS = {
-    "classification": "train",
-    "segmentation": "segment",
-    "detection": "detect",
-}  # and their commands
+TASKS = {"classification": "train", "segmentation": "segment", "detection": "detect"}  # and their commands
 
 
 @dataclass(frozen=True)

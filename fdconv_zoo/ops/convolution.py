@@ -3,6 +3,7 @@
 import itertools
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -57,11 +58,42 @@ def convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
         return (kernels.flatten(2) @ x.flatten(2)).unflatten(2, x.shape[2:])
     if is_free(x.shape[0]):
         return _convolve_by_taps(x, kernels, geometry)
-    # The images of the batch become groups of one convolution.
-    batch, out_channels = kernels.shape[:2]
-    grouped = geometry._replace(groups=batch * geometry.groups)
-    y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1), None, *grouped.arguments)
-    return y.view(batch, out_channels, *y.shape[2:])
+    return convolve_as_groups(x, kernels, geometry)
+
+
+def convolve_as_groups(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
+    """:func:`convolve` as one convolution of one image, of whose groups of channels each is an image of the batch."""
+    y = F.conv2d(_as_groups(x), kernels.flatten(0, 1), None, *_grouped(geometry, len(x)).arguments)
+    return y.view(*kernels.shape[:2], *y.shape[2:])
+
+
+def convolve_as_groups_backward(
+    grad: Tensor, x: Tensor, kernels: Tensor, geometry: Geometry, needs_x: bool
+) -> tuple[Tensor | None, Tensor]:
+    """The gradients of :func:`convolve_as_groups` with respect to x, if needed, and to kernels."""
+    grad_x, grad_kernels = convolution_backward(
+        _as_groups(grad), _as_groups(x), kernels.flatten(0, 1), _grouped(geometry, len(x)), needs_x
+    )
+    return grad_x.view(x.shape) if needs_x else None, grad_kernels.view(kernels.shape)
+
+
+def convolution_backward(
+    grad: Tensor, x: Tensor, kernel: Tensor, geometry: Geometry, needs_x: bool
+) -> tuple[Tensor | None, Tensor]:
+    """The gradients of ``F.conv2d``, without a bias, with respect to x, if needed, and to the kernel."""
+    stride, padding, dilation, groups = geometry.arguments
+    return torch.ops.aten.convolution_backward(
+        grad, x, kernel, None, stride, padding, dilation, False, (0, 0), groups, (needs_x, True, False)
+    )[:2]
+
+
+def _as_groups(x: Tensor) -> Tensor:
+    """(B, C, H, W) to (1, B*C, H, W)."""
+    return x.reshape(1, -1, *x.shape[2:])
+
+
+def _grouped(geometry: Geometry, images: int) -> Geometry:
+    return geometry._replace(groups=images * geometry.groups)
 
 
 def _convolve_by_taps(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:

@@ -13,8 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fdconv_zoo.ops.convolution import Geometry
-from fdconv_zoo.ops.operators import KernelShape
+from fdconv_zoo.ops.convolution import (
+    Geometry,
+    convolution_backward,
+    convolve_as_groups,
+    convolve_as_groups_backward,
+)
+from fdconv_zoo.ops.operators import KernelShape, is_channels_last
 from fdconv_zoo.ops.triton_support import cdiv, is_interpreted, power_of_two, triton
 
 if triton is not None:
@@ -39,11 +44,6 @@ def choose_form(x: Tensor, kernel_shape: KernelShape, geometry: Geometry) -> For
     if is_narrow or x.dtype not in (torch.float16, torch.bfloat16):
         return "grouped"
     return "implicit"
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether x (B, C, H, W) has its channels innermost, and its sizes do not leave that open."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def convolve_images(x: Tensor, kernels: Tensor, geometry: Geometry, form: Form | None = None) -> Tensor:
@@ -71,9 +71,7 @@ def convolve_images(x: Tensor, kernels: Tensor, geometry: Geometry, form: Form |
     if form == "loop":
         outputs = [F.conv2d(x[i : i + 1], kernels[i], None, *geometry.arguments) for i in range(len(x))]
         return outputs[0] if len(x) == 1 else torch.cat(outputs)
-    grouped = geometry._replace(groups=len(x) * geometry.groups)
-    y = F.conv2d(_flatten_images(x), kernels.contiguous().flatten(0, 1), None, *grouped.arguments)
-    return _like(y.view(len(x), -1, *y.shape[2:]), x)
+    return _like(convolve_as_groups(x, kernels.contiguous(), geometry), x)
 
 
 def convolve_images_backward(
@@ -93,18 +91,14 @@ def convolve_images_backward(
         return grad_x, _launch_kernel_gradient(grad, x, kernels, geometry)
     if form == "loop":
         pairs = [
-            _convolution_backward(grad[i : i + 1], x[i : i + 1], kernels[i], geometry, needs_x) for i in range(len(x))
+            convolution_backward(grad[i : i + 1], x[i : i + 1], kernels[i], geometry, needs_x) for i in range(len(x))
         ]
         if len(x) == 1:
             return pairs[0][0], pairs[0][1][None]
         grad_x = torch.cat([pair[0] for pair in pairs]) if needs_x else None
         return grad_x, torch.stack([pair[1] for pair in pairs])
-    grouped = geometry._replace(groups=len(x) * geometry.groups)
-    flat_kernels = kernels.contiguous().flatten(0, 1)
-    grad_x, grad_kernels = _convolution_backward(
-        _flatten_images(grad), _flatten_images(x), flat_kernels, grouped, needs_x
-    )
-    return _like(grad_x.view(x.shape), x) if needs_x else None, grad_kernels.view(kernels.shape)
+    grad_x, grad_kernels = convolve_as_groups_backward(grad, x, kernels.contiguous(), geometry, needs_x)
+    return _like(grad_x, x) if needs_x else None, grad_kernels
 
 
 def _product_backward(
@@ -199,19 +193,6 @@ def _settings(x: Tensor, geometry: Geometry) -> dict[str, object]:
         "DTYPE": tl.float32 if is_interpreted() else _TYPES[x.dtype],
         "PRECISION": "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3",
     }
-
-
-def _convolution_backward(
-    grad: Tensor, x: Tensor, kernel: Tensor, geometry: Geometry, needs_x: bool
-) -> tuple[Tensor | None, Tensor]:
-    """Of ``F.conv2d``."""
-    arguments = (geometry.stride, geometry.padding, geometry.dilation, False, (0, 0), geometry.groups)
-    return torch.ops.aten.convolution_backward(grad, x, kernel, None, *arguments, (needs_x, True, False))[:2]
-
-
-def _flatten_images(x: Tensor) -> Tensor:
-    """(B, C, H, W) to (1, B*C, H, W)."""
-    return x.reshape(1, -1, *x.shape[2:])
 
 
 def _empty_map(x: Tensor, channels: int, size: tuple[int, int]) -> Tensor:

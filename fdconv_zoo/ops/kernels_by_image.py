@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fdconv_zoo.ops.convolution import Geometry
+from fdconv_zoo.ops.convolution import Geometry, convolve, convolve_as_groups_backward
 from fdconv_zoo.ops.operators import (
     Convolution,
     KernelShape,
@@ -53,7 +52,7 @@ def register(path: str, assembler: Callable[[KernelTensors, KernelShape, Geometr
         assemble = assembler(tensors, kernel_shape, geometry)
         y = None
         for images in _chunks(x, kernel_shape):
-            y_chunk = _convolve(x[images], assemble.make(images).to(x.dtype), geometry)
+            y_chunk = convolve(x[images], assemble.make(images).to(x.dtype), geometry)
             if len(y_chunk) == len(x):
                 return y_chunk.contiguous(memory_format=memory_format(x))
             if y is None:
@@ -85,40 +84,13 @@ def _chunks(x: Tensor, kernel_shape: KernelShape) -> Iterator[slice]:
     return (slice(start, min(start + step, len(x))) for start in range(0, len(x), step))
 
 
-def _convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
-    """Images (b, G*I, H, W) with their kernels, to (b, O, H', W')."""
-    if _is_product(x, geometry):
-        return torch.bmm(kernels.flatten(2), x.flatten(2)).unflatten(2, x.shape[2:])
-    y = F.conv2d(_join(x), kernels.flatten(0, 1), None, *_join_groups(geometry, len(x)).arguments)
-    return y.view(*kernels.shape[:2], *y.shape[2:])
-
-
 def _convolve_backward(
     grad: Tensor, x: Tensor, kernels: Tensor, geometry: Geometry, needs_x: bool
 ) -> tuple[Tensor | None, Tensor]:
-    """The gradients of x and of the kernels."""
-    if _is_product(x, geometry):
+    """The gradients of :func:`convolve` with respect to x, if needed, and to kernels."""
+    if len(x) > 1 and geometry.is_pointwise:
         grad, matrices = grad.flatten(2), kernels.flatten(2)
         grad_kernels = scratch("gradient of kernels", kernels.shape, kernels.dtype, kernels.device)
         torch.bmm(grad, x.flatten(2).transpose(1, 2), out=grad_kernels.flatten(2))
         return torch.bmm(matrices.transpose(1, 2), grad).view(x.shape) if needs_x else None, grad_kernels
-    stride, padding, dilation, groups = _join_groups(geometry, len(x)).arguments
-    grad_x, grad_kernels, _ = torch.ops.aten.convolution_backward(
-        _join(grad), _join(x), kernels.flatten(0, 1), None, stride, padding, dilation, False, (0, 0), groups,
-        (needs_x, True, False),
-    )  # fmt: skip
-    return grad_x.view(x.shape) if needs_x else None, grad_kernels.view(kernels.shape)
-
-
-def _is_product(x: Tensor, geometry: Geometry) -> bool:
-    """Whether to convolve as a product: several images, whose pixels are rows of a matrix as they are."""
-    return len(x) > 1 and geometry.is_pointwise
-
-
-def _join(x: Tensor) -> Tensor:
-    """Images (b, C, H, W) as one image of b groups of channels, (1, b*C, H, W)."""
-    return x if len(x) == 1 else x.reshape(1, -1, *x.shape[2:])
-
-
-def _join_groups(geometry: Geometry, images: int) -> Geometry:
-    return geometry._replace(groups=images * geometry.groups)
+    return convolve_as_groups_backward(grad, x, kernels, geometry, needs_x)

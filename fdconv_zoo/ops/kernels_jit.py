@@ -253,7 +253,7 @@ def modulate_backward(source, grad, taps, windows, channel_factors, filter_facto
                       LEVELS: tl.constexpr, KEPT: tl.constexpr):  # fmt: skip
     """The gradient of the planes, and each program's share of what :func:`finish` sums up.
 
-    ``source`` has the planes, of which a stride over images is all that is asked for, or, if KEPT, the kernels K.
+    ``source`` has the planes, of whose strides only that over images is used, or, if KEPT, the kernels K.
 
     With P = K * dL/dK: ``tap_shares`` (B, col_blocks, R*b, T) is of dL/dlogit times each tap's window, ``row_shares``
     (B, col_blocks, R*b) of P, both summed over channels; ``col_shares`` (B, G, row_blocks, T + 1, I) is of dL/dlogit

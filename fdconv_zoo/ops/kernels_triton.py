@@ -10,15 +10,22 @@ of the planes from modulators. Gradients of taps, windows, channel, filter and s
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fdconv_zoo.ops.convolution import Geometry
-from fdconv_zoo.ops.image_convolution import convolve_images, convolve_images_backward, is_channels_last
+from fdconv_zoo.ops.image_convolution import convolve_images, convolve_images_backward
 from fdconv_zoo.ops.kernels_plain import DisjointWeights, mix_spectrum
-from fdconv_zoo.ops.operators import KernelShape, KernelTensors, empty_kernels, register_convolution
+from fdconv_zoo.ops.operators import (
+    KernelShape,
+    KernelTensors,
+    empty_kernels,
+    is_channels_last,
+    memory_format,
+    register_convolution,
+)
 from fdconv_zoo.ops.triton_support import cdiv, is_interpreted, on_device_of, power_of_two, triton, with_fallback
 
 if triton is not None:
@@ -82,7 +89,7 @@ def _backward(
     kept: Tensor | None = None,
 ) -> tuple[Tensor | None, KernelTensors]:
     x, tensors = _dense(x), _contiguous(tensors)
-    grad = grad.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
+    grad = grad.contiguous(memory_format=memory_format(x))
     with on_device_of(x):
         return _Gradients(x, tensors, kernel_shape, geometry, kept).run(grad, needs_x)
 
@@ -392,14 +399,9 @@ def _fall_back_keeping(
 
 
 def _fall_back_backward(
-    grad: Tensor,
-    needs_x: bool,
-    x: Tensor,
-    tensors: KernelTensors,
-    kernel_shape: KernelShape,
-    geometry: Geometry,
-    kept: Tensor | None = None,
+    grad: Tensor, needs_x: bool, x: Tensor, tensors: KernelTensors, *settings: Any
 ) -> tuple[Tensor | None, KernelTensors]:
+    kernel_shape, geometry, *_ = settings  # kernels that have been kept are not needed
     run = torch.ops.fdconv_zoo.convolve_rebuild_backward
     found = iter(run(grad, needs_x, x, *tensors, kernel_shape, *geometry.arguments))
     grad_x = next(found) if needs_x else None

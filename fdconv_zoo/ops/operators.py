@@ -159,7 +159,7 @@ def empty_output(x: Tensor, kernel_shape: KernelShape, geometry: Geometry) -> Te
 def empty_kernels(x: Tensor, batch: int, kernel_shape: KernelShape) -> Tensor:
     """Uninitialized kernels (B, O, I, a, b) of x's dtype, in the layout that its convolution wants."""
     out_channels, in_channels, height, width = kernel_shape
-    if memory_format(x) == torch.channels_last:
+    if is_channels_last(x):
         return x.new_empty(batch, out_channels, height, width, in_channels).permute(0, 1, 4, 2, 3)
     return x.new_empty(batch, *kernel_shape)
 
@@ -171,8 +171,12 @@ def safe_divide(sums: Tensor, factors: Tensor) -> Tensor:
 
 def memory_format(x: Tensor) -> torch.memory_format:
     """channels_last or contiguous."""
-    is_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if is_channels_last else torch.contiguous_format
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether x (B, C, H, W) has its channels innermost, and its sizes do not leave that open."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def _unpack(args: Sequence[Any]) -> tuple[KernelTensors, KernelShape, Geometry]:

@@ -30,7 +30,7 @@ def check_model_name(name: str) -> str:
     if name.startswith(HUB):
         return name
     folder = Path(name.removeprefix(LOCAL)).expanduser()
-    is_path = name.startswith((".", "~", "/")) or "/" in name or "\\" in name  # no name of timm has these
+    is_path = name.startswith((".", "~")) or "/" in name or "\\" in name  # no name of timm has these
     if name.startswith(LOCAL) or folder.is_dir() or is_path:
         if not folder.is_dir():
             hint = "" if name.startswith(LOCAL) else f"; for a model on the Hub write {HUB}{name}"

@@ -112,7 +112,7 @@ def limited_by(weights: Path | None) -> Iterator[None]:
 
 
 def _sizes(weights: Path) -> list[int] | None:
-    """The number of numbers in each tensor of a safetensors file; None if it is none."""
+    """The number of elements of each tensor in a safetensors file; None for another kind of file."""
     try:
         with safe_open(weights, "pt") as file:
             return [math.prod(file.get_slice(key).get_shape()) for key in file.keys()]  # noqa: SIM118  not a dict

@@ -54,6 +54,6 @@ class Meter:
         return mean, images / (time.perf_counter() - self._start)
 
 
-def in_words(images_per_second: float) -> str:
+def format_speed(images_per_second: float) -> str:
     """A speed in words, with two digits also where a second is too short for ten images."""
     return f"{images_per_second:{'.0f' if images_per_second >= 10 else '.2g'}} images/s"

@@ -20,7 +20,7 @@ from fdconv_zoo.layers import keep_kernels
 from fdconv_zoo.training.batches import TrainingBatches
 from fdconv_zoo.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fdconv_zoo.training.curves import draw_curves
-from fdconv_zoo.training.meter import Meter, in_words
+from fdconv_zoo.training.meter import Meter, format_speed
 from fdconv_zoo.training.optimizer import build_optimizer, build_scheduler, learning_rate
 from fdconv_zoo.training.randomness import seed_step
 from fdconv_zoo.training.run_folder import RunFolder
@@ -164,7 +164,7 @@ class Trainer:
         loss, speed = self.meter.recent()
         self._check_finite(loss)
         lr = learning_rate(self.optimizer)
-        self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.2e}, {in_words(speed)}")
+        self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.2e}, {format_speed(speed)}")
         with self.run.writing():
             self.accelerator.log({"train/loss": loss, "train/lr": lr}, step=self.progress.update)
 
@@ -254,7 +254,7 @@ class Trainer:
         words.append(self.task.describe(row))
         if row["epoch"] == 0:
             return f"before training: {', '.join(words)}"
-        words.append(in_words(row["train_images_per_second"]))
+        words.append(format_speed(row["train_images_per_second"]))
         return f"epoch {row['epoch']}/{self.args.epochs}: {', '.join(words)}"
 
     def _config(self, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """Reads a COCO annotation file into arrays."""
 
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Image, Value
 
+from fdconv_zoo.data.local import as_dataset
 from fdconv_zoo.dense.detection.entries import Entries, is_box, is_flag, is_number, is_size, is_string, load_lists
 from fdconv_zoo.dense.detection.rle import usable_segmentation
 
@@ -68,12 +67,10 @@ class CocoImages:
 
     def as_table(self) -> Dataset:
         """Return a table with the path of each image and its annotations, of which `datasets` keeps a copy."""
-        paths = [str(self.path(index)) for index in range(len(self))]
-        stamps = [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, paths)]
+        paths = tuple(str(self.path(index)) for index in range(len(self)))
+        objects = tuple(self._describe(index) for index in range(len(self)))
         features = Features(image=Image(decode=False), objects=Value("string"))
-        objects = [self._describe(index) for index in range(len(self))]
-        kwargs = {"paths": paths, "stamps": stamps, "objects": objects}
-        return Dataset.from_generator(_records, features, gen_kwargs=kwargs)
+        return as_dataset({"image": paths, "objects": objects}, "image", features)
 
     def _describe(self, index: int) -> str:
         of_image = self.annotations(index)
@@ -151,12 +148,6 @@ def read_coco(annotation_file: Path, image_folder: Path, *, masks: bool) -> Coco
         is_crowd=is_crowd[order],
         segmentations=segmentations,
     )
-
-
-def _records(paths: list[str], stamps: list, objects: list[str]) -> Iterator[dict[str, str]]:
-    """Yield rows of a table. `stamps` are part of the cache key of `datasets`, so that changed files are read again."""
-    for path, described in zip(paths, objects, strict=True):
-        yield {"image": path, "objects": described}
 
 
 def _segmentations(annotations: list[dict], sizes: np.ndarray) -> pa.Array:

@@ -145,18 +145,19 @@ class _PreciseBoxCoder(BoxCoder):
         return super().decode_single(rel_codes.float(), boxes)
 
 
-class _PreciseRetinaNetHead(RetinaNetHead):
-    """Returns float32, so that boxes are decoded and losses summed in it under autocast."""
+class _Precise:
+    """Mixin of heads that return float32, so that boxes are decoded and losses summed in it under autocast."""
 
     def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
         return {name: value.float() for name, value in super().forward(x).items()}
 
 
-class _PreciseFCOSHead(FCOSHead):
-    """Returns float32, so that boxes are decoded and losses summed in it under autocast."""
+class _PreciseRetinaNetHead(_Precise, RetinaNetHead):
+    pass
 
-    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
-        return {name: value.float() for name, value in super().forward(x).items()}
+
+class _PreciseFCOSHead(_Precise, FCOSHead):
+    pass
 
 
 def _check_head_args(network: Callable, head_args: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fdconv_zoo.ops import Geometry, convolve, triton_support
+from fdconv_zoo.ops.convolution import convolve_as_groups_backward
 from fdconv_zoo.ops.image_convolution import convolve_images, convolve_images_backward
 from fdconv_zoo.profiling.gpu_report.clock import interleave
 from fdconv_zoo.profiling.gpu_report.section import Item, Recorder, Settings
@@ -38,12 +39,7 @@ def _grouped(x: Tensor, kernels: Tensor) -> Tensor:
 
 
 def _grouped_backward(grad: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
-    batch = len(x)
-    grad_x, grad_kernels, _ = torch.ops.aten.convolution_backward(
-        grad.reshape(1, -1, *grad.shape[2:]), x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1), None,
-        *GEOMETRY.arguments[:3], False, (0, 0), batch, (True, True, False),
-    )  # fmt: skip
-    return grad_x.view(x.shape), grad_kernels.view(kernels.shape)
+    return convolve_as_groups_backward(grad, x, kernels, GEOMETRY, needs_x=True)
 
 
 def _loop(x: Tensor, kernels: Tensor) -> Tensor:
