@@ -31,7 +31,15 @@ from fdconv_zoo.version import __version__
 
 # What a resumed run may change: the result does not depend on it.
 FREE_KEYS = (
-    *("config", "output", "resume", "overwrite", "workers", "checkpoint_every", "log_every", "log_with", "versions"),
+    "config",
+    "output",
+    "resume",
+    "overwrite",
+    "workers",
+    "checkpoint_every",
+    "log_every",
+    "log_with",
+    "versions",
 )
 PROJECT = "fdconv-zoo"  # of the run, as trackers show it
 
