@@ -1,12 +1,13 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pillow
 
 from fdconv_zoo.errors import ConfigError
-from fdconv_zoo.training.batches import EpochSampler, TrainingBatches, training_images
+from fdconv_zoo.training.batches import EpochSampler, RepeatingSampler, TrainingBatches, training_images
 
 
 def numbered_images(count: int) -> Dataset:
@@ -111,3 +112,39 @@ def test_sampler_is_a_permutation():
     assert sorted(sampler) == list(range(10))
     sampler.set_epoch(0, start=4)
     assert len(list(sampler)) == len(sampler) == 6
+
+
+def test_repeated_images_come_together_and_are_augmented_differently():
+    whole = list(RepeatingSampler(10, 10, seed=0, repeats=3))
+    assert [time for _, time in whole] == [0, 1, 2] * 3 + [0]
+    assert len({image for image, _ in whole}) == 4
+    shares = [list(RepeatingSampler(10, 5, seed=0, repeats=3, rank=rank, world_size=2)) for rank in range(2)]
+    assert [pair for both in zip(*shares, strict=True) for pair in both] == whole
+    sampler = RepeatingSampler(10, 10, seed=0, repeats=3)
+    sampler.set_epoch(0, start=4)
+    assert list(sampler) == whole[4:]
+
+    def noisy(image):
+        return torch.rand(1, 1, 1)
+
+    dataset = training_images(numbered_images(4), noisy, mode="L")
+    (batch,) = TrainingBatches(dataset, batch_size=4, repeats=2).epoch(0)
+    assert len(set(batch[0].flatten().tolist())) == 4
+    (again,) = TrainingBatches(dataset, batch_size=4, repeats=2).epoch(0)
+    assert torch.equal(again[0], batch[0])
+    assert torch.equal(dataset[2, 0][0], dataset[2][0])
+
+
+def test_weights_say_how_often_images_come():
+    weights = np.array([1.0] * 90 + [9.0] * 10)  # as balanced sampling of 90 and 10 images
+    draws = [pair for epoch in range(20) for pair in drawn(weights, epoch)]
+    rare = sum(image >= 90 for image, _ in draws) / len(draws)
+    assert 0.45 < rare < 0.55
+    assert len(set(drawn(weights, 0))) == 100  # each time is another number
+    assert drawn(weights, 0) != drawn(weights, 1)
+
+
+def drawn(weights, epoch) -> list[tuple[int, int]]:
+    sampler = RepeatingSampler(len(weights), len(weights), seed=0, weights=weights)
+    sampler.set_epoch(epoch)
+    return list(sampler)

@@ -1,3 +1,4 @@
+import csv
 import json
 import shutil
 
@@ -6,6 +7,7 @@ import timm
 import torch
 from run_scripts import load_script
 
+from fdconv_zoo.cli.predict import class_names
 from fdconv_zoo.data import SAMPLE, load_image_data, open_image
 from fdconv_zoo.errors import ConfigError, DataError
 from fdconv_zoo.store.build import build_model, resolve_preprocessing
@@ -59,6 +61,43 @@ def test_shows_the_true_class_of_sample_images(data, folder, capsys):
         f"{SAMPLE} ({data.class_names[record['label']]})" for record in data.validation
     ]
     assert all(line.count(" %") == 3 for line in lines)
+
+
+def test_writes_the_probabilities_of_all_classes(data, folder, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/broken.png").write_bytes(b"no image")
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    expected = []
+    for i, record in enumerate(data.validation):
+        image = open_image(record["image"])
+        image.save(tmp_path / f"in/{i}.png")
+        with torch.no_grad():
+            expected.append(model(transform(image)[None]).softmax(1)[0])
+    written = ["--csv", str(tmp_path / "p.csv"), "--json", str(tmp_path / "p.json")]
+    with pytest.raises(DataError, match="1 files were left out"):  # the others are written all the same
+        predict.main(["--model", str(folder), "--device", "cpu", *written, str(tmp_path / "in")])
+
+    with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    found = json.loads((tmp_path / "p.json").read_text())
+    assert found["classes"] == data.class_names
+    assert len(rows) == len(found["images"]) == 3
+    for i, (row, item, probabilities) in enumerate(zip(rows, found["images"], expected, strict=True)):
+        assert row["file"] == item["file"] == f"{tmp_path}/in/{i}.png"
+        assert row["prediction"] == item["prediction"] == data.class_names[probabilities.argmax()]
+        assert float(row["probability"]) == item["probability"] == max(item["probabilities"])
+        columns = [float(row[f"probability of {name}"]) for name in data.class_names]
+        assert columns == item["probabilities"] == pytest.approx(probabilities.tolist(), rel=1e-4, abs=1e-7)
+
+    with pytest.raises(ConfigError, match=r"--csv .*p.csv exists: choose another file, or remove it"):
+        predict.main(["--model", str(folder), "--device", "cpu", *written, str(tmp_path / "in")])
+
+
+def test_classes_of_imagenet_have_names_of_their_own():
+    names = class_names(timm.create_model("test_resnet"), "test_resnet")
+    assert len(set(names)) == 1000
+    assert (names[134], names[517]) == ("crane", "crane (517)")
 
 
 def test_class_names_that_do_not_fit_are_refused(folder, data, tmp_path):

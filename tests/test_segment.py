@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import jaccard_score
 from torch import nn
 
-from fdconv_zoo.cli.segment import class_weights
+from fdconv_zoo.cli.class_weights import class_weights
 from fdconv_zoo.dense.backbone import Backbone
 from fdconv_zoo.dense.segmentation.model import Segmenter
 from fdconv_zoo.errors import ConfigError
@@ -67,8 +67,9 @@ def test_weights_of_classes():
     pixels = np.array([600, 0, 200, 100])
     assert class_weights(["balanced"], pixels) == pytest.approx([0.5, 1, 1.5, 3])
     assert class_weights(["1", "0", "2", "3.5"], pixels) == [1, 0, 2, 3.5]
-    with pytest.raises(ConfigError, match="--class-weights median: must be 'balanced', or 4 numbers"):
-        class_weights(["median"], pixels)
+    for words in ("median", "1 2 3", "1 2 3 nan", "1 2 3 -1", "0 0 0 0"):
+        with pytest.raises(ConfigError, match=f"--class-weights {words}: must be 'balanced', or 4 numbers"):
+            class_weights(words.split(), pixels)
 
 
 def test_killed_and_resumed_it_ends_with_the_same_weights(finished, small_canvases, tmp_path):

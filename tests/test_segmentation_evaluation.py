@@ -24,13 +24,13 @@ from fdconv_zoo.dense import Segmenter
 from fdconv_zoo.dense.colours import class_colour
 from fdconv_zoo.dense.evaluation import choose_varied, evaluation_loader
 from fdconv_zoo.dense.segmentation.classes import IGNORE
-from fdconv_zoo.dense.segmentation.confusion import draw_confusion, write_confusion
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset
 from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter
 from fdconv_zoo.dense.segmentation.inference import predict, slide
 from fdconv_zoo.dense.segmentation.metrics import SegmentationMetrics
 from fdconv_zoo.dense.segmentation.pictures import draw_comparison, draw_mask, draw_segmentation
 from fdconv_zoo.errors import ConfigError, DataError
+from fdconv_zoo.training.confusion import draw_confusion, write_confusion
 
 CLASSES = ["background", "cat", "dog", "horse"]
 

@@ -1,14 +1,19 @@
+import csv
 import errno
 import json
 import os
 import re
 import signal
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import timm
 import torch
 import yaml
+from accelerate import Accelerator, tracking
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import LoggerType
 from PIL import Image
 from run_scripts import (
     TINY,
@@ -21,12 +26,14 @@ from run_scripts import (
     wait_until_there,
 )
 from safetensors.torch import load_file
+from timm.loss import BinaryCrossEntropy
 from torch import nn
 
 from fdconv_zoo.cli import train as train_command
 from fdconv_zoo.errors import ConfigError, NonFiniteError, RunFolderError, Terminated, WriteError
 from fdconv_zoo.store import files
 from fdconv_zoo.training import checkpoint, trainer
+from fdconv_zoo.training import flags as flags_module
 
 train = load_script("train")
 validate = load_script("validate")
@@ -79,7 +86,18 @@ def test_a_run_leaves_a_folder_that_timm_loads(finished):
     assert config["num_processes"] == 1
     with Image.open(finished / "curves.png") as picture:
         assert picture.width > 1000
-    assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
+    for folder, row in ((finished, max(rows, key=lambda row: row["top1"])), (finished / "last", rows[-1])):
+        with (folder / "classes.csv").open(newline="", encoding="utf-8") as file:
+            table = list(csv.DictReader(file))
+        matrix = [
+            list(map(int, line.split(",")[1:])) for line in (folder / "confusion.csv").read_text().splitlines()[1:]
+        ]
+        assert [line["class"] for line in table] == described["label_names"]
+        assert [int(line["images"]) for line in table] == [sum(counts) for counts in matrix]
+        right = sum(int(line["right"]) for line in table)
+        assert right == sum(matrix[i][i] for i in range(10)) == pytest.approx(row["top1"])  # of 100 images
+        assert (folder / "confusion.png").is_file()
+    assert list((finished / "tensorboard").glob("*/events.out.tfevents.*"))
     assert not list(finished.rglob(".writing-*"))
 
 
@@ -239,10 +257,104 @@ def test_resume_without_a_run_begins_one_and_smoke_is_quick(tmp_path, capsys):
     recipe = "models/resnet10s_fdconv.fashion_mnist.demo.yaml"
     config = ["--config", str(Path(train.__file__).parents[1] / recipe), "--output", str(tmp_path / "run")]
     train.main([*config, "--smoke", "--resume", "--tune", "modulators"])
-    assert "starts from the beginning" in capsys.readouterr().out
-    assert read_metrics(tmp_path / "run")[0]["update"] == 4
+    printed = capsys.readouterr().out
+    assert "starts from the beginning" in printed
+    start, row = read_metrics(tmp_path / "run")
+    assert (start["epoch"], start["update"], start["train_loss"]) == (0, 0, None)
+    assert (row["epoch"], row["update"]) == (1, 4)
+    assert re.search(rf"before training: validation loss .*, top-1 {start['top1']:.2f} %", printed)
     model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
     assert type(model).__name__ == "ResNetFDConv"
+
+
+class Tracker(GeneralTracker):
+    """Notes what is logged."""
+
+    name, requires_logging_directory = "wandb", False
+    notes: ClassVar[list] = []
+
+    def __init__(self, project, name):
+        super().__init__()
+        self.notes.append((project, name))
+
+    tracker = None
+
+    def store_init_configuration(self, values):
+        self.notes.append(values)
+
+    def log(self, values, step=None, **kwargs):
+        self.notes.append((step, values))
+
+
+def test_every_part_of_the_recipe_is_repeated_when_a_run_is_resumed(finished, tmp_path, monkeypatch):
+    flags = [*TINY, "--bce", "--class-weights", "balanced", "--balanced-sampling", "--aug-repeats", "2"]
+    flags += ["--vflip", "0.5", "--transforms", "torchvision.RandomRotation(degrees=20)"]
+    flags += ["--teacher", str(finished), "--temperature", "2", "--checkpoint-every", "2"]
+    train.main([*flags, "--output", str(tmp_path / "whole")])
+    save = trainer.save_checkpoint
+
+    def stop(accelerator, folder, progress, ema):
+        save(accelerator, folder, progress, ema)
+        if progress.update == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "save_checkpoint", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.main([*flags, "--output", str(tmp_path / "run")])
+    monkeypatch.setattr(trainer, "save_checkpoint", save)
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Tracker)
+    for module in (tracking, flags_module):
+        monkeypatch.setattr(module, "get_available_trackers", lambda: [LoggerType.WANDB, LoggerType.TENSORBOARD])
+    train.main([*flags, "--output", str(tmp_path / "run"), "--resume", "--log-with", "wandb"])
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert Tracker.notes[0] == ("fdconv-zoo", "run")
+    assert Tracker.notes[1]["lr"] == 0.01
+    row = read_metrics(tmp_path / "run")[-1]
+    assert Tracker.notes[-1] == (12, {f"validation/{key}": row[key] for key in ("loss", "top1", "top5")})
+
+
+def test_losses_are_those_of_torch_and_timm(own_images):
+    _, flags = own_images
+    images, labels = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    weight = torch.tensor([2.0, 0.5])
+    for more, loss in (
+        ([], nn.CrossEntropyLoss(label_smoothing=0.1)),
+        (["--class-weights", "2", "0.5", "--smoothing", "0"], nn.CrossEntropyLoss(weight)),
+        (["--bce", "--smoothing", "0.2"], BinaryCrossEntropy(0.2)),
+    ):
+        args = train_command.build_parser().parse([*flags, "--mixup", "0", "--cutmix", "0", *more], smoke={})
+        task = train_command.ClassificationTask(args, Accelerator())
+        task.load_data(args.dataset)
+        task.build_model()
+        model = nn.Linear(3, 2)
+        assert torch.equal(task.loss(model, images, labels), loss(model(images), labels))
+
+
+def test_a_run_stops_when_it_gets_no_better_and_keeps_the_start_if_it_was_best(finished, tmp_path, capsys, monkeypatch):
+    """Also when it is killed right after the evaluation before training."""
+    flags = ["--model", str(finished), *TINY[2:], "--pretrained", "--tune", "head", "--lr", "0"]
+    flags += ["--warmup-epochs", "0", "--min-lr", "0", "--epochs", "9", "--patience", "2", "--eval-first"]
+    flags += ["--output", str(tmp_path / "run")]
+    save = trainer.save_checkpoint
+
+    def stop(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "save_checkpoint", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(flags)
+    monkeypatch.setattr(trainer, "save_checkpoint", save)
+    for _ in range(2):  # resumed once more, it is at its end
+        train.main([*flags, "--resume"])
+        printed = capsys.readouterr().out
+        assert "--patience 2: the best epoch was 0, so training stops" in printed
+        rows = read_metrics(tmp_path / "run")
+        assert [row["epoch"] for row in rows] == [0, 1, 2]
+        assert f"best: top-1 {rows[0]['top1']:.2f} % before training" in printed
+    first, best = (load_file(folder / "model.safetensors") for folder in (finished, tmp_path / "run"))
+    assert all(torch.equal(first[key], best[key]) for key in first)
 
 
 def test_grayscale_models_are_exported_with_their_channel(tmp_path):
@@ -297,6 +409,13 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_from_it(finis
         (["--model-kwargs", "no_such=1"], "no_such"),
         (["--epochs", "0"], "--epochs 0"),
         (["--streaming"], "--updates-per-epoch"),
+        (["--streaming", "--balanced-sampling"], "need to know all images"),
+        (["--class-weights", "1", "2"], "--class-weights 1 2: must be 'balanced', or 10 numbers"),
+        (["--transforms", "torchvision.NoSuch()"], "--transforms torchvision.NoSuch()"),
+        (["--transforms", "torchvision.Resize(4)"], "must keep size, channels and type"),
+        (["--teacher", "no/such/folder"], "--teacher no/such/folder: no such folder"),
+        (["--teacher", "resnet18.a1_in1k"], "--teacher resnet18.a1_in1k cannot be built"),
+        (["--log-with", "wandb"], "--log-with wandb: it is not installed; pip install wandb"),
         (["--checkpoint", "no_such.safetensors"], "no_such.safetensors"),
         (["--model", "resnet18_fdconv.a1_in1k", "--pretrained"], "load a file with --checkpoint FILE, or start from"),
         (["--model", "resnet18.a1_in1k", "--pretrained"], "load a file with --checkpoint FILE, or start from"),

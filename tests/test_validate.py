@@ -1,3 +1,4 @@
+import csv
 import json
 import re
 import shutil
@@ -75,6 +76,31 @@ def test_each_model_is_measured_through_its_own_preprocessing(folders, tmp_path,
         assert result["images_per_second"] > 0
         assert re.search(rf"{folders / name}\s+{result['image_size']}\s+{result['top1']:.2f}", table)
     assert [result["image_size"] for result in results] == ["40x40", "32x32"]
+
+
+def test_flip_averages_over_mirror_images_and_tables_are_written(folders, tmp_path):
+    flags = [*SAMPLE, "--model", str(folders / "gray"), "--json", str(tmp_path / "r.json")]
+    validate.main([*flags, "--flip", "--output", str(tmp_path / "out")])
+    (result,) = json.loads((tmp_path / "r.json").read_text())["results"]
+    data = load_image_data("fashion_mnist_sample", limit=90, split="validation")
+    model = timm.create_model(f"local-dir:{folders / 'gray'}", pretrained=True).eval()
+    transform = create_transform(**resolve_preprocessing(model))
+    images, labels = zip(*ImageDataset(data.validation, transform, mode="L"), strict=True)
+    images, labels = torch.stack(images), torch.tensor(labels)
+    with torch.no_grad():
+        logits = (model(images) + model(images.flip(3))) / 2
+    assert result["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    with (tmp_path / "out/confusion.csv").open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    matrix = torch.zeros(10, 10, dtype=int).index_put_((labels, logits.argmax(1)), torch.tensor(1), accumulate=True)
+    assert [list(map(int, row[1:])) for row in rows] == matrix.tolist()
+    assert header[1:] == [row[0] for row in rows] == data.class_names
+    assert (tmp_path / "out/classes.csv").is_file()
+
+    with pytest.raises(ConfigError, match=r"classes.csv exists; choose another folder"):
+        validate.main([*flags, "--output", str(tmp_path / "out")])
+    with pytest.raises(ConfigError, match="--output takes the tables of one model"):
+        validate.main([*flags, "--model", "resnet18", "resnet34", "--output", str(tmp_path / "other")])
 
 
 def test_another_number_of_classes_is_an_error(tmp_path):

@@ -1,6 +1,6 @@
 """Predictions for image files.
 
-A classifier's classes are printed. For a segmenter or a detector, pictures are written.
+A classifier's classes are printed, and written to a table or JSON. For a segmenter or a detector, pictures are written.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform
 
+from fdconv_zoo.cli.class_predictions import ClassPredictions
 from fdconv_zoo.cli.ranges import check_ranges
 from fdconv_zoo.cli.recipes import HelpFormatter
 from fdconv_zoo.data import open_image
@@ -33,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", required=True, help="timm name, hf-hub:NAME, or the output folder of a run")
     parser.add_argument("--sample", type=int, help="also N validation images of the packaged sample")
-    parser.add_argument("--top", type=int, default=3, metavar="K", help="classes to show per image")
+    classes = parser.add_argument_group("classification")
+    classes.add_argument("--top", type=int, default=3, metavar="K", help="classes to show per image")
+    classes.add_argument("--csv", type=Path, metavar="FILE", help="also write the probabilities of all classes here")
+    classes.add_argument("--json", type=Path, metavar="FILE", help="the same as JSON")
     dense = parser.add_argument_group("segmentation and detection")
     dense.add_argument("--output", type=Path, metavar="DIR", help="folder for the pictures; required")
     dense.add_argument("--score", type=float, default=0.5, help="lowest score of the objects to draw")
@@ -49,12 +53,15 @@ def predict(args: argparse.Namespace) -> None:
         args: The flags of `add_arguments`.
 
     Raises:
-        ConfigError: there are no images, or no such model.
+        ConfigError: there are no images, or no such model; or a file to be written exists.
         DataError: files cannot be read; raised when all others are done.
     """
     check_ranges(args)
     if not args.images and args.sample is None:
         raise ConfigError("no images: name image files or folders, or use --sample N")
+    for flag in ("csv", "json"):
+        if (file := getattr(args, flag)) is not None and file.exists():
+            raise ConfigError(f"--{flag} {file} exists: choose another file, or remove it")
     dense_model = load_dense_model(args.model)
     if dense_model is None:
         _print_classes(args)
@@ -64,6 +71,8 @@ def predict(args: argparse.Namespace) -> None:
 
     if args.output is None or args.sample is not None:
         raise ConfigError(f"{args.model} writes pictures: use --output DIR, and no --sample")
+    if args.csv or args.json:
+        raise ConfigError(f"--csv and --json are for classifiers, and {args.model} is none: leave them out")
     files = list(_find_files(args.images, {*Image.registered_extensions(), *VIDEOS}))
     model = dense_model.to(args.device)
     predict_files(model, files, args.output, least_score=args.score, short_side=args.short_side)
@@ -113,20 +122,31 @@ def _print_classes(args: argparse.Namespace) -> None:
     names = class_names(model, args.model)
 
     problems: list[str] = []
-    for name, image in read_images(args.images, args.sample, image_mode(preprocessing), problems):
-        with torch.inference_mode():
-            probabilities = model(transform(image)[None].to(args.device)).softmax(1)[0]
-        best = probabilities.topk(min(args.top, len(names)))
-        classes = ", ".join(
-            f"{names[i]} {100 * p:.1f} %" for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        )
-        print(f"{name}: {classes}")
+    predictions = ClassPredictions(args.model, names)
+    try:
+        for name, image in read_images(args.images, args.sample, image_mode(preprocessing), problems):
+            with torch.inference_mode():
+                probabilities = model(transform(image)[None].to(args.device)).float().softmax(1)[0]
+            best = probabilities.topk(min(args.top, len(names)))
+            classes = ", ".join(
+                f"{names[i]} {100 * p:.1f} %" for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            )
+            print(f"{name}: {classes}")
+            if args.csv or args.json:
+                predictions.add(name, probabilities.tolist())
+    finally:  # whatever ends it, what was found until then is written
+        if args.csv and predictions.files:
+            predictions.write_csv(args.csv)
+        if args.json and predictions.files:
+            predictions.write_json(args.json)
     if problems:
         raise DataError(f"{len(problems)} files were left out:{listed(problems)}")
 
 
 def class_names(model: torch.nn.Module, name: str) -> list[str]:
     """The class names in a model's configuration; without them ImageNet's for 1000 classes, else numbers.
+
+    ImageNet has names of two classes, such as "crane"; the second one's number is added to it.
 
     Raises:
         ConfigError: the names do not fit the model.
@@ -136,7 +156,8 @@ def class_names(model: torch.nn.Module, name: str) -> list[str]:
         return names
     if model.num_classes == 1000:
         info = ImageNetInfo()
-        return [info.index_to_description(index) for index in range(1000)]
+        names = [info.index_to_description(index) for index in range(1000)]
+        return [name if names.index(name) == index else f"{name} ({index})" for index, name in enumerate(names)]
     return [f"class {index}" for index in range(model.num_classes)]
 
 

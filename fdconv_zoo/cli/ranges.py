@@ -81,6 +81,9 @@ RANGES = {  # by the flag's name with underscores
     "mixup": NOT_NEGATIVE,
     "cutmix": NOT_NEGATIVE,
     "smoothing": RATE,
+    "distill_weight": NOT_NEGATIVE,
+    "temperature": POSITIVE,
+    "aug_repeats": Range(least=1, most=64),
     "crop_size": SIDE,
     "scale_jitter": POSITIVE,
     "short_side": SIDE,
@@ -101,6 +104,7 @@ RANGES = {  # by the flag's name with underscores
     "min_lr": NOT_NEGATIVE,
     "clip_grad": NOT_NEGATIVE,
     "ema_decay": RATE,
+    "patience": COUNT,
     "seed": Range(least=0, most=2**32 - 1),  # NumPy's
     "checkpoint_every": NOT_NEGATIVE,
     "log_every": COUNT,

@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset as Table
 from PIL import Image
 
+from fdconv_zoo.cli.class_weights import class_weights
 from fdconv_zoo.cli.dense import DENSE_SMOKE, DenseTask, add_backbone_flags, add_weights_flags
 from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag, add_split_flags, add_workers_flag
 from fdconv_zoo.cli.task import run_task
@@ -16,7 +17,6 @@ from fdconv_zoo.dense.canvases import FASHION_CANVASES
 from fdconv_zoo.dense.freezing import freeze_unused
 from fdconv_zoo.dense.segmentation.augment import training_transform
 from fdconv_zoo.dense.segmentation.classes import IGNORE
-from fdconv_zoo.dense.segmentation.confusion import draw_confusion, write_confusion
 from fdconv_zoo.dense.segmentation.dataset import EvaluationDataset, SegmentationDataset
 from fdconv_zoo.dense.segmentation.evaluate import evaluate_segmenter
 from fdconv_zoo.dense.segmentation.loading import SegmentationData, load_segmentation_data
@@ -26,6 +26,7 @@ from fdconv_zoo.dense.segmentation.pairs import ImageMaskPairs
 from fdconv_zoo.dense.segmentation.pictures import draw_predictions
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.batches import TrainingBatches, make_batches
+from fdconv_zoo.training.confusion import draw_confusion, write_confusion
 
 _LOWEST = 3  # classes that the line of an epoch names
 
@@ -246,27 +247,6 @@ class SegmentationTask(DenseTask):
             "scales": args.scales,
             "flip": args.flip,
         }
-
-
-def class_weights(words: Sequence[str], pixels: np.ndarray) -> list[float]:
-    """Weights of the classes from the words of the flag.
-
-    Args:
-        words: A number for each class, or "balanced".
-        pixels: Of each class in training, int64 (K,).
-
-    Raises:
-        ConfigError: they are neither.
-    """
-    if list(words) == ["balanced"]:
-        occurring = pixels > 0  # as scikit-learn's: over all pixels, the mean weight is 1
-        return np.where(occurring, pixels.sum() / (occurring.sum() * np.maximum(pixels, 1)), 1.0).tolist()
-    try:
-        return [float(word) for word in words]
-    except ValueError:
-        raise ConfigError(
-            f"--class-weights {' '.join(words)}: must be 'balanced', or {len(pixels)} numbers, in the order of classes"
-        ) from None
 
 
 def pair(numbers: Sequence[int]) -> tuple[int, int]:

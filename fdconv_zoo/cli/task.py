@@ -157,9 +157,18 @@ def train(task_type: type[CommandTask], args: argparse.Namespace, dataset: str) 
         accelerator.print(f"skipped unreadable images of the stream {batches.skipped} times")
     best = max(history, key=lambda row: row[task.chosen_by])
     accelerator.print(
-        f"best: {task.metrics[task.chosen_by]} {best[task.chosen_by]:.2f} % after epoch {best['epoch']}, over "
+        f"best: {task.metrics[task.chosen_by]} {best[task.chosen_by]:.2f} % {when(task, history, best)}, over "
         f"{best['images']} images; load it in Python with\n    {task.loading_code()}"
     )
+
+
+def when(task: CommandTask, history: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> str:
+    """In which epoch a run was best, and if that is known, where it started."""
+    if best["epoch"] == 0:
+        return "before training"
+    first = history[0]
+    start = f" (before training: {first[task.chosen_by]:.2f} %)" if first["epoch"] == 0 else ""
+    return f"after epoch {best['epoch']}{start}"
 
 
 def describe_run(task: CommandTask, model: nn.Module, batches: TrainingBatches) -> str:

@@ -1,27 +1,33 @@
 """Training and fine-tuning of image classifiers."""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from PIL import Image
-from timm.data import Mixup, create_transform
+import numpy as np
+from timm.data import Mixup
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from fdconv_zoo.cli.augmentation import add_augmentation_flags, training_transform
+from fdconv_zoo.cli.class_weights import BALANCED
+from fdconv_zoo.cli.losses import add_loss_flags, build_criterion, build_teacher, check_teacher_name
+from fdconv_zoo.cli.named_transforms import named_transform
 from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag, add_split_flags, add_workers_flag
 from fdconv_zoo.cli.task import SMOKE, CommandTask, run_task
 from fdconv_zoo.data import SAMPLE, load_image_data
+from fdconv_zoo.data.columns import read_labels
 from fdconv_zoo.data.loading import ImageData
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.store.build import build_model, check_forward, check_model_name, image_mode, resolve_preprocessing
 from fdconv_zoo.store.export import export_model
 from fdconv_zoo.training.batches import TrainingBatches, make_batches, training_images
+from fdconv_zoo.training.class_results import write_class_results
 from fdconv_zoo.training.data_checksum import data_checksum
-from fdconv_zoo.training.evaluate import evaluate, evaluation_loader
+from fdconv_zoo.training.distillation import distillation_loss
+from fdconv_zoo.training.evaluate import Evaluation, evaluate, evaluation_loader
 from fdconv_zoo.training.run_folder import DATA
 from fdconv_zoo.training.tuning import CHOICES, freeze
 
@@ -43,6 +49,7 @@ class ClassificationTask(CommandTask):
         "limit": 8,
     }
     data: ImageData
+    result: Evaluation  # the newest
 
     @classmethod
     def add_flags(cls, parser: ArgumentParser) -> None:
@@ -56,6 +63,9 @@ class ClassificationTask(CommandTask):
         add_split_flags(data)
         data.add_argument("--skip-bad-images", **boolean, default=False, help="skip and count unreadable images")
         data.add_argument("--streaming", **boolean, default=False, help="read while training, for large datasets")
+        data.add_argument(
+            "--balanced-sampling", **boolean, default=False, help="draw images of all classes equally often"
+        )
         add_workers_flag(data)
 
         model = parser.add_argument_group("model")
@@ -78,16 +88,9 @@ class ClassificationTask(CommandTask):
         )
         model.add_argument("--grad-checkpointing", **boolean, default=False, help="less memory, more time")
 
-        augment = parser.add_argument_group("augmentation")
-        augment.add_argument("--scale", type=float, nargs=2, default=[0.35, 1.0], help="range of the crop's area")
-        augment.add_argument("--ratio", type=float, nargs=2, default=[0.75, 4 / 3], help="range of its aspect ratio")
-        augment.add_argument("--hflip", type=float, default=0.5, help="probability of a horizontal flip")
-        augment.add_argument("--aa", default="rand-m7-mstd0.5-inc1", help="RandAugment policy, or none")
-        augment.add_argument("--color-jitter", type=float, default=0.4, help="only with --aa none")
-        augment.add_argument("--reprob", type=float, default=0.1, help="probability of random erasing")
-        augment.add_argument("--mixup", type=float, default=0.0, help="alpha of mixup; 0: off")
-        augment.add_argument("--cutmix", type=float, default=0.0, help="alpha of CutMix; 0: off")
-        augment.add_argument("--smoothing", type=float, default=0.1, help="label smoothing")
+        add_augmentation_flags(parser.add_argument_group("augmentation"))
+
+        add_loss_flags(parser.add_argument_group("loss"))
 
     @classmethod
     def check_arguments(cls, args: argparse.Namespace) -> None:
@@ -103,7 +106,16 @@ class ClassificationTask(CommandTask):
             raise ConfigError(
                 f"--batch-size {args.batch_size}: --mixup and --cutmix pair the images of a batch; make it even"
             )
+        if args.streaming and (args.balanced_sampling or args.class_weights == [BALANCED] or args.aug_repeats > 1):
+            raise ConfigError(
+                "--streaming: --balanced-sampling, --class-weights balanced and --aug-repeats need to know all images "
+                "beforehand; load without streaming, or leave them out"
+            )
+        for words in args.transforms:
+            named_transform(words)
         args.model = check_model_name(args.model)
+        if args.teacher:
+            args.teacher = check_teacher_name(args.teacher)
 
     def load_data(self, dataset: str) -> None:
         """Find and check the images of a dataset, and set `data`."""
@@ -163,6 +175,11 @@ class ClassificationTask(CommandTask):
         check_forward(model, self.preprocessing["input_size"])
         self._reset_other_classifier(model)
         freeze(model, args.tune)
+        self.criterion = self._build_criterion().to(self.accelerator.device)
+        self.teacher = None
+        if args.teacher:
+            self.teacher = build_teacher(args.teacher, self.data.class_names, self.preprocessing)
+            self.teacher.to(self.accelerator.device)
         if args.grad_checkpointing:
             try:
                 model.set_grad_checkpointing()
@@ -179,6 +196,12 @@ class ClassificationTask(CommandTask):
             self.accelerator.print(f"{args.model} was trained on other classes: its classifier is drawn anew")
             model.reset_classifier(model.num_classes)
 
+    def _build_criterion(self) -> nn.Module:
+        counts = np.zeros(len(self.data.class_names), int)
+        if self.args.class_weights == [BALANCED]:
+            counts = np.bincount(read_labels(self.data.train), minlength=len(counts))
+        return build_criterion(self.args, counts)
+
     def training_batches(self, model: nn.Module) -> TrainingBatches:
         """Make this process's batches of images (B, C, H, W) and class numbers (B,)."""
         dataset = training_images(
@@ -190,7 +213,11 @@ class ClassificationTask(CommandTask):
             world_size=self.accelerator.num_processes,
             skip_bad_images=self.args.skip_bad_images,
         )
-        return make_batches(self.args, dataset, self.accelerator)
+        weights = None
+        if self.args.balanced_sampling:
+            labels = read_labels(self.data.train)
+            weights = 1 / np.bincount(labels)[labels]
+        return make_batches(self.args, dataset, self.accelerator, repeats=self.args.aug_repeats, weights=weights)
 
     def validation_loader(self, model: nn.Module) -> DataLoader:
         """Load the validation images and their class numbers."""
@@ -212,18 +239,25 @@ class ClassificationTask(CommandTask):
         return Mixup(args.mixup, args.cutmix, label_smoothing=args.smoothing, num_classes=classes)
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """The mean cross-entropy of a batch: images (B, C, H, W) and class numbers (B,)."""
-        if self.mix is None:
-            return nn.functional.cross_entropy(model(images), labels, label_smoothing=self.args.smoothing)
-        images, labels = self.mix(images, labels)  # smooths the labels itself
-        return nn.functional.cross_entropy(model(images), labels)
+        """The loss of a batch: images (B, C, H, W) and class numbers (B,)."""
+        if self.mix is not None:
+            images, labels = self.mix(images, labels)
+        logits = model(images)
+        loss = self.criterion(logits, labels)
+        if self.teacher is None:
+            return loss
+        with self.accelerator.autocast():
+            aim = self.teacher(images)
+        return loss + self.args.distill_weight * distillation_loss(logits, aim, self.args.temperature)
 
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
         """The figures of `Evaluation`."""
-        return asdict(evaluate(self.accelerator, model, self.validation))
+        self.result = evaluate(self.accelerator, model, self.validation)
+        return self.result.figures()
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        """Write the model as `timm.create_model` loads it."""
+        """Write the model as `timm.create_model` loads it, and what it makes of each class."""
+        write_class_results(self.result.labels, self.result.predictions, self.data.class_names, folder)
         export_model(
             model,
             folder,
@@ -235,31 +269,6 @@ class ClassificationTask(CommandTask):
     def loading_code(self) -> str:
         """The Python code that loads the finished model, on one line."""
         return f"import timm, fdconv_zoo; model = timm.create_model({f'local-dir:{self.output}'!r}, pretrained=True)"
-
-
-def training_transform(args: argparse.Namespace, preprocessing: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
-    """Build the random transform of a training image.
-
-    Raises:
-        ConfigError: `--aa` is not a policy of timm.
-    """
-    try:
-        return create_transform(
-            preprocessing["input_size"],
-            is_training=True,
-            scale=args.scale,
-            ratio=args.ratio,
-            hflip=args.hflip,
-            color_jitter=args.color_jitter,
-            auto_augment=None if args.aa == "none" else args.aa,
-            interpolation=preprocessing["interpolation"],
-            mean=preprocessing["mean"],
-            std=preprocessing["std"],
-            re_prob=args.reprob,
-            re_mode="pixel",
-        )
-    except (AssertionError, KeyError, ValueError) as error:
-        raise ConfigError(f"--aa {args.aa}: not a policy of timm, such as rand-m7-mstd0.5-inc1") from error
 
 
 build_parser = ClassificationTask.build_parser

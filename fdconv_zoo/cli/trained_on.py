@@ -1,16 +1,22 @@
 """What a model was trained on, as its run says: so that evaluation keeps to images that the model has not seen."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 
+from fdconv_zoo.data.class_names import match_classes
 from fdconv_zoo.data.splits import TRAIN_NAMES
 from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.store.build import stored_class_names
 from fdconv_zoo.store.names import LOCAL
 from fdconv_zoo.training.run_folder import CONFIG
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,32 @@ def read_run(model: str) -> dict[str, Any]:
     if not isinstance(run, dict):
         raise ConfigError(f"{file}: is not the configuration of a run")
     return run
+
+
+def class_numbers(name: str, model: nn.Module, class_names: Sequence[str]) -> list[int]:
+    """Find the classes of a dataset among those of a classifier.
+
+    Args:
+        name: Name of the model.
+        model: A timm model. If it has no class names, only the number of classes is compared.
+        class_names: Names of the classes of the dataset.
+
+    Returns:
+        The model's number of each of them.
+
+    Raises:
+        ConfigError: the model does not have the classes of the dataset.
+    """
+    trained = stored_class_names(model, name)
+    if trained is not None:
+        return match_classes(name, trained, class_names)
+    if model.num_classes != len(class_names):
+        raise ConfigError(
+            f"{name} was trained on {model.num_classes} classes, but the dataset has {len(class_names)}: "
+            "use a model trained on the dataset's classes (see `fdconv-zoo train`), or choose another dataset"
+        )
+    _logger.warning("%s has no class names: its classes are taken to be in the order of the dataset's.", name)
+    return list(range(len(class_names)))
 
 
 def _same(first: str, second: str) -> bool:

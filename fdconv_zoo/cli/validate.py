@@ -2,9 +2,7 @@
 
 import argparse
 import json
-import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,8 @@ from torch import nn
 
 from fdconv_zoo.cli.ranges import check_ranges
 from fdconv_zoo.cli.recipes import HelpFormatter, add_workers_flag
-from fdconv_zoo.cli.trained_on import Evaluated, evaluated_part
+from fdconv_zoo.cli.trained_on import Evaluated, class_numbers, evaluated_part
 from fdconv_zoo.data import SAMPLE, ImageData, load_image_data
-from fdconv_zoo.data.class_names import match_classes
 from fdconv_zoo.data.columns import renumber_labels
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.store.build import (
@@ -27,9 +24,8 @@ from fdconv_zoo.store.build import (
     stored_class_names,
 )
 from fdconv_zoo.store.files import write_text
+from fdconv_zoo.training.class_results import FILES, write_class_results
 from fdconv_zoo.training.evaluate import evaluate, evaluation_loader
-
-_logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,6 +54,13 @@ def build_parser() -> argparse.ArgumentParser:
     add_workers_flag(parser)
     parser.add_argument("--batch-size", type=int, default=64, help="images per batch and process")
     parser.add_argument("--mixed-precision", choices=("no", "fp16", "bf16"), help="default: accelerate's configuration")
+    parser.add_argument("--flip", **boolean, help="average over each image and its mirror image")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help=f"write what the model makes of each class into this folder: {', '.join(FILES)}",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     return parser
 
@@ -66,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate classifiers; `argv` is the command line without the program."""
     args = build_parser().parse_args(argv)
     check_ranges(args)
+    check_output(args)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     names = [check_model_name(name) for name in args.model]
     loaded: dict[str, ImageData] = {}  # models with the same images share them
@@ -80,16 +84,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             part.check_unchanged(name, data.train_count, data.class_names)
             model, _ = build_model(name)
         validation = as_numbered_by(name, model, data)
+        class_names = stored_class_names(model, name) or data.class_names
         preprocessing = resolve_preprocessing(model, use_test_size=True)
         check_forward(model, preprocessing["input_size"])
         loader = evaluation_loader(
             validation, preprocessing, args.batch_size, args.workers, skip_bad_images=args.skip_bad_images
         )
         model, loader = model.to(accelerator.device), accelerator.prepare(loader)
-        result = evaluate(accelerator, model, loader)
+        result = evaluate(accelerator, model, loader, flip=args.flip)
         size = "x".join(map(str, preprocessing["input_size"][1:]))
         split = part.remark(data.split, data.train_count)
-        results.append({"model": name, "image_size": size, **asdict(result), "split": split})
+        results.append({"model": name, "image_size": size, **result.figures(), "split": split})
+        if args.output and accelerator.is_main_process:
+            write_class_results(result.labels, result.predictions, class_names, args.output)
         accelerator.free_memory()
 
     accelerator.print(as_table(results))
@@ -98,6 +105,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.json and accelerator.is_main_process:
         write_text(args.json, json.dumps({"dataset": args.dataset, "results": results}, indent=2) + "\n")
     accelerator.end_training()
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Raise `ConfigError` for several models with one `--output`, or for files there that would be replaced."""
+    if args.output is None:
+        return
+    if len(args.model) > 1:
+        raise ConfigError("--output takes the tables of one model: name one --model, or leave it out")
+    if existing := [name for name in FILES if (args.output / name).exists()]:
+        raise ConfigError(f"--output: {args.output / existing[0]} exists; choose another folder, or remove it")
 
 
 def load_data(args: argparse.Namespace, part: Evaluated) -> ImageData:
@@ -123,23 +140,14 @@ def as_numbered_by(name: str, model: nn.Module, data: ImageData) -> Dataset | It
 
     Args:
         name: Name of the model.
-        model: A timm model. If it has no class names, only the number of classes is compared.
+        model: A timm model.
         data: The dataset.
 
     Raises:
         ConfigError: the model does not have the classes of the dataset.
     """
-    trained = stored_class_names(model, name)
-    if trained is not None:
-        numbers = match_classes(name, trained, data.class_names)
-        return renumber_labels(data.validation, numbers, trained)
-    if model.num_classes != len(data.class_names):
-        raise ConfigError(
-            f"{name} was trained on {model.num_classes} classes, but the dataset has {len(data.class_names)}: "
-            "evaluate a model trained on the dataset's classes (see `fdconv-zoo train`), or choose another dataset"
-        )
-    _logger.warning("%s has no class names: its classes are taken to be in the order of the dataset's.", name)
-    return data.validation
+    trained = stored_class_names(model, name) or data.class_names
+    return renumber_labels(data.validation, class_numbers(name, model, data.class_names), trained)
 
 
 def as_table(results: Sequence[dict[str, Any]]) -> str:

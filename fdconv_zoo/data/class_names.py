@@ -47,6 +47,6 @@ def match_classes(model: str, trained: Sequence[str], names: Sequence[str]) -> l
             f"{model} was trained on {len(trained)} classes, but the dataset has {len(names)}, of which the model does "
             f"not know {first_of(map(repr, unknown))}"
             + (f" ({first_of(pairs)})" if pairs else "")
-            + ". Evaluate it on a dataset with its classes, spelt alike, or choose another model"
+            + ". Use it with a dataset of its classes, spelt alike, or choose another model"
         )
     return [numbers[name] for name in names]

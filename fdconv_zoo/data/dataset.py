@@ -43,7 +43,7 @@ def _shared_integer(value: int = 0) -> Tensor:
 
 
 class RepeatableDataset(data.Dataset):
-    """Base class of map-style datasets whose augmentation is a pure function of (seed, epoch, index).
+    """Base class of map-style datasets whose augmentation is a pure function of (seed, epoch, index, time).
 
     Args:
         source: Samples by index, before augmentation.
@@ -64,14 +64,14 @@ class RepeatableDataset(data.Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def augment(self, index: int, *sample: Any) -> Any:
-        """Apply `transform` to sample `index`, seeded for this seed, epoch and index."""
-        with seeded(self.seed, int(self._epoch), index):
+    def augment(self, index: int, *sample: Any, time: int = 0) -> Any:
+        """Apply `transform` to sample `index`, seeded for this seed, epoch, index and time it is drawn in the epoch."""
+        with seeded(self.seed, int(self._epoch), index, time):
             return self.transform(*sample)
 
 
 class ImageDataset(RepeatableDataset):
-    """Images by index; augmentation is a pure function of (seed, epoch, index).
+    """Images by index; augmentation is a pure function of (seed, epoch, index, time it is drawn in the epoch).
 
     Args:
         source: Dataset with the columns `image` (undecoded) and `label`, as returned by `load_image_data`.
@@ -84,12 +84,17 @@ class ImageDataset(RepeatableDataset):
         super().__init__(source, transform, seed=seed)
         self.mode: Mode = mode
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return image (C, H, W) and class index. Raises DataError if the image cannot be read."""
-        index = int(index)
+    def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, int]:
+        """Return image (C, H, W) and class index. Raises DataError if the image cannot be read.
+
+        Args:
+            index: Of the image; or index and time, for images that are drawn several times in an epoch: each time they
+                are augmented in another way.
+        """
+        index, time = index if isinstance(index, tuple) else (int(index), 0)
         record = self.source[index]
         image = open_image(record["image"], self.mode, name=f"image {index}")
-        return self.augment(index, image), record["label"]
+        return self.augment(index, image, time=time), record["label"]
 
 
 class StreamedImageDataset(data.IterableDataset):

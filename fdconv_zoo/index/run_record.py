@@ -14,9 +14,9 @@ FLAGS_FILE, ROWS_FILE = "train_config.yaml", "metrics.jsonl"
 # What does not belong to a recipe: what a run found, and where and how it was started.
 _NOT_RECIPE = {
     *("class_names", "train_images", "data_checksum", "versions", "num_processes", "model_kwargs"),
-    *("config", "output", "resume", "overwrite", "smoke", "workers", "checkpoint_every", "log_every"),
+    *("config", "output", "resume", "overwrite", "smoke", "workers", "checkpoint_every", "log_every", "log_with"),
 }
-_PATHS = ("dataset", "checkpoint", "config", "output", "model")  # may name places of the publisher's machine
+_PATHS = ("dataset", "checkpoint", "config", "output", "model", "teacher")  # may name places of the publisher's machine
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,46 @@ class EpochSampler(data.Sampler[int]):
         return self.per_process - self.start
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_images)
+        order = self._order(np.random.default_rng([self.seed, self.epoch]))
         own = order[self.rank : self.per_process * self.world_size : self.world_size]
         return iter(own[self.start :].tolist())
+
+    def _order(self, random: np.random.Generator) -> np.ndarray:
+        return random.permutation(self.num_images)
+
+
+class RepeatingSampler(EpochSampler):
+    """The same for images that are drawn several times in an epoch: yields index and time of each, counted from 0.
+
+    Args:
+        num_images: Size of the dataset.
+        per_process: Images of each process in an epoch.
+        repeats: Repeated augmentation (Hoffer et al., 2020): each image comes so often in a row, and only a part of the
+            images comes in an epoch. Several processes share these out, as timm's sampler does.
+        weights: How likely each image is, with replacement; None: all alike, without.
+        **kwargs: Of `EpochSampler`.
+    """
+
+    def __init__(
+        self, num_images: int, per_process: int, *, repeats: int = 1, weights: np.ndarray | None = None, **kwargs: int
+    ):
+        super().__init__(num_images, per_process, **kwargs)
+        self.repeats = repeats
+        self.weights = weights
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return map(tuple, super().__iter__())
+
+    def _order(self, random: np.random.Generator) -> np.ndarray:
+        if self.weights is None:
+            images = super()._order(random)
+        else:
+            images = random.choice(self.num_images, self.num_images, p=self.weights / self.weights.sum())
+        images = images.repeat(self.repeats)[: self.num_images]
+        by_image = images.argsort(kind="stable")
+        times = np.empty_like(images)
+        times[by_image] = np.arange(len(images)) - np.searchsorted(images[by_image], images[by_image])
+        return np.stack([images, times], 1)
 
 
 def training_images(
@@ -100,6 +137,7 @@ class TrainingBatches:
         world_size: Number of processes.
         workers: Processes that read and augment images.
         collate: From a list of items to a tuple of tensors, or of lists of them; default: torch's.
+        repeats, weights: As in `RepeatingSampler`; not for a stream.
         device: Of the batches.
 
     Attributes:
@@ -122,6 +160,8 @@ class TrainingBatches:
         world_size: int = 1,
         workers: int = 0,
         collate: Callable[[list], tuple] | None = None,
+        repeats: int = 1,
+        weights: np.ndarray | None = None,
         device: torch.device | str = "cpu",
     ):
         self.dataset = dataset
@@ -142,7 +182,11 @@ class TrainingBatches:
                     "lower --batch-size or --grad-accum"
                 )
             per_process = updates_per_epoch * batches_per_update * batch_size
-            self.sampler = EpochSampler(len(dataset), per_process, seed=seed, rank=rank, world_size=world_size)
+            places = {"seed": seed, "rank": rank, "world_size": world_size}
+            if repeats > 1 or weights is not None:
+                self.sampler = RepeatingSampler(len(dataset), per_process, repeats=repeats, weights=weights, **places)
+            else:
+                self.sampler = EpochSampler(len(dataset), per_process, **places)
         self.updates_per_epoch = updates_per_epoch
         self.batches_per_epoch = updates_per_epoch * batches_per_update
         self.loader = data.DataLoader(
@@ -188,12 +232,15 @@ def make_batches(
     dataset: data.Dataset,
     accelerator: Accelerator,
     collate: Callable[[list], tuple] | None = None,
+    *,
+    repeats: int = 1,
+    weights: np.ndarray | None = None,
 ) -> TrainingBatches:
     """Make the batches of this process from the flags of a task.
 
     Args:
         args: The flags.
-        dataset, collate: As in `TrainingBatches`.
+        dataset, collate, repeats, weights: As in `TrainingBatches`.
         accelerator: Of the run.
     """
     return TrainingBatches(
@@ -206,5 +253,7 @@ def make_batches(
         world_size=accelerator.num_processes,
         workers=args.workers,
         collate=collate,
+        repeats=repeats,
+        weights=weights,
         device=accelerator.device,
     )

@@ -22,7 +22,8 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path, metrics: Mappi
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     loss, quality, rate = figure.subplots(1, 3)
 
-    loss.plot(epochs, [row["train_loss"] for row in history], label="training", marker=".")
+    trained = [row for row in history if row["train_loss"] is not None]  # not before training
+    loss.plot([row["epoch"] for row in trained], [row["train_loss"] for row in trained], label="training", marker=".")
     if "loss" in history[0]:
         loss.plot(epochs, [row["loss"] for row in history], label="validation", marker=".")
     loss.set_title("Loss")

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -28,6 +29,8 @@ class Evaluation:
         top5: Percentage whose class is among the five likeliest; None for five classes or fewer.
         images: Number of images, each counted once.
         images_per_second: Over all processes, reading and preprocessing included.
+        labels: True class of each image, int64 (N,).
+        predictions: Likeliest class of each image, int64 (N,).
     """
 
     loss: float
@@ -35,6 +38,12 @@ class Evaluation:
     top5: float | None
     images: int
     images_per_second: float
+    labels: np.ndarray = field(repr=False, compare=False)
+    predictions: np.ndarray = field(repr=False, compare=False)
+
+    def figures(self) -> dict[str, Any]:
+        """Everything but the classes of single images, as JSON values."""
+        return {key: value for key, value in asdict(self).items() if key not in ("labels", "predictions")}
 
 
 def evaluation_loader(
@@ -71,10 +80,18 @@ def evaluation_loader(
 
 # Not inference_mode: what a layer caches here must stay usable by autograd when training goes on.
 @torch.no_grad()
-def evaluate(accelerator: Accelerator, model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+def evaluate(
+    accelerator: Accelerator, model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], *, flip: bool = False
+) -> Evaluation:
     """Evaluate `model`, which is put into eval mode, on a loader that `accelerator` prepared.
 
     Every process must call it. Batches are images (B, C, H, W) and class numbers (B,).
+
+    Args:
+        accelerator: Of the run.
+        model: Maps images to logits.
+        loader: The images.
+        flip: Average the logits of each image and its mirror image.
     """
     model.eval()
     start = time.perf_counter()
@@ -82,17 +99,24 @@ def evaluate(accelerator: Accelerator, model: nn.Module, loader: Iterable[tuple[
     for images, labels in loader:
         with accelerator.autocast():
             logits = model(images)
+            if flip:
+                logits = (logits + model(images.flip(-1))) / 2
         logits = logits.float()
         loss = F.cross_entropy(logits, labels, reduction="none")
-        hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        best = logits.topk(min(5, logits.shape[1])).indices
+        hits = best == labels[:, None]
         # gather_for_metrics drops the images that fill up the last batch of some processes
-        rows.append(accelerator.gather_for_metrics(torch.stack([loss, hits[:, 0], hits.any(1)], dim=1)))
+        row = [column.float() for column in (loss, hits[:, 0], hits.any(1), labels, best[:, 0])]
+        rows.append(accelerator.gather_for_metrics(torch.stack(row, dim=1)))
     table = torch.cat(rows).cpu().double()
-    loss, top1, top5 = table.mean(0).tolist()
+    loss, top1, top5 = table[:, :3].mean(0).tolist()
+    labels, predictions = table[:, 3:].long().T.numpy()
     return Evaluation(
         loss=loss,
         top1=100 * top1,
         top5=100 * top5 if logits.shape[1] > 5 else None,
         images=len(table),
         images_per_second=len(table) / (time.perf_counter() - start),
+        labels=labels,
+        predictions=predictions,
     )

@@ -2,9 +2,12 @@
 
 import argparse
 
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from timm.optim import list_optimizers
 
 from fdconv_zoo.errors import ConfigError
+
+TRACKERS = tuple(LOGGER_TYPE_TO_CLASS)
 
 
 def add_optimization_flags(parser: argparse.ArgumentParser) -> None:
@@ -49,9 +52,20 @@ def add_optimization_flags(parser: argparse.ArgumentParser) -> None:
         default=False,
         help="keep FDConv's assembled kernels for backward, for speed at the cost of memory; on GPUs, with Triton",
     )
+    optim.add_argument("--patience", type=int, help="stop after N epochs without a better one; default: never")
+    optim.add_argument(
+        "--eval-first", action=boolean, default=False, help="evaluate before training, as the epoch of number 0"
+    )
     optim.add_argument("--seed", type=int, default=0, help="of weights, order, augmentation and dropout")
     optim.add_argument("--checkpoint-every", type=int, default=0, help="updates between checkpoints; 0: once per epoch")
     optim.add_argument("--log-every", type=int, default=10, help="updates between log lines")
+    optim.add_argument(
+        "--log-with",
+        nargs="+",
+        choices=TRACKERS,
+        default=["tensorboard"],
+        help="trackers of accelerate; their settings are in environment variables, as their makers document them",
+    )
 
 
 def check_optimization(args: argparse.Namespace) -> None:
@@ -61,3 +75,6 @@ def check_optimization(args: argparse.Namespace) -> None:
         raise ConfigError(f"--cuda-graphs with --grad-accum {args.grad_accum}: use one of them")
     if args.opt not in list_optimizers():
         raise ConfigError(f"--opt {args.opt}: timm has {', '.join(list_optimizers())}")
+    if missing := [name for name in args.log_with if name not in map(str, get_available_trackers())]:
+        package = missing[0].replace("_", "-")  # as its maker names it
+        raise ConfigError(f"--log-with {missing[0]}: it is not installed; pip install {package}")

@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 
 from fdconv_zoo.errors import ConfigError
@@ -27,8 +28,8 @@ def start(args: argparse.Namespace) -> tuple[Accelerator, RunFolder]:
         accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
             gradient_accumulation_steps=args.grad_accum,
-            log_with="tensorboard",
-            project_dir=args.output,
+            log_with=args.log_with,
+            project_config=ProjectConfiguration(args.output, logging_dir=str(Path(args.output, "tensorboard"))),
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error  # such as bf16 on a GPU that does not support it
@@ -64,7 +65,7 @@ def fit(
         termination: Watches for SIGTERM.
 
     Returns:
-        The rows of metrics.jsonl, one per epoch.
+        The rows of metrics.jsonl, one per epoch, and before them one of number 0 with `--eval-first`.
 
     Raises:
         TrainingError: the run cannot be resumed as asked, or it stops because its loss became infinite or NaN.
@@ -73,7 +74,11 @@ def fit(
     trainer = Trainer(task, model, batches, args, accelerator=accelerator, run=run)
     trainer.start(facts)
     with trainer.showing_progress(), termination.held_back(accelerator):
+        if args.eval_first and not trainer.progress.history:
+            trainer.save_epoch(trainer.evaluate_first())
         for epoch in range(trainer.progress.epoch, args.epochs):
+            if trainer.is_out_of_patience():
+                break
             for batch in trainer.start_epoch(epoch):
                 trainer.train_step(batch)
                 if accelerator.sync_gradients:  # the batch completed an update

@@ -30,7 +30,18 @@ from fdconv_zoo.training.tuning import train_mode
 from fdconv_zoo.version import __version__
 
 # What a resumed run may change: the result does not depend on it.
-FREE_KEYS = ("config", "output", "resume", "overwrite", "workers", "checkpoint_every", "log_every", "versions")
+FREE_KEYS = (
+    "config",
+    "output",
+    "resume",
+    "overwrite",
+    "workers",
+    "checkpoint_every",
+    "log_every",
+    "log_with",
+    "versions",
+)
+PROJECT = "fdconv-zoo"  # of the run, as trackers show it
 
 
 class Trainer:
@@ -80,8 +91,9 @@ class Trainer:
         Args:
             facts: What the run depends on besides its flags.
         """
+        config = self._config(facts)
         if self.accelerator.is_main_process:
-            self.run.start(self._config(facts), free_keys=FREE_KEYS)
+            self.run.start(config, free_keys=FREE_KEYS)
         self.accelerator.wait_for_everyone()
         if self.run.newest_checkpoint is not None:
             self.accelerator.print(f"resuming from {self.run.newest_checkpoint}")
@@ -89,11 +101,18 @@ class Trainer:
         elif self.args.resume:
             self.accelerator.print(f"--resume: {self.run.path} has no checkpoint, so the run starts from the beginning")
         with self.run.writing():
-            tensorboard = {"purge_step": self.progress.update}
-            self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": tensorboard})
+            self._start_trackers(config)
             if self.accelerator.is_main_process:
                 # A run killed between writing metrics and checkpoint has left a line too many.
                 self.run.write_metrics(self.progress.history)
+
+    def _start_trackers(self, config: Mapping[str, Any]) -> None:
+        settings = {"tensorboard": {"purge_step": self.progress.update}, "wandb": {"name": self.run.path.name}}
+        self.accelerator.init_trackers(PROJECT, init_kwargs=settings)
+        flags = {key: value for key, value in config.items() if key in vars(self.args)}
+        for tracker in self.accelerator.trackers:
+            if tracker.name != "tensorboard":  # which takes no lists; train_config.yaml is beside its log
+                tracker.store_init_configuration(flags)
 
     @contextmanager
     def showing_progress(self) -> Iterator[None]:
@@ -182,15 +201,33 @@ class Trainer:
             "--resume"
         )
 
+    def is_out_of_patience(self) -> bool:
+        """Whether `--patience` epochs have passed since the best one; says so."""
+        history, chosen_by = self.progress.history, self.task.chosen_by
+        if not history or not self.args.patience:
+            return False
+        best = max(history, key=lambda row: row[chosen_by])
+        is_out = history[-1]["epoch"] - best["epoch"] >= self.args.patience
+        if is_out and self.accelerator.is_main_process:
+            self.bar.write(f"--patience {self.args.patience}: the best epoch was {best['epoch']}, so training stops")
+        return is_out
+
+    def evaluate_first(self) -> dict[str, Any]:
+        """The row of metrics.jsonl for the model before training."""
+        return self._evaluated_row(0, None, None)
+
     def evaluate(self) -> dict[str, Any]:
         """The row of metrics.jsonl for the epoch that was trained."""
         self._share_buffers()
         train_loss, train_speed = self.meter.epoch()
         self._check_finite(train_loss, weights=True)
+        return self._evaluated_row(self.progress.epoch + 1, train_loss, train_speed)
+
+    def _evaluated_row(self, epoch: int, train_loss: float | None, train_speed: float | None) -> dict[str, Any]:
         with torch.compiler.set_stance("force_eager"):  # batches of any size
             figures = self.task.evaluate(self.evaluated_model)
         return {
-            "epoch": self.progress.epoch + 1,
+            "epoch": epoch,
             "update": self.progress.update,
             "lr": learning_rate(self.optimizer),
             "train_loss": train_loss,
@@ -219,10 +256,13 @@ class Trainer:
 
     def _describe(self, row: Mapping[str, Any]) -> str:
         """A row of metrics.jsonl in words."""
-        words = [f"training loss {row['train_loss']:.3f}"]
+        words = [] if row["train_loss"] is None else [f"training loss {row['train_loss']:.3f}"]
         if row.get("loss") is not None:
             words.append(f"validation loss {row['loss']:.3f}")
-        words += [self.task.describe(row), format_speed(row["train_images_per_second"])]
+        words.append(self.task.describe(row))
+        if row["epoch"] == 0:
+            return f"before training: {', '.join(words)}"
+        words.append(format_speed(row["train_images_per_second"]))
         return f"epoch {row['epoch']}/{self.args.epochs}: {', '.join(words)}"
 
     def _config(self, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The confusion matrix of a segmenter, as a table and as a picture."""
+"""A confusion matrix as a table and as a picture."""
 
 import csv
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ _WRITTEN = 25  # classes, at most, of a matrix whose cells have room for a numbe
 
 
 def write_confusion(matrix: NDArray[np.integer], class_names: Sequence[str], path: Path) -> None:
-    """Write the numbers of pixels as CSV: a row for each true class, a column for each predicted one.
+    """Write the numbers of pixels or images as CSV: a row for each true class, a column for each predicted one.
 
     Args:
-        matrix: Pixels by true and predicted class, (K, K).
+        matrix: Pixels or images by true and predicted class, (K, K).
         class_names: Names of the K classes.
         path: Of the file.
     """

@@ -1,0 +1,56 @@
+"""Knowledge distillation: a classifier learns from the logits of another one (Hinton et al., 2015)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Teacher(nn.Module):
+    """A trained classifier that sees the images of another one, its student, and is not trained itself.
+
+    Args:
+        model: The classifier, from images to logits; put into eval mode.
+        numbers: Its number of each of the student's K classes.
+        preprocessing: Of its images, as `resolve_preprocessing` returns it.
+        student: The preprocessing of the student's images.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        numbers: Sequence[int],
+        *,
+        preprocessing: Mapping[str, Any],
+        student: Mapping[str, Any],
+    ):
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        mean, std = (torch.tensor(preprocessing[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        student_mean, student_std = (torch.tensor(student[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        self.register_buffer("scale", student_std / std)
+        self.register_buffer("shift", (student_mean - mean) / std)
+        self.register_buffer("numbers", torch.tensor(numbers))
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, K), in the student's order of classes.
+
+        Args:
+            images: (B, C, H, W), normalized for the student.
+        """
+        return self.model(images * self.scale + self.shift)[:, self.numbers]
+
+
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """The divergence of a student's probabilities from its teacher's, as timm's `LogitDistillationTask` has it.
+
+    Args:
+        logits: Of the student, (B, K).
+        teacher_logits: (B, K).
+        temperature: Divides both; the loss is multiplied by its square, which keeps the size of gradients.
+    """
+    own, aim = (F.log_softmax(values.float() / temperature, 1) for values in (logits, teacher_logits))
+    return F.kl_div(own, aim, reduction="batchmean", log_target=True) * temperature**2
