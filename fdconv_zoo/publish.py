@@ -1,56 +1,24 @@
-"""Publishes a model: writes its repository's files, uploads them and verifies the upload."""
+"""Publishes a classifier: writes its repository's files, uploads them and verifies the upload."""
 
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import timm
 import torch
-import yaml
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import RepositoryNotFoundError
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fdconv_zoo.errors import HubError, PublishError, first_of
 from fdconv_zoo.index import Entry
 from fdconv_zoo.index.cards import render_card
-from fdconv_zoo.index.run_card import find_source, render_run_card
-from fdconv_zoo.index.run_record import FLAGS_FILE, read_run
+from fdconv_zoo.index.run_card import find_origin, render_run_card
+from fdconv_zoo.index.run_record import read_run
 from fdconv_zoo.store import check_model_folder
 from fdconv_zoo.store.export import save_folder
 from fdconv_zoo.store.files import write_text
-from fdconv_zoo.store.hub_errors import explained
-from fdconv_zoo.store.names import CONFIG_FILE, HUB, LOCAL, WEIGHTS_FILE
-from fdconv_zoo.version import __version__
-
-CARD_FILE = "README.md"
-
-
-@dataclass(frozen=True)
-class Target:
-    """Destination of an upload.
-
-    Attributes:
-        repo_id: ``user/name`` of the repository; created if missing.
-        private: Create it as a private repository.
-        revision: Branch to commit to; created if missing. Default: the main branch.
-        create_pr: Propose the commit as a pull request.
-        tag: Tag for the commit, set once it is verified.
-        force: Allow committing to a repository that already has files.
-    """
-
-    repo_id: str
-    private: bool = False
-    revision: str | None = None
-    create_pr: bool = False
-    tag: str | None = None
-    force: bool = False
+from fdconv_zoo.store.names import CARD_FILE, CONFIG_FILE, HUB, LOCAL, WEIGHTS_FILE
+from fdconv_zoo.store.provenance import write_provenance
+from fdconv_zoo.store.upload import Target, upload
 
 
 def make_repository(model: nn.Module, entry: Entry, name: str, repo_id: str, folder: Path) -> None:
@@ -68,7 +36,10 @@ def make_repository(model: nn.Module, entry: Entry, name: str, repo_id: str, fol
     """
     labels = model.pretrained_cfg.get("label_names") or ()
     save_folder(model, folder, model_config={"label_names": list(labels)} if len(labels) == model.num_classes else {})
-    _write_provenance(folder, model=entry.model, status=entry.status, source=entry.source, license=entry.license)
+    source = entry.source or "random weights"
+    write_provenance(
+        folder / WEIGHTS_FILE, model=entry.model, status=entry.status, source=source, license=entry.license
+    )
     render_card(replace(entry, hub_id=repo_id), name).save(folder / CARD_FILE)
     check_model_folder(folder)
 
@@ -86,7 +57,7 @@ def make_run_repository(weights: Path, repo_id: str, folder: Path, *, licence: s
         PublishError: it is not the folder of a run, or the run's record is damaged.
         WeightsError: the run's configuration or weights are damaged, or weights are not finite.
     """
-    run = read_run(weights)
+    run = read_run(weights, "top1")
     check_model_folder(weights)
     folder.mkdir(parents=True, exist_ok=True)
     config = json.loads((weights / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -98,11 +69,9 @@ def make_run_repository(weights: Path, repo_id: str, folder: Path, *, licence: s
         described["license"] = licence
     write_text(folder / CONFIG_FILE, json.dumps({**config, "label_names": run.class_names}, indent=2) + "\n")
     shutil.copyfile(weights / WEIGHTS_FILE, folder / WEIGHTS_FILE)
-    source = find_source(run)
-    _write_provenance(folder, model=config["architecture"], status="trained", source=source, license=licence)
-    write_text(folder / FLAGS_FILE, yaml.safe_dump(dict(run.flags), sort_keys=False, allow_unicode=True))
-    for record in run.files:
-        shutil.copyfile(record, folder / record.name)
+    known = {"model": config["architecture"], "status": "trained", "source": find_origin(run), "license": licence}
+    write_provenance(folder / WEIGHTS_FILE, **known)
+    run.copy_to(folder)
     model = timm.create_model(f"{LOCAL}{folder}", pretrained=True)
     render_run_card(
         run,
@@ -114,108 +83,22 @@ def make_run_repository(weights: Path, repo_id: str, folder: Path, *, licence: s
     ).save(folder / CARD_FILE)
 
 
-def _write_provenance(folder: Path, **known: str | None) -> None:
-    """Write what is known of the weights into their file."""
-    known["source"] = known["source"] or "random weights"
-    texts = {key: value for key, value in known.items() if value is not None}
-    save_file(
-        load_file(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE, {"format": "pt", **texts, "fdconv_zoo": __version__}
-    )
-
-
 def publish(folder: Path, target: Target) -> str:
-    """Upload a folder in a single commit, and verify the result.
-
-    Files are uploaded before the commit that makes them visible, so an interrupted upload publishes nothing; when
-    repeated, it skips the files that have arrived. The token is the one stored by huggingface_hub.
-
-    Args:
-        folder: written by :func:`make_repository` or :func:`make_run_repository`.
-        target: the destination.
-
-    Returns:
-        The commit hash.
-
-    Raises:
-        PublishError: the upload or its verification failed; says what the Hub holds now.
-    """
-    api = HfApi(library_name="fdconv-zoo", library_version=__version__)
-    with _reporting(target, "nothing was published"):
-        _check_free(api, target)
-        api.create_repo(target.repo_id, private=target.private, exist_ok=True)
-        if target.revision is not None:
-            api.create_branch(target.repo_id, branch=target.revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=target.repo_id,
-            folder_path=folder,
-            revision=target.revision,
-            create_pr=target.create_pr,
-            commit_message="Publish model",
-        )
-    with _reporting(target, f"commit {commit.oid} was uploaded, but not verified: do not use it"):
-        verify_upload(folder, target.repo_id, commit.oid)
-        if target.tag is not None:
-            api.create_tag(target.repo_id, tag=target.tag, revision=commit.oid, exist_ok=False)
-    return commit.oid
+    """Upload a folder of `make_repository` or `make_run_repository`, see :func:`fdconv_zoo.store.upload.upload`."""
+    return upload(folder, target, _logits_are_equal)
 
 
-def verify_upload(folder: Path, repo_id: str, revision: str) -> None:
-    """Download a revision into an empty cache, and compare its files and the model's logits with a folder's.
+def loading_code(folder: Path, repo_id: str, revision: str) -> str:
+    """The Python code that loads the published model."""
+    return f"timm.create_model('{HUB}{repo_id}@{revision}', pretrained=True)"
 
-    Raises:
-        PublishError: they differ; names the file.
-    """
-    with tempfile.TemporaryDirectory() as cache:
-        snapshot = Path(snapshot_download(repo_id, revision=revision, cache_dir=cache))
-        for path in sorted(folder.iterdir()):
-            arrived = snapshot / path.name
-            if not arrived.is_file() or arrived.read_bytes() != path.read_bytes():
-                raise PublishError(
-                    f"{path.name} of {repo_id} at {revision} differs from the uploaded file: publish again"
-                )
-        local, downloaded = (
-            timm.create_model(source, pretrained=True, cache_dir=cache).eval()
-            for source in (f"{LOCAL}{folder}", f"{HUB}{repo_id}@{revision}")
-        )
+
+@torch.inference_mode()
+def _logits_are_equal(folder: Path, repo_id: str, revision: str, cache: str) -> bool:
+    local, downloaded = (
+        timm.create_model(source, pretrained=True, cache_dir=cache).eval()
+        for source in (f"{LOCAL}{folder}", f"{HUB}{repo_id}@{revision}")
+    )
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *local.pretrained_cfg["input_size"], generator=generator)
-    with torch.inference_mode():
-        if not torch.equal(local(images), downloaded(images)):
-            raise PublishError(f"{HUB}{repo_id}@{revision} returns other logits than the local model")
-
-
-def describe(folder: Path) -> list[tuple[str, int]]:
-    """List the files to upload, with their sizes in bytes."""
-    return [(path.name, path.stat().st_size) for path in sorted(folder.iterdir())]
-
-
-def metadata(path: Path) -> Mapping[str, str]:
-    """Read the metadata of a safetensors file."""
-    with safe_open(path, "pt") as file:
-        return file.metadata() or {}
-
-
-def _check_free(api: HfApi, target: Target) -> None:
-    """Refuse to overwrite a published model unless asked to."""
-    try:
-        files = api.list_repo_files(target.repo_id)
-    except RepositoryNotFoundError:
-        return
-    taken = [file for file in files if file != ".gitattributes"]
-    if taken and not (target.force or target.create_pr):
-        raise PublishError(
-            f"{target.repo_id} exists and has {first_of(taken, 3)}: choose another name, propose the change with "
-            "--create-pr, or overwrite it with --force"
-        )
-
-
-@contextmanager
-def _reporting(target: Target, state: str) -> Iterator[None]:
-    """Turn errors in the block into a `PublishError` that begins with `state`, what the Hub holds now."""
-    try:
-        with explained(target.repo_id):
-            yield
-    except PublishError as error:
-        raise PublishError(f"{state}. {error}") from error
-    except HubError as error:
-        raise PublishError(f"{state}. {error}. When repeated, the upload skips files that have arrived.") from error
+    return torch.equal(local(images), downloaded(images))

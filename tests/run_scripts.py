@@ -112,6 +112,7 @@ def read_tracked(folder: Path) -> dict[str, list[float]]:
     """The values by name in TensorBoard's files of a run."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # takes a second to import
 
-    events = EventAccumulator(str(folder / "tensorboard"))
+    (file,) = (folder / "tensorboard").rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file))
     events.Reload()
     return {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}

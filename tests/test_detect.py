@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -90,6 +91,26 @@ def test_evaluation_gives_the_runs_figures(finished, small_canvases, tmp_path, c
     views = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert views != again
     assert max(Counter(item["image_id"] for item in views).values()) <= 10
+
+
+def test_the_last_epoch_of_a_run_is_published(finished, hub, capsys):
+    hub.log_in(hub.add_user("ada"))
+    load_script("publish").main(["--run", str(finished / "last"), "--repo", "ada/garments", "--private"])
+    commit = HfApi().model_info("ada/garments").sha
+    assert f"published: Detector.from_pretrained('ada/garments', revision={commit!r})" in capsys.readouterr().out
+    published, own = Detector.from_pretrained("ada/garments"), Detector.from_pretrained(finished / "last")
+    images = [torch.rand(3, 48, 60)]
+    with torch.no_grad():
+        (found,), (expected,) = published(images), own(images)
+    assert len(found["boxes"])
+    assert all(torch.equal(found[key], expected[key]) for key in ("boxes", "labels", "scores", "masks"))
+    card, row = ModelCard.load("ada/garments"), read_figures(finished)[-1]
+    measured = [result.metric_value for result in card.data.eval_results]
+    assert measured == [row[key] for key in ("box_ap", "box_ap50", "mask_ap", "mask_ap50")]
+    for line in ("These are the weights of the last epoch.", "the shorter side to 48 pixels", "10. Ankle boot"):
+        assert line in card.text
+    assert "category_ids" not in card.text
+    assert card.data.license is None
 
 
 def test_boxes_in_the_format_of_yolo(small_canvases, tmp_path):

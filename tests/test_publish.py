@@ -18,9 +18,10 @@ from safetensors import safe_open
 
 from fdconv_zoo.errors import HubError, PublishError, UserError
 from fdconv_zoo.index import MODELS, read_entry
-from fdconv_zoo.publish import Target, make_repository, make_run_repository, publish
+from fdconv_zoo.publish import make_repository, make_run_repository, publish
 from fdconv_zoo.store.build import resolve_preprocessing
 from fdconv_zoo.store.export import export_model
+from fdconv_zoo.store.upload import Target
 
 NAME = "resnet10s_fdconv.fashion_mnist"
 ENTRY = MODELS / f"{NAME}.yaml"
@@ -126,7 +127,7 @@ def test_what_is_no_run_is_refused_with_the_file(run, tmp_path):
         with pytest.raises(UserError, match=message):
             publish_script("--run", broken, "--dry-run", tmp_path / "made")
     (tmp_path / "config.json").write_text('{"backbone": "resnet18", "decoder": "unet"}')
-    with pytest.raises(UserError, match="it holds a Segmenter, which publishes itself"):
+    with pytest.raises(UserError, match=r"it has no train_config\.yaml, so it is not the output folder of a run"):
         publish_script("--run", tmp_path)
     with pytest.raises(UserError, match="name an entry of the index, or a run with --run"):
         publish_script()

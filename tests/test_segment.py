@@ -3,20 +3,24 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard, snapshot_download
 from PIL import Image
 from run_scripts import kill_and_resume, load_script, read_figures, read_tracked, run_on_the_cpu
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import jaccard_score
 from torch import nn
 
 from fdconv_zoo.cli.class_weights import class_weights
+from fdconv_zoo.dense import publishing
 from fdconv_zoo.dense.backbone import Backbone
 from fdconv_zoo.dense.segmentation.model import Segmenter
-from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.errors import ConfigError, PublishError
 from fdconv_zoo.index import MODELS, read_index
 from fdconv_zoo.training.run_folder import LOCK, PATTERNS
 
@@ -114,6 +118,54 @@ def test_evaluation_gives_the_runs_figures_and_those_of_other_code(finished, sma
     views = ["--overwrite", "--window", "32", "--scales", "0.75", "1", "--flip"]
     segment.main([*map(str, flags), *views])
     assert json.loads((tmp_path / "whole" / "results.json").read_text())["images"] == 5
+
+
+def test_a_run_is_published_with_its_own_record(finished, hub, tmp_path, capsys, monkeypatch):
+    hub.log_in(hub.add_user("ada"))
+    publish = [*("--run", str(finished), "--repo", "ada/garments", "--license", "mit", "--tag", "v1")]
+    load_script("publish").main(publish)
+    assert "published: Segmenter.from_pretrained('ada/garments', revision='v1')" in capsys.readouterr().out
+    published, own = Segmenter.from_pretrained("ada/garments", revision="v1"), Segmenter.from_pretrained(finished)
+    images = torch.randn(1, 3, 48, 40)
+    with torch.no_grad():
+        assert torch.equal(published(images), own(images))
+    assert (published.config, published.class_names[1]) == (own.config, "T-shirt/top")
+
+    snapshot = Path(snapshot_download("ada/garments", revision="v1"))
+    written = {"README.md", "config.json", "model.safetensors", "train_config.yaml", "metrics.jsonl", "curves.png"}
+    assert {path.name for path in snapshot.iterdir()} - {".gitattributes"} == written  # and no pictures of the data
+    texts = [path.read_text() for path in snapshot.iterdir() if path.suffix in (".md", ".json", ".yaml", ".jsonl")]
+    assert str(finished.parent) not in "".join(texts)
+    card, best = ModelCard.load(snapshot / "README.md"), max(read_figures(finished), key=lambda row: row["miou"])
+    shirt = next(part for part in best["classes"] if part["name"] == "T-shirt/top")
+    for line in (
+        f"| mIoU | {best['miou']:.2f} % |",
+        f"| T-shirt/top | {shirt['pixels']} | {shirt['iou']:.2f} | {shirt['accuracy']:.2f} |",
+        "16 training images, 5 validation images. The backbone started from random weights.",
+        f"after epoch {best['epoch']}, measured by `fdconv-zoo segment`",
+        "dice_weight: 0.5",
+        f"the mean {own.mean}",
+    ):
+        assert line in card.text
+    assert card.data.eval_results[0].metric_value == best["miou"]
+    assert (card.data.license, card.data.library_name) == ("mit", "fdconv-zoo")
+    with safe_open(snapshot / "model.safetensors", "pt") as file:
+        known = {"model": "resnet10s_fdconv", "status": "trained", "source": "random weights", "license": "mit"}
+        assert known.items() <= file.metadata().items()
+
+    with pytest.raises(PublishError, match="ada/garments exists and has"):
+        load_script("publish").main(publish)
+    with pytest.raises(ConfigError, match="holds a resnet10s_fdconv, but the entry is a resnet50_fdconv"):
+        load_script("publish").main([str(MODELS / "resnet50_fdconv.tv_in1k.upernet_ade20k.yaml"), *publish])
+
+
+def test_other_weights_than_the_runs_are_not_published(finished, tmp_path, monkeypatch):
+    def shift(path, **known):
+        save_file({key: value + 1 for key, value in load_file(path).items()}, path)
+
+    monkeypatch.setattr(publishing, "write_provenance", shift)
+    with pytest.raises(PublishError, match="holds another model than"):
+        publishing.make_run_repository(finished, "ada/garments", tmp_path / "made")
 
 
 def test_a_run_keeps_its_ignored_value_and_its_part_of_the_images(small_canvases, tmp_path, capsys):

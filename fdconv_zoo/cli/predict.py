@@ -4,8 +4,10 @@ A classifier's classes are printed, and written to a table or JSON. For a segmen
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -105,13 +107,25 @@ def load_dense_model(name: str) -> torch.nn.Module | None:
         described = read_config(config)
     except WeightsError:
         return None  # loading a classifier explains what is wrong
-    if "backbone" not in described or not {"decoder", "head"} & described.keys():
+    if not is_dense(described):
         return None
-    try:
+    with needing_dense(name):
         from fdconv_zoo.dense import Detector, Segmenter
+    return (Segmenter if "decoder" in described else Detector).from_pretrained(source, **kwargs)
+
+
+def is_dense(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration is that of a segmenter or a detector."""
+    return "backbone" in config and bool({"decoder", "head"} & config.keys())
+
+
+@contextmanager
+def needing_dense(name: str) -> Iterator[None]:
+    """Explain a failed import in the block: the model `name` needs the extra `dense`."""
+    try:
+        yield
     except ImportError as error:
         raise ConfigError(f"{name} needs {error.name}: pip install 'fdconv-zoo[dense]'") from error
-    return (Segmenter if "decoder" in described else Detector).from_pretrained(source, **kwargs)
 
 
 def _print_classes(args: argparse.Namespace) -> None:

@@ -12,16 +12,21 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import timm
+from timm.models import split_model_name_tag
 from torch import nn
 
+from fdconv_zoo import publish as classifiers
+from fdconv_zoo.cli.predict import is_dense, needing_dense
 from fdconv_zoo.errors import ConfigError, HubError
 from fdconv_zoo.index import Entry, find_entry, read_entry
-from fdconv_zoo.publish import Target, describe, make_repository, make_run_repository, metadata, publish
 from fdconv_zoo.store.config import read_config
-from fdconv_zoo.store.names import CONFIG_FILE
+from fdconv_zoo.store.names import CONFIG_FILE, WEIGHTS_FILE
+from fdconv_zoo.store.provenance import read_provenance
 from fdconv_zoo.store.timm_loading import DownloadError
+from fdconv_zoo.store.upload import Target, describe
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; `argv` is the command line without the program."""
     args = build_parser().parse_args(argv)
     entry = args.entry and read_entry(args.entry)
+    publisher = classifiers
     if args.run is not None:
-        check_run(args.run, entry and entry.architecture)
+        publisher = find_publisher(args.run, entry and entry.architecture)
     elif entry is None:
         raise ConfigError("name an entry of the index, or a run with --run")
     elif args.license is not None:
@@ -64,39 +70,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.dry_run or Path(temporary)
         if args.run is not None:
-            make_run_repository(args.run, args.repo, folder, licence=args.license)
+            publisher.make_run_repository(args.run, args.repo, folder, licence=args.license)
         else:
-            make_repository(load_entry(entry), entry, find_entry(args.entry).stem, args.repo, folder)
+            publisher.make_repository(load_entry(entry), entry, find_entry(args.entry).stem, args.repo, folder)
         for name, size in describe(folder):
             print(f"{size:>13,}  {name}")
-        print(", ".join(f"{key}: {value}" for key, value in metadata(folder / "model.safetensors").items()))
+        print(", ".join(f"{key}: {value}" for key, value in read_provenance(folder / WEIGHTS_FILE).items()))
         if args.dry_run is not None:
             print(f"{folder}: this would be uploaded to {args.repo}")
             return
         target = Target(args.repo, args.private, args.revision, args.create_pr, args.tag, args.force)
-        commit = publish(folder, target)
-    print(f"published: timm.create_model('hf-hub:{args.repo}@{args.tag or commit}', pretrained=True)")
+        commit = publisher.publish(folder, target)
+        print(f"published: {publisher.loading_code(folder, args.repo, args.tag or commit)}")
 
 
-def check_run(run: Path, architecture: str | None) -> None:
-    """Check that a folder has a classifier, of an architecture if one is named.
+def find_publisher(run: Path, architecture: str | None) -> ModuleType:
+    """Find the module that publishes the model of a run, which has the architecture if one is named.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the folder has no model, or one of another architecture, or a library is missing.
         WeightsError: its files are damaged.
     """
     if not (run / CONFIG_FILE).is_file():
         raise ConfigError(f"--run {run}: no {CONFIG_FILE} there; is it the output folder of a run?")
     config = read_config(run / CONFIG_FILE)
-    if {"decoder", "head"} & config.keys():
-        kind = "Segmenter" if "decoder" in config else "Detector"
-        raise ConfigError(
-            f"--run {run}: it holds a {kind}, which publishes itself: from fdconv_zoo.dense import {kind}; "
-            f"{kind}.from_pretrained({str(run)!r}).push_to_hub('USER/NAME')"
-        )
-    found = config.get("architecture")
+    found = split_model_name_tag(str(config["backbone"]))[0] if is_dense(config) else config.get("architecture")
     if architecture is not None and found != architecture:
         raise ConfigError(f"{run} holds a {found}, but the entry is a {architecture}")
+    if not is_dense(config):
+        return classifiers
+    with needing_dense(str(run)):
+        from fdconv_zoo.dense import publishing
+    return publishing
 
 
 def load_entry(entry: Entry) -> nn.Module:

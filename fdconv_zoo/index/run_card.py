@@ -36,31 +36,25 @@ def render_run_card(
         preprocessing: As the model's ``config.json`` has it, under `pretrained_cfg`.
         licence: Identifier of the licence that the publisher gives the weights; None if they give none.
     """
-    family = _family(architecture)
-    name = repo_id.rpartition("/")[2]
-    source = find_source(run)
-    known = find_licence(licence) if licence else None
-    dataset = str(run.flags["dataset"])
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=dataset.lower(),
-            dataset_name=dataset,
+            dataset_type=run.dataset.lower(),
+            dataset_name=run.dataset,
             dataset_split="validation",
             metric_type="accuracy",
             metric_name="% top-1",
             metric_value=run.row["top1"],
         )
     ]
+    family, name = _family(architecture), repo_id.rpartition("/")[2]
     tags = ["timm", "image-classification", *(("fdconv", "dynamic-convolution", family.tag) if family else ())]
     data = ModelCardData(
-        license="other" if known and known.link else licence,
-        license_name=licence if known and known.link else None,
-        license_link=known and known.link,
+        **licence_metadata(licence),
         library_name="timm",
         pipeline_tag="image-classification",
         tags=tags,
-        base_model=source,
+        base_model=find_source(run),
         model_name=name,
         eval_results=results,
     )
@@ -70,28 +64,54 @@ def render_run_card(
         name=name,
         repo_id=repo_id,
         architecture=architecture,
-        version=(run.flags.get("versions") or {}).get("fdconv_zoo", "of an unknown version"),
-        dataset=dataset,
         class_names=[" ".join(class_name.split()) for class_name in run.class_names],
         shown=_SHOWN,
         family=family,
         parameters=parameters,
         size="x".join(map(str, preprocessing["input_size"][1:])),
         preprocessing=preprocessing,
-        train_images=run.flags.get("train_images"),
-        images=run.row["images"],
-        start=_start(run, source),
-        recipe=yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True).strip(),
-        row=run.row,
-        chosen=(
-            "These are the weights of the last epoch."
-            if run.is_last
-            else "The epoch is the one with the best top-1 on these images, so on others expect less."
-        ),
-        licence=_licence(run, source, known and (f"[{known.title}]({known.link})" if known.link else known.title)),
-        citations=citations(family.citation if family else None),
+        **run_facts(run, architecture, metric="top-1", licence=licence),
     )
     return ModelCard(f"{str(card).rstrip()}\n")
+
+
+def licence_metadata(licence: str | None) -> dict[str, str | None]:
+    """The keys of a card's metadata for a licence, by its identifier."""
+    link = licence and find_licence(licence).link
+    return {
+        "license": "other" if link else licence,
+        "license_name": licence if link else None,
+        "license_link": link,
+    }
+
+
+def run_facts(run: RunRecord, architecture: str, *, metric: str, licence: str | None) -> dict[str, Any]:
+    """What the cards of all runs say, for their templates.
+
+    Args:
+        run: The record of the run.
+        architecture: timm's name of the model or its backbone, without a tag.
+        metric: That chose the best epoch, in words.
+        licence: As in `render_run_card`.
+    """
+    family, source = _family(architecture), find_source(run)
+    known = find_licence(licence) if licence else None
+    return {
+        "version": (run.flags.get("versions") or {}).get("fdconv_zoo", "of an unknown version"),
+        "dataset": run.dataset,
+        "train_images": run.flags.get("train_images"),
+        "images": run.row["images"],
+        "start": f"the weights of [{source}](https://huggingface.co/{source})" if source else find_origin(run),
+        "recipe": yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True).strip(),
+        "row": run.row,
+        "chosen": (
+            "These are the weights of the last epoch."
+            if run.is_last
+            else f"The epoch is the one with the best {metric} on these images, so on others expect less."
+        ),
+        "licence": _licence(run, source, known and (f"[{known.title}]({known.link})" if known.link else known.title)),
+        "citations": citations(family.citation if family else None),
+    }
 
 
 def find_source(run: RunRecord) -> str | None:
@@ -106,14 +126,15 @@ def find_source(run: RunRecord) -> str | None:
     return (config and config.hf_hub_id) or None
 
 
-def _start(run: RunRecord, source: str | None) -> str:
+def find_origin(run: RunRecord) -> str:
+    """What the run started from, in words: that repository, a file, weights of the package, or random weights."""
     flags = run.flags
-    if source:
-        return f"the weights of [{source}](https://huggingface.co/{source})"
-    if flags.get("checkpoint"):
+    if source := find_source(run):
+        return source
+    if flags.get("checkpoint") and not flags.get("smoke"):
         return "the weights of a file"
     if flags.get("pretrained") and not flags.get("smoke"):
-        return f"the weights of `{flags['model']}`"
+        return f"the weights of {flags['model']}"
     return "random weights"
 
 

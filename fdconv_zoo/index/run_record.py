@@ -1,6 +1,7 @@
-"""What a run of train.py has written about itself."""
+"""What a run has written about itself."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -15,8 +16,12 @@ FLAGS_FILE, ROWS_FILE = "train_config.yaml", "metrics.jsonl"
 _NOT_RECIPE = {
     *("class_names", "train_images", "data_checksum", "versions", "num_processes", "model_kwargs"),
     *("config", "output", "resume", "overwrite", "smoke", "workers", "checkpoint_every", "log_every", "log_with"),
+    *("category_ids", "evaluate", "pictures"),
 }
-_PATHS = ("dataset", "checkpoint", "config", "output", "model", "teacher")  # may name places of the publisher's machine
+_PATHS = (  # may name places of the publisher's machine
+    *("dataset", "checkpoint", "config", "output", "model", "teacher", "class_names_file", "evaluate"),
+    *("train_annotations", "validation_annotations", "train_images", "validation_images"),
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class RunRecord:
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes, in the classifier's order."""
+        """Names of the classes, in the model's order."""
         return list(self.flags["class_names"])
 
     @property
@@ -47,19 +52,28 @@ class RunRecord:
         return kept | ({"model_kwargs": arguments} if (arguments := self.flags.get("model_kwargs")) else {})
 
     @property
-    def files(self) -> list[Path]:
-        """The files of the run that are published as they are."""
-        return [path for name in (ROWS_FILE, "curves.png") if (path := self.folder / name).is_file()]
+    def dataset(self) -> str:
+        """The dataset, or what the flags name in its place."""
+        return str(self.flags["dataset"] or self.flags.get("validation_annotations"))
+
+    def copy_to(self, folder: Path) -> None:
+        """Write what is published of the record to a folder: flags, rows and their curves, but none of the data."""
+        flags = yaml.safe_dump(dict(self.flags), sort_keys=False, allow_unicode=True)
+        (folder / FLAGS_FILE).write_text(flags, encoding="utf-8")
+        for name in (ROWS_FILE, "curves.png"):
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
 
 
-def read_run(weights: Path) -> RunRecord:
+def read_run(weights: Path, metric: str) -> RunRecord:
     """Read the record of a run.
 
     Args:
         weights: The run's folder, with the weights of its best epoch, or `last` in it.
+        metric: Key of the rows by which the best epoch was chosen.
 
     Raises:
-        PublishError: there is no record of a classifier's run, or it is damaged; names the file.
+        PublishError: there is no record of a run with this metric, or it is damaged; names the file.
     """
     folder = weights if (weights / FLAGS_FILE).is_file() else weights.resolve().parent
     is_last = folder != weights
@@ -68,9 +82,11 @@ def read_run(weights: Path) -> RunRecord:
     flags, text = _read(folder / FLAGS_FILE), _text(folder / ROWS_FILE)
     try:
         rows = [json.loads(line) for line in text.splitlines()]
-        best = max(rows, key=lambda row: row["top1"])  # the first of several, as the run has chosen it
+        best = max(rows, key=lambda row: row[metric])  # the first of several, as the run has chosen it
     except (ValueError, KeyError, TypeError) as error:
-        raise PublishError(f"{folder / ROWS_FILE}: it does not hold the epochs of a classifier ({error})") from error
+        raise PublishError(
+            f"{folder / ROWS_FILE}: it does not hold the epochs of a run, with their {metric} ({error})"
+        ) from error
     return RunRecord(folder, flags, rows[-1] if is_last else best, is_last)
 
 
@@ -80,7 +96,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError) as error:
         raise PublishError(f"{path}: it is damaged, it is not YAML ({' '.join(str(error).split()):.200})") from error
     if not isinstance(flags, dict) or not isinstance(flags.get("class_names"), list) or "dataset" not in flags:
-        raise PublishError(f"{path}: it does not hold the flags and classes of a classifier's run")
+        raise PublishError(f"{path}: it does not hold the flags and classes of a run")
     for key in _PATHS:
         value = flags.get(key)
         if isinstance(value, str) and PurePath(value.removeprefix("local-dir:")).is_absolute():

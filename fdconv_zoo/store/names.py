@@ -7,6 +7,7 @@ from timm.models import split_model_name_tag
 
 HUB, LOCAL = "hf-hub:", "local-dir:"  # timm's prefixes for a repository and for a folder
 CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
 WEIGHTS_FILE = "model.safetensors"
 # In timm's order of preference.
 HUB_WEIGHTS_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
