@@ -129,6 +129,7 @@ def test_yolo_keypoints_are_skipped(tmp_path):
         ("data.yaml", "train: images/train\nval: images/val\nnames: [a, no, c]", "'names' has False.*in quotes"),
         ("data.yaml", "train: images/train\nval: images/val\nnames: {1: a, 2: b}", "have their numbers 0, 1"),
         ("data.yaml", "names: [", "cannot be read as YAML"),
+        ("data.yaml", "names: !!python/object/apply:os.getcwd []", "cannot be read as YAML .*python/object"),
         ("train.txt", "images/train/9.png", "lists 'images/train/9.png', but there is no"),
     ],
 )
@@ -211,6 +212,11 @@ def test_voc_difficult_objects_are_ignored_and_classes_are_those_of_both_splits(
     ("name", "text", "message"),
     [
         ("Annotations/1.xml", "<annotation>", r"1\.xml: not valid XML"),
+        (
+            "Annotations/1.xml",
+            '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><annotation>&x;</annotation>',
+            r"1\.xml: not valid XML \(undefined entity",
+        ),
         ("Annotations/1.xml", xml("1").replace("xmin", "left"), r"1\.xml: object 1 has no name, or no box with xmin"),
         ("Annotations/1.xml", xml("1").replace("<xmin>5", "<xmin>nan"), r"1\.xml: object 1 has no name, or no box"),
         ("Annotations/1.xml", xml("1", (30, 40)), "boxes that extend beyond"),

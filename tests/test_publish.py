@@ -18,6 +18,8 @@ from safetensors import safe_open
 
 from fdconv_zoo.errors import HubError, PublishError, UserError
 from fdconv_zoo.index import MODELS, read_entry
+from fdconv_zoo.index.run_card import find_origin
+from fdconv_zoo.index.run_record import RunRecord
 from fdconv_zoo.publish import make_repository, make_run_repository, publish
 from fdconv_zoo.store.build import resolve_preprocessing
 from fdconv_zoo.store.export import export_model
@@ -112,6 +114,21 @@ def test_the_last_epoch_has_its_own_figures_and_a_licence_is_the_publishers(run,
     assert "weights of the last epoch" in card.text
     assert card.data.license == "mit"
     assert "91.93" not in card.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "origin"),
+    [
+        ({"pretrained": False}, "random weights"),
+        ({"checkpoint": "/home/ada/w.safetensors", "pretrained": True}, "the weights of a file"),
+        ({"pretrained": True}, "the weights of resnet10s_fdconv.fashion_mnist"),  # which the package has
+        ({"pretrained": True, "model": "resnet50_fdconv.a1_in1k"}, "timm/resnet50.a1_in1k"),
+        ({"pretrained": True, "model": "hf-hub:ada/mine@v1"}, "ada/mine"),
+        ({"pretrained": True, "smoke": True}, "random weights"),
+    ],
+)
+def test_the_origin_of_a_runs_weights(flags, origin, tmp_path):
+    assert find_origin(RunRecord(tmp_path, {"model": NAME, **flags}, {}, False)) == origin
 
 
 def test_what_is_no_run_is_refused_with_the_file(run, tmp_path):

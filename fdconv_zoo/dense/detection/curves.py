@@ -56,7 +56,7 @@ def draw_curves(curves: Mapping[str, Curves], class_names: Sequence[str], path: 
             if len(known):
                 mean = precision[:, known].mean(1)
                 axes.plot(RECALLS, mean, color="black", linewidth=2, label=_label("mean", mean))
-                axes.legend(fontsize=7)
+                axes.legend(title="AP", fontsize=7, title_fontsize=7)
             axes.set(title=f"{kind}, IoU {iou:g}", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
             axes.grid(alpha=0.3)
     with replacing(path) as temporary:
@@ -65,4 +65,4 @@ def draw_curves(curves: Mapping[str, Curves], class_names: Sequence[str], path: 
 
 def _label(name: str, precision: np.ndarray) -> str:
     name = name.replace("$", r"\$")  # no formula
-    return f"{name}, AP {100 * precision.mean():.1f} %"
+    return f"{100 * precision.mean():.1f} %  {name}"  # matplotlib leaves out labels that begin with "_"
