@@ -1,4 +1,4 @@
-"""What a user does with images of their own, from a folder to a model that others load, by the commands of the README."""
+"""What a user does with images of their own, from a folder to a model that others load: the commands of the README."""
 
 import csv
 from pathlib import Path
