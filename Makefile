@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python
 
-.PHONY: demo demo-dense test sanitize lint clean
+.PHONY: demo demo-dense test sanitize lint help clean
 
 demo: $(VENV)/installed
 	$(RUN) scripts/train.py --config models/resnet10s_fdconv.fashion_mnist.demo.yaml --output runs/demo --overwrite
@@ -33,6 +33,10 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports --no-cache
+
+# The texts that `fdconv-zoo COMMAND --help` shows.
+help: $(VENV)/installed
+	$(RUN) scripts/write_help.py
 
 clean:
 	rm -rf $(VENV) runs

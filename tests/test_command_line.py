@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from loopback_hub import Fault
 from PIL import Image
+from run_scripts import load_script
 
 from fdconv_zoo import cli
 from fdconv_zoo.__main__ import main
@@ -128,7 +129,14 @@ def test_every_command_has_its_main():
 def test_a_missing_library_is_named_with_the_extra_that_has_it(fails, monkeypatch):
     monkeypatch.delitem(sys.modules, "fdconv_zoo.cli.validate", raising=False)
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    assert "fdconv-zoo validate needs accelerate: pip install 'fdconv-zoo[train]'" in fails("validate", "--help")
+    assert "fdconv-zoo validate needs accelerate: pip install 'fdconv-zoo[train]'" in fails("validate", "--model", "m")
+
+
+def test_help_is_shown_from_files_that_name_all_flags(run):
+    pytest.importorskip("shtab")
+    for name, text in load_script("write_help").format_helps().items():
+        # Versions of Python break lines in other places.
+        assert " ".join(run(name, "--help")).split() == text.split(), f"{name}: run `make help`"
 
 
 def test_completion_knows_commands_and_flags(run):

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import socket
+import subprocess
 from pathlib import Path
 from typing import ClassVar
 
@@ -34,6 +36,7 @@ from fdconv_zoo.errors import ConfigError, NonFiniteError, RunFolderError, Termi
 from fdconv_zoo.store import files
 from fdconv_zoo.training import checkpoint, trainer
 from fdconv_zoo.training import flags as flags_module
+from fdconv_zoo.training.checkpoint import list_checkpoints
 
 train = load_script("train")
 validate = load_script("validate")
@@ -57,13 +60,17 @@ def measure(model: Path, json_file: Path, *, limit: int, batch_size: int) -> dic
 
 
 def assert_same_run(first: Path, second: Path):
+    assert_same_weights(first, second)
+    assert read_figures(first) == read_figures(second)
+
+
+def assert_same_weights(first: Path, second: Path):
     for name in ("model.safetensors", "last/model.safetensors", "config.json", "last/config.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     newest = checkpoint.list_checkpoints(first / "checkpoints")[-1].name
     for name in ("model.safetensors", "ema.safetensors"):
         states = [load_file(folder / "checkpoints" / newest / name) for folder in (first, second)]
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0]), name
-    assert read_figures(first) == read_figures(second)
 
 
 def test_a_run_leaves_a_folder_that_timm_loads(finished):
@@ -460,12 +467,22 @@ def test_a_stream_trains_and_resumes(tmp_path, monkeypatch):
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def test_two_processes_train_and_measure_as_one(tmp_path):
+TWO_PROCESSES = [*TINY, "--limit", "51", "--batch-size", "4"]
+
+
+@pytest.fixture(scope="module")
+def finished_by_two(tmp_path_factory):
+    """The folder of a run of two processes."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")  # gloo; accelerate takes it up
-    output = tmp_path / "run"
-    process = start_script("train", *TINY, "--limit", "51", "--batch-size", "4", "--output", output, launcher=launcher)
+    output = tmp_path_factory.mktemp("two") / "run"
+    process = start_script("train", *TWO_PROCESSES, "--output", output, launcher=launcher)
     log, _ = process.communicate(timeout=200)
     assert process.returncode == 0, log
+    return output
+
+
+def test_two_processes_train_and_measure_as_one(finished_by_two, tmp_path):
+    output = finished_by_two
     assert yaml.safe_load((output / "train_config.yaml").read_text())["num_processes"] == 2
     last = read_metrics(output)[-1]
     assert last["update"] == 6
@@ -474,6 +491,43 @@ def test_two_processes_train_and_measure_as_one(tmp_path):
     assert result["top1"] == pytest.approx(last["top1"])
     assert result["top5"] == pytest.approx(last["top5"])
     assert result["loss"] == pytest.approx(last["loss"], rel=1e-5)
+
+
+def test_two_nodes_resume_after_a_process_of_one_is_killed(finished_by_two, tmp_path):
+    """Two machines that share a folder, and the run that two processes of one machine would have made."""
+    output = tmp_path / "run"
+
+    def start_nodes(*flags: str) -> list[subprocess.Popen]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        rendezvous = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1")
+        nodes = ("-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", *rendezvous)
+        command = ("train", *TWO_PROCESSES, "--output", output, *flags)
+        return [start_script(*command, launcher=nodes) for _ in range(2)]
+
+    nodes = start_nodes("--checkpoint-every", "1")
+    try:
+        wait_until_there(nodes[0], output / "checkpoints/update-000000002")
+        (worker,) = Path(f"/proc/{nodes[1].pid}/task/{nodes[1].pid}/children").read_text().split()
+        os.kill(int(worker), signal.SIGKILL)
+        for node in nodes:  # the other node's launcher notices, too
+            log, _ = node.communicate(timeout=200)
+            assert node.returncode != 0, log
+        assert list_checkpoints(output / "checkpoints")[-1].name < "update-000000006", "it ended before it was killed"
+        nodes += start_nodes("--resume")
+        for node in nodes[2:]:
+            log, _ = node.communicate(timeout=200)
+            assert node.returncode == 0, log
+    finally:
+        for node in nodes:
+            node.terminate()
+            node.communicate()
+    assert_same_weights(finished_by_two, output)
+    for first, second in zip(read_figures(finished_by_two), read_figures(output), strict=True):
+        # The sum of the losses is added up in another order.
+        assert second.pop("train_loss") == pytest.approx(first.pop("train_loss"), rel=1e-6)
+        assert second == first
 
 
 def test_a_compiled_run_trains_like_an_eager_one(finished, tmp_path, monkeypatch):

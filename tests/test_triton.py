@@ -459,10 +459,10 @@ def test_other_errors_are_not_hidden(monkeypatch):
 
 
 @runs_kernels
-def test_small_operations_pool_large_maps(monkeypatch):
-    monkeypatch.setattr(modulation, "_LARGE", 1)
+def test_small_operations_pool_maps():
     for shape, dtype in (
         ((2, 70, 31, 43), torch.float32),
+        ((30, 600, 9, 8), torch.float32),
         ((1, 3, 5, 4), torch.bfloat16),
         ((3, 40, 50, 1), torch.float16),
     ):

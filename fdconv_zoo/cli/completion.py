@@ -26,13 +26,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_whole_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands with their flags."""
-    parsers = commands.build_parsers()
-    for name, command in overview.COMMANDS.items():
-        if name not in parsers:
-            with suppress(ModuleNotFoundError):  # of a command whose libraries are not installed, the name is enough
-                parsers[name] = import_module(f"fdconv_zoo.cli.{command.module}").build_parser()
+    parsers = command_parsers()
     for parser in parsers.values():
         for action in parser._actions:
             if action.choices is None and action.nargs != 0:  # shells complete files only where they are told to
                 action.complete = shtab.FILE
     return overview.build_parser(parsers)
+
+
+def command_parsers() -> dict[str, argparse.ArgumentParser]:
+    """Build the parsers of the flags of all commands whose libraries are installed, by name."""
+    parsers = commands.build_parsers()
+    for name, command in overview.COMMANDS.items():
+        if name not in parsers:
+            with suppress(ModuleNotFoundError):
+                parsers[name] = import_module(f"fdconv_zoo.cli.{command.module}").build_parser()
+    return parsers

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+from fdconv_zoo.cli.help_texts import FLAGS, stored_help
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.startup import load_library
 from fdconv_zoo.version import __version__
@@ -77,6 +78,9 @@ def run(name: str, argv: Sequence[str]) -> None:
         ConfigError: a library that it needs is not installed.
     """
     command = COMMANDS[name]
+    if list(argv) in FLAGS and (text := stored_help(name)) is not None:
+        print(text, end="")
+        return
     load_library()
     try:
         module = import_module(f"fdconv_zoo.cli.{command.module}")

@@ -37,6 +37,7 @@ _ELEMENTS_AT_ONCE = 2**25  # of kernels: 128 MiB in float32
 _IMAGES_AT_ONCE = 64  # one block of the sums over images
 _IMAGES_OF_PROGRAM = 16  # in the sums over coefficients: tensor cores multiply no fewer
 _COEFFICIENTS = 128  # of a step of those sums
+_WEIGHED, _WEIGHED_IMAGES = 256, 4  # coefficients and images that a program weighs
 _WARPS = 2112  # which a large GPU runs at once: 16 on each of 132 multiprocessors
 _MOST_STEPS = 32
 _AT_ONCE = {} if torch.version.hip else {"maxnreg": 168}  # three programs of 128 threads on a multiprocessor of CUDA
@@ -273,8 +274,7 @@ def _mix(part: KernelTensors, kernel_shape: KernelShape) -> Tensor:
         return mix_spectrum(weights).transpose(2, 3).reshape(-1, rows, cols)
     batch, half = len(attention), cols // 2
     packed = spectrum.new_empty(batch, rows, half, 2)
-    block, images = 256, 4
-    grid = (cdiv(rows * half, block), cdiv(batch, images))
+    grid = (cdiv(rows * half, _WEIGHED), cdiv(batch, _WEIGHED_IMAGES))
     kernels_jit.weigh[grid](
         spectrum,
         group_index,
@@ -285,8 +285,8 @@ def _mix(part: KernelTensors, kernel_shape: KernelShape) -> Tensor:
         attention.shape[1],
         batch,
         1 / (rows * cols),
-        IMAGES=images,
-        BLOCK=block,
+        IMAGES=_WEIGHED_IMAGES,
+        BLOCK=_WEIGHED,
     )
     # norm="forward" leaves the inverse transform unscaled: the scale is in the weights already.
     planes = torch.fft.ifft2(torch.view_as_complex(packed), norm="forward")

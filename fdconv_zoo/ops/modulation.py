@@ -15,8 +15,8 @@ if triton is not None:
     from fdconv_zoo.ops import modulation_jit
 
 _BLOCK = 512
-_LARGE = 2**22  # elements of a map whose channels are pooled in parts
 _PROGRAMS = 1024  # that keep a large GPU busy
+_POOLED, _ROWS = 64, 32  # channels and positions that a program pools at once
 
 
 def modulate_plain(
@@ -150,20 +150,29 @@ def _neighbors_backward_plain(grad: Tensor) -> Tensor:
 def _pool(x: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     stride = x.stride(3) if width > 1 else x.stride(2)
-    is_innermost = x.stride(1) == 1 and (width == 1 or x.stride(2) == width * stride)
-    # Torch adds up large maps whose channels are innermost at a fifth of the memory's speed.
-    if not is_innermost or x.numel() < _LARGE:
+    # Torch adds up maps whose channels are innermost at a fifth of the memory's speed.
+    if x.stride(1) != 1 or (width > 1 and x.stride(2) != width * stride):
         return x.mean((2, 3), dtype=torch.float32)
-    positions, block = height * width, 64
-    programs = cdiv(channels, block) * batch
-    shares = max(min(_PROGRAMS // programs, cdiv(positions, 256)), 1)
-    out = x.new_empty(shares, batch, channels, dtype=torch.float32)
+    positions = height * width
+    shares = max(min(_PROGRAMS // (cdiv(channels, _POOLED) * batch), cdiv(positions, _POOLED)), 1)
     with on_device_of(x):
-        modulation_jit.pool[(cdiv(channels, block), shares, batch)](
-            x, out, channels, positions, cdiv(positions, shares), x.stride(0), stride, 1 / positions,
-            ROWS=32, COLS=block,
-        )  # fmt: skip
-    return out[0] if shares == 1 else out.sum(0)
+        means = _sum_positions(x, (batch, channels, positions), (x.stride(0), stride), shares, 1 / positions)
+        if shares == 1:
+            return means[0]
+        size = batch * channels
+        return _sum_positions(means, (1, size, shares), (0, size), 1, 1.0).view(batch, channels)
+
+
+def _sum_positions(
+    x: Tensor, sizes: tuple[int, int, int], strides: tuple[int, int], shares: int, scale: float
+) -> Tensor:
+    """Shares (shares, B, C) of the sums over the positions of x, of ``sizes`` B, C and positions, times ``scale``."""
+    batch, channels, positions = sizes
+    out = x.new_empty(shares, batch, channels, dtype=torch.float32)
+    modulation_jit.pool[(cdiv(channels, _POOLED) * batch, shares)](
+        x, out, channels, positions, cdiv(positions, shares), *strides, scale, ROWS=_ROWS, COLS=_POOLED
+    )
+    return out
 
 
 def _pool_plain(x: Tensor) -> Tensor:

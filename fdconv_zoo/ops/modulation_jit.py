@@ -90,13 +90,14 @@ def neighbors_backward(grad, out, size, channels, WIDTH: tl.constexpr, BLOCK: tl
 
 @triton.jit(do_not_specialize=["positions", "count"])
 def pool(x, out, channels, positions, count, x_image, x_position, scale, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Shares (blocks of ``count`` positions, B, C) of the means of maps whose channels are innermost.
+    """Shares (blocks of ``count`` positions, B, C) of sums over positions, times ``scale``; channels are innermost.
 
-    Grid: blocks of channels, blocks of positions, images.
+    Grid: blocks of each image's channels, blocks of positions.
     """
-    channel = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    channel_blocks = tl.cdiv(channels, COLS)
+    image = tl.program_id(0) // channel_blocks
+    channel = tl.program_id(0) % channel_blocks * COLS + tl.arange(0, COLS)
     channel_mask = channel < channels
-    image = tl.program_id(2)
     first = tl.program_id(1) * count
     last = tl.minimum(first + count, positions)
     x += image.to(tl.int64) * x_image
@@ -105,5 +106,6 @@ def pool(x, out, channels, positions, count, x_image, x_position, scale, ROWS: t
         position = start + tl.arange(0, ROWS)
         pointers = x + position[:, None] * x_position + channel[None, :]
         total += tl.load(pointers, mask=(position < last)[:, None] & channel_mask[None, :], other=0.0).to(tl.float32)
-    pointers = out + (tl.program_id(1) * tl.num_programs(2) + image) * channels + channel
+    images = tl.num_programs(0) // channel_blocks
+    pointers = out + (tl.program_id(1) * images + image) * channels + channel
     tl.store(pointers, tl.sum(total, 0) * scale, mask=channel_mask)

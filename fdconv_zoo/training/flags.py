@@ -63,8 +63,9 @@ def add_optimization_flags(parser: argparse.ArgumentParser) -> None:
         "--log-with",
         nargs="+",
         choices=TRACKERS,
+        metavar="NAME",
         default=["tensorboard"],
-        help="trackers of accelerate; their settings are in environment variables, as their makers document them",
+        help="trackers of accelerate, such as wandb or mlflow, which read their settings from environment variables",
     )
 
 
