@@ -117,10 +117,10 @@ def test_learns_colours(decoder):
 def test_padding_is_removed():
     """With the pixels as scores: scores are not shifted, and the padding does not contribute to the loss."""
     model = make()
-    model.network.scores = mock.Mock(side_effect=lambda images: images)
+    model.network._decode = mock.Mock(side_effect=lambda maps, images: images)
     images, masks = data(37, 50)
     assert torch.equal(model(images), images)
-    assert model.network.scores.call_args.args[0].shape == (2, 3, 64, 64)
+    assert model.network._decode.call_args.args[1].shape == (2, 3, 64, 64)
     assert relative_error(model(images, masks)["cross_entropy"], cross_entropy(images, masks)) < 1e-6
 
 
