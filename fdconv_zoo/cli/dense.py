@@ -117,7 +117,7 @@ class DenseTask(CommandTask):
         """Facts besides the flags that the run depends on."""
         tables = [self.checked_content(part) for part in (self.data.train, self.data.validation)]
         return {
-            "train_images": len(self.data.train),
+            "num_train_images": len(self.data.train),
             "class_names": self.data.class_names,
             DATA: data_checksum(tables, self.args.workers),
         }

@@ -143,7 +143,7 @@ class ClassificationTask(CommandTask):
     def facts(self) -> dict[str, Any]:
         """Facts besides the flags that the run depends on."""
         facts = {
-            "train_images": getattr(self.data.train, "num_rows", None),  # a stream has no number
+            "num_train_images": getattr(self.data.train, "num_rows", None),  # a stream has no number
             "class_names": self.data.class_names,
         }
         if not self.args.streaming:

@@ -44,7 +44,7 @@ class Evaluated:
         """
         if train_count is None or not self.run:
             return
-        then = self.run.get("train_images")
+        then = self.run.get("num_train_images")
         expected = min(train_count, self.run.get("limit") or train_count)
         fewer = self.run.get("skip_bad_images") and then is not None and then <= expected
         if (then != expected and not fewer) or list(self.run.get("class_names") or ()) != list(class_names):

@@ -99,7 +99,7 @@ def run_facts(run: RunRecord, architecture: str, *, metric: str, licence: str | 
     return {
         "version": (run.flags.get("versions") or {}).get("fdconv_zoo", "of an unknown version"),
         "dataset": run.dataset,
-        "train_images": run.flags.get("train_images"),
+        "train_images": run.flags.get("num_train_images"),
         "images": run.row["images"],
         "start": f"the weights of [{source}](https://huggingface.co/{source})" if source else find_origin(run),
         "recipe": yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True).strip(),

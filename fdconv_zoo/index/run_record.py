@@ -14,7 +14,7 @@ from fdconv_zoo.errors import PublishError
 FLAGS_FILE, ROWS_FILE = "train_config.yaml", "metrics.jsonl"
 # What does not belong to a recipe: what a run found, and where and how it was started.
 _NOT_RECIPE = {
-    *("class_names", "train_images", "data_checksum", "versions", "num_processes", "model_kwargs"),
+    *("class_names", "num_train_images", "data_checksum", "versions", "num_processes", "model_kwargs"),
     *("config", "output", "resume", "overwrite", "smoke", "workers", "checkpoint_every", "log_every", "log_with"),
     *("category_ids", "evaluate", "pictures"),
 }
