@@ -330,7 +330,7 @@ class KernelSpatialModulation(nn.Module):
         path = choose_path(pooled.device, pooled.dtype, local.conv.path if branch is None else branch.path)
         batch_statistics = branch is not None and branch.norm.training and len(pooled) > 1
         is_differentiated = torch.is_grad_enabled()
-        if is_differentiated or (path != "triton" and (path != "native" or batch_statistics)):
+        if path != "triton" and (path != "native" or is_differentiated or batch_statistics):
             raise TouchedError
         tensors, statistics, numbers, sizes = [None] * 13, [None] * 3, [1.0, 1.0, 0.0, 0.0, 0.0], [0, 1, 1, 1]
         if branch is not None:

@@ -12,15 +12,10 @@ NUM_GLOBAL = 13  # tensors of the global branch
 HEADS = (5, 7, 9, 11)  # among them, the weights of the heads
 
 
-def normalize_plain(
-    pooled: Tensor, reduce: Tensor, mean: Tensor, variance: Tensor, eps: float, batch_statistics: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The normalized hidden units (B, h), their mean and variance (h,), and what they are multiplied by (h,)."""
-    hidden = F.linear(pooled, reduce)
-    if batch_statistics:
-        variance, mean = torch.var_mean(hidden, 0, correction=0)
-    inverse = (variance + eps).rsqrt()
-    return (hidden - mean) * inverse, mean, variance, inverse
+def batch_statistics_plain(hidden: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance (h,) of hidden units (B, h), and what normalizes them, ``1 / sqrt(variance + eps)``."""
+    variance, mean = torch.var_mean(hidden, 0, correction=0)
+    return mean, variance, (variance + eps).rsqrt()
 
 
 def predict_plain(
@@ -30,7 +25,11 @@ def predict_plain(
     numbers: Sequence[float],
     sizes: Sequence[int],
 ) -> list[Tensor]:
-    """Predict modulators; the arguments and results are those of the operator, beside the hidden units (B, h)."""
+    """Predict modulators, by :func:`fdconv_zoo.ops.predict_modulators` from normalized hidden units (B, h).
+
+    Returns:
+        Those that are there.
+    """
     kernel_temperature, temperature, _, layer_eps, _ = numbers
     width, groups, *kernel_size = sizes
     results = []

@@ -5,12 +5,15 @@ work.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from fdconv_zoo.ops.modulators_plain import HEADS, NUM_GLOBAL, normalize_plain, predict_plain
+from fdconv_zoo.ops.double_backward import needs_plain_gradients, plain_gradients
+from fdconv_zoo.ops.modulators_plain import HEADS, NUM_GLOBAL, batch_statistics_plain, predict_plain
 from fdconv_zoo.ops.triton_support import cdiv, on_device_of, power_of_two, triton, with_fallback
 
 if triton is not None:
@@ -19,6 +22,8 @@ if triton is not None:
 _ELEMENTS = 1024  # of a block of windows
 # Images of a tile to the rows and columns of its tiles, of which a thread adds up at most 64 elements.
 _HIDDEN_TILES = {1: (1, 1024), 2: (1, 1024), 4: (1, 1024), 8: (2, 512), 16: (4, 128)}
+_TILE = 32  # outputs, hidden units and channels of the tiles of gradients
+_UNITS, _SHARES = 8, 512  # hidden units whose shares a program adds up, and how many of all its images at a time
 _HEAD_TILES = {1: (16, 128), 2: (16, 128), 4: (16, 128), 8: (16, 64), 16: (16, 32)}
 
 
@@ -47,7 +52,8 @@ def _predict(
         hidden_blocks = cdiv(hidden, units)
         modulators_jit.predict_hidden[(hidden_blocks + batch * cdiv(channels * width, _ELEMENTS),)](
             pooled, *filled[:3], *statistics, *filled[3:5], *filled[NUM_GLOBAL:],
-            state, results[-2] if width else state, batch, channels, hidden, width, hidden_blocks, eps, momentum, layer_eps,
+            state, results[-2] if width else state,
+            batch, channels, hidden, width, hidden_blocks, eps, momentum, layer_eps,
             TRAINING=batch_statistics, IMAGES=images, UNITS=units, CHANNELS=cols, ELEMENTS=_ELEMENTS,
         )  # fmt: skip
         if hidden:
@@ -79,12 +85,16 @@ def _predict_plain(
     normalized, state = None, _empty_state(pooled, tensors)
     if mean is not None:
         *_, eps, _, momentum = numbers
-        normalized, center, spread, inverse = normalize_plain(pooled, tensors[0], mean, variance, eps, batch_statistics)
+        hidden = F.linear(pooled, tensors[0])
         if batch_statistics:
+            center, spread, inverse = batch_statistics_plain(hidden, eps)
             mean.lerp_(center, momentum)
             variance.lerp_(spread * (len(pooled) / (len(pooled) - 1)), momentum)
             count.add_(1)
-        state[2 * normalized.numel() :][: 2 * len(center)] = torch.cat((center, inverse))
+        else:
+            center, inverse = mean, (variance + eps).rsqrt()
+        normalized = (hidden - center) * inverse
+        state[2 * hidden.numel() :][: 2 * len(center)] = torch.cat((center, inverse))
     results = predict_plain(pooled, tensors, normalized, numbers, sizes)
     return [*(tensor.contiguous() for tensor in results), state]
 
@@ -111,6 +121,66 @@ def _empty_state(pooled: Tensor, tensors: Sequence[Tensor | None]) -> Tensor:
     return pooled.new_empty(2 * (batch * hidden + hidden + batch))
 
 
+def _backward(
+    grads: Sequence[Tensor],
+    pooled: Tensor,
+    tensors: Sequence[Tensor | None],
+    factors: Sequence[Tensor],
+    state: Tensor,
+    numbers: Sequence[float],
+    sizes: Sequence[int],
+    batch_statistics: bool,
+) -> list[Tensor]:
+    batch, channels = pooled.shape
+    width, outputs = sizes[0], _head_sizes(tensors)
+    hidden = 0 if tensors[0] is None else tensors[0].shape[0]
+    results = [torch.empty_like(tensor) for tensor in (pooled, *tensors) if tensor is not None]
+    grads = [grad.contiguous() for grad in grads]
+    grad_pooled, *found = results
+    found = iter(found)
+    filled = [pooled if tensor is None else tensor for tensor in tensors]
+    gradients = [pooled if tensor is None else next(found) for tensor in tensors]
+    kernel_temperature, temperature, *_ = numbers
+    images = power_of_two(batch, most=16)
+    num_warps = 8 if images > 4 else 4
+    head_blocks = sum(cdiv(size, _TILE) for size in outputs)
+    star_shares = cdiv(hidden, _UNITS)
+    numel = head_blocks * batch * hidden + batch * (hidden + channels + 2) + 2 * star_shares
+    scratch = pooled.new_empty(numel)
+    parts, blocks = cdiv(hidden, _TILE), cdiv(channels, _TILE)
+    with on_device_of(pooled):
+        found = iter(zip(grads, factors, strict=False))
+        arguments = [
+            argument
+            for head, size in zip(HEADS, outputs, strict=True)
+            for argument in (
+                *(next(found) if size else (pooled, pooled)),
+                filled[head],
+                *gradients[head : head + 2],
+            )
+        ]
+        modulators_jit.backward_heads[(head_blocks * parts + (batch if width else 0),)](
+            *arguments, grads[-1], pooled, filled[NUM_GLOBAL], state, scratch, batch, channels, hidden, width,
+            *outputs, head_blocks, kernel_temperature, temperature,
+            IMAGES=images, OUTPUTS=_TILE, UNITS=_TILE, CHANNELS=_ELEMENTS, num_warps=num_warps,
+        )  # fmt: skip
+        if hidden:
+            shares = min(_SHARES // images, 64)
+            modulators_jit.backward_hidden[(star_shares,)](
+                state, *filled[1:4], scratch, *gradients[1:3], batch, channels, hidden, head_blocks,
+                TRAINING=batch_statistics, IMAGES=images, UNITS=_UNITS, SHARES=shares, num_warps=num_warps,
+            )  # fmt: skip
+        reduce_programs, layer_programs = blocks * parts, blocks if width else 0
+        grid = (reduce_programs + layer_programs + blocks * cdiv(batch, images),)
+        modulators_jit.backward_inputs[grid](
+            pooled, filled[0], filled[NUM_GLOBAL], state, scratch, grad_pooled, gradients[0],
+            *gradients[NUM_GLOBAL:], *gradients[3:5],
+            batch, channels, hidden, head_blocks, star_shares, reduce_programs, layer_programs,
+            IMAGES=images, UNITS=_TILE, CHANNELS=_TILE, num_warps=num_warps,
+        )  # fmt: skip
+    return results
+
+
 _operator = torch.library.custom_op(
     "fdconv_zoo::predict_modulators_triton",
     with_fallback(_predict, _predict_plain),
@@ -134,6 +204,20 @@ def _(
     return _empty_results(pooled, tensors, sizes)
 
 
+_backward_operator = torch.library.custom_op(
+    "fdconv_zoo::predict_modulators_triton_backward",
+    _backward,
+    mutates_args=(),
+    schema="(Tensor[] grads, Tensor pooled, Tensor?[] tensors, Tensor[] factors, Tensor state,"
+    " float[] numbers, int[] sizes, bool batch_statistics) -> Tensor[]",
+)
+
+
+@_backward_operator.register_fake
+def _(grads: Sequence[Tensor], pooled: Tensor, tensors: Sequence[Tensor | None], *_: Any) -> list[Tensor]:
+    return [torch.empty_like(tensor) for tensor in (pooled, *tensors) if tensor is not None]
+
+
 def _linear_flops(pooled: torch.Size, tensors: Sequence[torch.Size | None]) -> int:
     """Those of the linear layers, as torch counts them."""
     weights = [tensors[at] for at in (0, *HEADS) if tensors[at] is not None]
@@ -141,8 +225,77 @@ def _linear_flops(pooled: torch.Size, tensors: Sequence[torch.Size | None]) -> i
 
 
 @register_flop_formula(torch.ops.fdconv_zoo.predict_modulators_triton)
-def _(pooled: torch.Size, tensors: Sequence[torch.Size | None], *_: object, **__: object) -> int:
+def _(pooled: torch.Size, tensors: Sequence[torch.Size | None], *_: Any, **__: Any) -> int:
     return _linear_flops(pooled, tensors)
+
+
+@register_flop_formula(torch.ops.fdconv_zoo.predict_modulators_triton_backward)
+def _(grads: Any, pooled: torch.Size, tensors: Sequence[torch.Size | None], *_: Any, **__: Any) -> int:
+    return 2 * _linear_flops(pooled, tensors)
+
+
+class _Prediction(torch.autograd.Function):
+    """The operator with gradients; torch registers none for operators that also update running statistics."""
+
+    @staticmethod
+    def forward(ctx: Any, pooled: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        """Take pooled, the tensors that are there, and at last the other arguments of the operator as one."""
+        *tensors, (is_there, statistics, *settings) = arguments
+        *results, state = _operator(pooled, _spread(tensors, is_there), *statistics, *settings)
+        ctx.is_there, ctx.settings = is_there, settings
+        ctx.count = len(tensors)
+        ctx.save_for_backward(pooled, *tensors, *results, state)
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of pooled and the tensors."""
+        inputs, results = ctx.saved_tensors[: ctx.count + 1], ctx.saved_tensors[ctx.count + 1 :]
+        run = _gradients_plain if any(map(needs_plain_gradients, grads)) else _gradients
+        return *run(grads, inputs, results, ctx.is_there, *ctx.settings), None
+
+
+def _spread(tensors: Sequence[Tensor], is_there: Sequence[bool]) -> list[Tensor | None]:
+    found = iter(tensors)
+    return [next(found) if there else None for there in is_there]
+
+
+def _launch_gradients(
+    grads: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    results: Sequence[Tensor],
+    is_there: Sequence[bool],
+    *settings: Any,
+) -> list[Tensor]:
+    *factors, state = results
+    pooled, *tensors = inputs
+    return _backward_operator(list(grads), pooled, _spread(tensors, is_there), factors, state, *settings)
+
+
+def _gradients_plain(
+    grads: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    results: Sequence[Tensor],
+    is_there: Sequence[bool],
+    numbers: Sequence[float],
+    sizes: Sequence[int],
+    batch_statistics: bool,
+) -> list[Tensor | None]:
+    def predict(pooled: Tensor, *tensors: Tensor) -> list[Tensor]:
+        tensors, normalized = _spread(tensors, is_there), None
+        if is_there[0]:
+            hidden = F.linear(pooled, tensors[0])
+            if batch_statistics:
+                center, _, inverse = batch_statistics_plain(hidden, numbers[2])
+            else:
+                center, inverse = results[-1][2 * hidden.numel() :][: 2 * hidden.shape[1]].chunk(2)
+            normalized = (hidden - center) * inverse
+        return predict_plain(pooled, tensors, normalized, numbers, sizes)
+
+    return plain_gradients(predict, inputs, grads)
+
+
+_gradients = with_fallback(_launch_gradients, _gradients_plain)
 
 
 def predict_modulators_triton(
@@ -154,5 +307,11 @@ def predict_modulators_triton(
     batch_statistics: bool,
 ) -> list[Tensor | None]:
     """The Triton path of :func:`fdconv_zoo.ops.predict_modulators`."""
-    found = iter(_operator(pooled, tensors, *statistics, numbers, sizes, batch_statistics))
+    settings = (numbers, sizes, batch_statistics)
+    if torch.is_grad_enabled():
+        is_there = [tensor is not None for tensor in tensors]
+        there = [tensor for tensor in tensors if tensor is not None]
+        found = iter(_Prediction.apply(pooled, *there, (is_there, statistics, *settings)))
+    else:
+        found = iter(_operator(pooled, tensors, *statistics, *settings))
     return [next(found) if size else None for size in (*_head_sizes(tensors), sizes[0])]
