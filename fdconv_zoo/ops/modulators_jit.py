@@ -315,31 +315,39 @@ def backward_hidden(
     slope = 2 * tl.load(star_scale)
     hidden_grad = scratch + (head_blocks * batch).to(tl.int64) * hidden
     star_shares = hidden_grad + batch * hidden + batch * channels + 2 * batch + tl.program_id(0)
-    scale_sums = tl.zeros([UNITS], tl.float32)
-    offset_sums = tl.zeros([UNITS], tl.float32)
-    weight_sums = tl.zeros([UNITS], tl.float32)
-    bias_sums = tl.zeros([UNITS], tl.float32)
+    scale_sums = tl.zeros([IMAGES, UNITS], tl.float32)
+    offset_sums = tl.zeros([IMAGES, UNITS], tl.float32)
+    weight_sums = tl.zeros([IMAGES, UNITS], tl.float32)
+    bias_sums = tl.zeros([IMAGES, UNITS], tl.float32)
     for start in range(0, batch, IMAGES):
         image = start + tl.arange(0, IMAGES)
         place = image[:, None] * hidden + unit[None, :]
         mask = (image < batch)[:, None] & unit_mask[None, :]
-        total = tl.zeros([SHARES, IMAGES, UNITS], tl.float32)
+        # Rows of shares by columns that stand for images and units.
+        column = tl.arange(0, IMAGES * UNITS)[None, :]
+        column_image = start + column // UNITS
+        column_unit = tl.program_id(0) * UNITS + column % UNITS
+        column_mask = (column_image < batch) & (column_unit < hidden)
+        pointers = scratch + column_image * hidden + column_unit
+        total = tl.zeros([SHARES, IMAGES * UNITS], tl.float32)
         for first in range(0, head_blocks, SHARES):
-            share = first + tl.arange(0, SHARES)
-            pointers = scratch + (share * batch).to(tl.int64)[:, None, None] * hidden + place[None, :, :]
-            total += tl.load(pointers, mask=(share < head_blocks)[:, None, None] & mask[None, :, :], other=0.0)
-        grad = tl.sum(total, 0)
+            share = first + tl.arange(0, SHARES)[:, None]
+            share_mask = (share < head_blocks) & column_mask
+            total += tl.load(pointers + (share * batch).to(tl.int64) * hidden, mask=share_mask, other=0.0)
+        grad = tl.reshape(tl.sum(total, 0), [IMAGES, UNITS])
         normalized = tl.load(state + place, mask=mask, other=0.0)
         values = normalized * factor[None, :] + shift[None, :]
         values = tl.where(values < 0, 0.0, values)
-        scale_sums += tl.sum(grad * values * values, 0)
-        offset_sums += tl.sum(grad, 0)
+        scale_sums += grad * values * values
+        offset_sums += grad
         grad = slope * values * grad
-        weight_sums += tl.sum(grad * normalized, 0)
-        bias_sums += tl.sum(grad, 0)
+        weight_sums += grad * normalized
+        bias_sums += grad
         if not TRAINING:
             grad = grad * (factor * inverse)[None, :]
         tl.store(hidden_grad + place, grad, mask=mask)
+    weight_sums = tl.sum(weight_sums, 0)
+    bias_sums = tl.sum(bias_sums, 0)
     if TRAINING:
         tl.debug_barrier()  # all threads of the program read what any of them has stored
         for start in range(0, batch, IMAGES):
@@ -352,8 +360,8 @@ def backward_hidden(
             tl.store(hidden_grad + place, grad * (factor * inverse)[None, :], mask=mask)
     tl.store(weight_grad + unit, weight_sums, mask=unit_mask)
     tl.store(bias_grad + unit, bias_sums, mask=unit_mask)
-    tl.store(star_shares, tl.sum(scale_sums, 0))
-    tl.store(star_shares + tl.cdiv(hidden, UNITS), tl.sum(offset_sums, 0))
+    tl.store(star_shares, tl.sum(tl.sum(scale_sums, 0), 0))
+    tl.store(star_shares + tl.cdiv(hidden, UNITS), tl.sum(tl.sum(offset_sums, 0), 0))
 
 
 @triton.jit(do_not_specialize=["batch", "head_blocks", "star_shares", "reduce_programs", "layer_programs"])
