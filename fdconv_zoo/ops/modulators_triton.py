@@ -4,7 +4,8 @@ With torch's operations a layer's KSM is some 15 launches forward and 30 backwar
 work.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -181,29 +182,44 @@ def _backward(
     return results
 
 
-_operator = torch.library.custom_op(
-    "fdconv_zoo::predict_modulators_triton",
-    with_fallback(_predict, _predict_plain),
-    mutates_args=("mean", "variance", "count"),
-    schema="(Tensor pooled, Tensor?[] tensors, Tensor(a!)? mean, Tensor(b!)? variance, Tensor(c!)? count,"
-    " float[] numbers, int[] sizes, bool batch_statistics) -> Tensor[]",
-)
+def _register(name: str, batch_statistics: bool) -> Callable[..., list[Tensor]]:
+    """Register the operator for running statistics or, which are updated, for those of the batch.
+
+    Two, since an operator may say that it writes to tensors, but not that it may.
+    """
+    mean, variance, count = ("Tensor(a!)", "Tensor(b!)", "Tensor(c!)") if batch_statistics else ("Tensor",) * 3
+    settings = {"batch_statistics": batch_statistics}
+    operator = torch.library.custom_op(
+        f"fdconv_zoo::{name}",
+        with_fallback(partial(_predict, **settings), partial(_predict_plain, **settings)),
+        mutates_args=("mean", "variance", "count") if batch_statistics else (),
+        schema=f"(Tensor pooled, Tensor?[] tensors, {mean}? mean, {variance}? variance, {count}? count,"
+        " float[] numbers, int[] sizes) -> Tensor[]",
+    )
+
+    @operator.register_fake
+    def _(
+        pooled: Tensor,
+        tensors: Sequence[Tensor | None],
+        mean: Tensor | None,
+        variance: Tensor | None,
+        count: Tensor | None,
+        numbers: Sequence[float],
+        sizes: Sequence[int],
+    ) -> list[Tensor]:
+        return _empty_results(pooled, tensors, sizes)
+
+    @register_flop_formula(getattr(torch.ops.fdconv_zoo, name))
+    def _(pooled: torch.Size, tensors: Sequence[torch.Size | None], *_: Any, **__: Any) -> int:
+        return _linear_flops(pooled, tensors)
+
+    return operator
 
 
-@_operator.register_fake
-def _(
-    pooled: Tensor,
-    tensors: Sequence[Tensor | None],
-    mean: Tensor | None,
-    variance: Tensor | None,
-    count: Tensor | None,
-    numbers: Sequence[float],
-    sizes: Sequence[int],
-    batch_statistics: bool,
-) -> list[Tensor]:
-    return _empty_results(pooled, tensors, sizes)
-
-
+_operators = {
+    False: _register("predict_modulators_triton", False),
+    True: _register("predict_modulators_triton_in_training", True),
+}
 _backward_operator = torch.library.custom_op(
     "fdconv_zoo::predict_modulators_triton_backward",
     _backward,
@@ -224,11 +240,6 @@ def _linear_flops(pooled: torch.Size, tensors: Sequence[torch.Size | None]) -> i
     return 2 * pooled[0] * sum(rows * cols for rows, cols in weights)
 
 
-@register_flop_formula(torch.ops.fdconv_zoo.predict_modulators_triton)
-def _(pooled: torch.Size, tensors: Sequence[torch.Size | None], *_: Any, **__: Any) -> int:
-    return _linear_flops(pooled, tensors)
-
-
 @register_flop_formula(torch.ops.fdconv_zoo.predict_modulators_triton_backward)
 def _(grads: Any, pooled: torch.Size, tensors: Sequence[torch.Size | None], *_: Any, **__: Any) -> int:
     return 2 * _linear_flops(pooled, tensors)
@@ -241,7 +252,7 @@ class _Prediction(torch.autograd.Function):
     def forward(ctx: Any, pooled: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         """Take pooled, the tensors that are there, and at last the other arguments of the operator as one."""
         *tensors, (is_there, statistics, *settings) = arguments
-        *results, state = _operator(pooled, _spread(tensors, is_there), *statistics, *settings)
+        *results, state = _operators[settings[-1]](pooled, _spread(tensors, is_there), *statistics, *settings[:-1])
         ctx.is_there, ctx.settings = is_there, settings
         ctx.count = len(tensors)
         ctx.save_for_backward(pooled, *tensors, *results, state)
@@ -250,7 +261,8 @@ class _Prediction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of pooled and the tensors."""
-        inputs, results = ctx.saved_tensors[: ctx.count + 1], ctx.saved_tensors[ctx.count + 1 :]
+        saved = ctx.saved_tensors  # to be asked for once
+        inputs, results = saved[: ctx.count + 1], saved[ctx.count + 1 :]
         run = _gradients_plain if any(map(needs_plain_gradients, grads)) else _gradients
         return *run(grads, inputs, results, ctx.is_there, *ctx.settings), None
 
@@ -313,5 +325,5 @@ def predict_modulators_triton(
         there = [tensor for tensor in tensors if tensor is not None]
         found = iter(_Prediction.apply(pooled, *there, (is_there, statistics, *settings)))
     else:
-        found = iter(_operator(pooled, tensors, *statistics, *settings))
+        found = iter(_operators[batch_statistics](pooled, tensors, *statistics, numbers, sizes))
     return [next(found) if size else None for size in (*_head_sizes(tensors), sizes[0])]
