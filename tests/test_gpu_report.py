@@ -211,7 +211,7 @@ def test_tests_that_need_a_gpu_are_found(tmp_path):
     (tmp_path / "tests").mkdir()
     texts = {
         "test_a": "@skipif(not torch.cuda.is_available())\ndef test_one(): ...\ndef test_two(): 'cuda.is_available()'",
-        "test_triton": "import os\nHAS_GPU = True\ndef test_all(): ...\ndef helper(): ...",
+        "test_triton": "import os\nfrom interpreter import DEVICE\ndef test_all(): ...\ndef helper(): ...",
         "test_gpu_report": "def test_it():\n    names = 'mark.gpu'",
     }
     for name, text in texts.items():

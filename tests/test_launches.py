@@ -129,7 +129,9 @@ def test_layers_take_the_path_of_a_gpu():
     """Also where there is none: the kernels are chosen, and not executed."""
     forward, backward, *_ = counted(FDConv2d(32, 32, 3), 2, 32, 8, 8)
     assert forward["weigh"] == backward["weigh"] == 1  # to assemble the kernels, and to do so again
-    assert forward["neighbors"] == backward["neighbors_backward"] == 1
+    assert forward["predict_hidden"] == forward["predict_heads"] == 1  # KSM, in training too
+    assert backward["backward_heads"] == backward["backward_hidden"] == backward["backward_inputs"] == 1
+    assert not {"addmm", "mm", "native_layer_norm", "cudnn_batch_norm"} & (forward.keys() | backward.keys())
     layer = FDConv2d(32, 32, 3)
     keep_kernels(layer)
     kept_forward, kept_backward, *_ = counted(layer, 2, 32, 8, 8)

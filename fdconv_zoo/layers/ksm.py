@@ -24,7 +24,7 @@ from fdconv_zoo.ops import (
     local_factors,
     modulate,
     neighbors,
-    predict_modulators_native,
+    predict_modulators,
     star_relu,
 )
 
@@ -112,23 +112,27 @@ class GlobalBranch(nn.Module):
             modulators = modulators._replace(spatial=modulators.spatial.unflatten(1, self.kernel_size))
         return modulators
 
-    def tensors(self, batch: int) -> list[Tensor | None]:
-        """What :func:`predict_modulators_native` takes, if that does the same as calling the branch on B features.
+    def tensors(self) -> tuple[list[Tensor | None], list[Tensor]]:
+        """Tensors and statistics that :func:`predict_modulators` takes, if that does the same as calling the branch.
 
         Raises:
             TouchedError: it does not.
         """
-        norm = self.norm
-        if untouched(self, GlobalBranch) or (norm.training and batch > 1):
+        untouched(self, GlobalBranch, 0)
+        reduce, bias = untouched(self.reduce, nn.Linear, 2)
+        norm, statistics = self.norm, list(self.norm._buffers.values())
+        tensors = [reduce, *untouched(norm, FeatureNorm, 2), *untouched(self.act, StarReLU, 2)]
+        # Without a momentum, running statistics are those of all batches alike.
+        missing = any(tensor is None for tensor in (*tensors, *statistics))
+        if bias is not None or missing or norm.momentum is None:
             raise TouchedError
-        reduce, bias = untouched(self.reduce, nn.Linear)
-        if bias is not None:
-            raise TouchedError
-        tensors = [reduce, *untouched(norm, FeatureNorm), norm.running_mean, norm.running_var]
-        tensors += untouched(self.act, StarReLU)
+        hidden = reduce.shape[0]
         for head in (self.kernel, self.channel, self.filter, self.spatial):
-            tensors += (None, None) if head is None else untouched(head, nn.Linear)
-        return tensors
+            weight, bias = (None, None) if head is None else untouched(head, nn.Linear, 2)
+            if head is not None and (bias is None or weight.shape[1] != hidden):
+                raise TouchedError
+            tensors += (weight, bias)
+        return tensors, statistics
 
     def _normalize(self, hidden: Tensor) -> Tensor:
         norm = self.norm
@@ -218,12 +222,14 @@ class LocalBranch(nn.Module):
         """Zero the logits: every factor starts at 1."""
         nn.init.zeros_(self.conv.weight)
 
-    def tensors(self) -> list[Tensor | None]:
+    def tensors(self) -> list[Tensor]:
         """As :meth:`GlobalBranch.tensors`."""
-        if untouched(self, LocalBranch):
+        untouched(self, LocalBranch, 0)
+        untouched(self.conv, ChannelConv1d, 2)
+        weight, bias = untouched(self.norm, nn.LayerNorm, 2)
+        if weight is None or bias is None:
             raise TouchedError
-        untouched(self.conv, ChannelConv1d)
-        return untouched(self.norm, nn.LayerNorm)
+        return [weight, bias]
 
     @overload
     def forward(self, pooled: Tensor, *, assemble: Literal[True] = True) -> Tensor: ...
@@ -296,7 +302,7 @@ class KernelSpatialModulation(nn.Module):
             pooled: (B, I).
             assemble: False leaves the local factors to the operation that uses them.
         """
-        if not assemble and not torch.is_grad_enabled():
+        if not assemble:
             with suppress(TouchedError):
                 return self._predict_at_once(pooled)
         modulators = KernelModulators()
@@ -317,24 +323,33 @@ class KernelSpatialModulation(nn.Module):
         Raises:
             TouchedError: the modules have to be called.
         """
-        branch, local = self.global_branch, self.local_branch
         check_calls()
-        path, tensors, numbers, width = None, [], [1.0, 1.0, 0.0, 0.0], 0
-        if branch is not None:
-            path, tensors = branch.path, branch.tensors(len(pooled))
-            numbers[:3] = branch.kernel_temperature, branch.temperature, branch.norm.eps
-        if local is not None:
-            path, tensors = local.conv.path, tensors + local.tensors()
-            numbers[3], width = local.norm.eps, local.conv.kernel_size[0]
-        check_ordinary(pooled, *tensors)
-        if choose_path(pooled.device, pooled.dtype, path) != "native":
+        branch, local = self.global_branch, self.local_branch
+        if (branch is None and local is None) or pooled.dim() != 2 or not len(pooled):
             raise TouchedError
-        kernel, channel, filter_, spatial, windows = predict_modulators_native(pooled, tensors, numbers, width)
-        modulators = KernelModulators(kernel, channel, filter_, spatial)
-        if spatial is not None:
-            modulators = modulators._replace(spatial=spatial.unflatten(1, branch.kernel_size))
+        path = choose_path(pooled.device, pooled.dtype, local.conv.path if branch is None else branch.path)
+        batch_statistics = branch is not None and branch.norm.training and len(pooled) > 1
+        is_differentiated = torch.is_grad_enabled()
+        if path != "triton" and (path != "native" or is_differentiated or batch_statistics):
+            raise TouchedError
+        tensors, statistics, numbers, sizes = [None] * 13, [None] * 3, [1.0, 1.0, 0.0, 0.0, 0.0], [0, 1, 1, 1]
+        if branch is not None:
+            tensors, statistics = branch.tensors()
+            norm, sizes[2:] = branch.norm, branch.kernel_size
+            numbers[:3], numbers[4] = (branch.kernel_temperature, branch.temperature, norm.eps), norm.momentum
         if local is not None:
-            windows = windows.unflatten(1, (local.conv.groups_of_layer, -1))
-            taps = hand_through(self, hand_on(local.conv, local.conv.weight))
-            modulators = modulators._replace(local=LocalFactors(taps, windows))
-        return modulators
+            tensors += local.tensors()
+            numbers[3], sizes[:2] = local.norm.eps, (local.conv.kernel_size[0], local.conv.groups_of_layer)
+        else:
+            tensors += (None, None)
+        channels = [at.shape[-1] for at in (tensors[0], tensors[-1]) if at is not None]
+        if any(count != pooled.shape[1] for count in channels):
+            raise TouchedError
+        check_ordinary(pooled, *tensors, *statistics[:2], fake=path == "triton")
+        kernel, channel, filter_, spatial, windows = predict_modulators(
+            pooled, tensors, statistics, numbers, sizes, batch_statistics=batch_statistics, path=path
+        )
+        if local is None:
+            return KernelModulators(kernel, channel, filter_, spatial)
+        taps = hand_through(self, hand_on(local.conv, local.conv.weight))
+        return KernelModulators(kernel, channel, filter_, spatial, LocalFactors(taps, windows))

@@ -10,6 +10,7 @@ from fdconv_zoo.ops.dispatch import (
     modulate_bands,
     neighbors,
     pool,
+    predict_modulators,
     star_relu,
 )
 from fdconv_zoo.ops.kernels_plain import (
@@ -20,7 +21,6 @@ from fdconv_zoo.ops.kernels_plain import (
     local_factors,
     mix_spectrum,
 )
-from fdconv_zoo.ops.modulators_native import predict_modulators_native
 
 __all__ = [
     "POINTWISE",
@@ -41,6 +41,6 @@ __all__ = [
     "modulate_bands_stretched",
     "neighbors",
     "pool",
-    "predict_modulators_native",
+    "predict_modulators",
     "star_relu",
 ]

@@ -28,6 +28,8 @@ from fdconv_zoo.ops.modulation import (
     star_relu_plain,
     star_relu_triton,
 )
+from fdconv_zoo.ops.modulators_native import predict_modulators_native
+from fdconv_zoo.ops.modulators_triton import predict_modulators_triton
 
 Path = Literal["plain", "rebuild", "native", "triton"]
 
@@ -176,3 +178,37 @@ def neighbors(x: Tensor, width: int, path: Path | None = None) -> Tensor:
 def pool(x: Tensor, dtype: torch.dtype, path: Path | None = None) -> Tensor:
     """The mean of each channel of x (B, C, H, W), (B, C), computed in ``dtype``; path: see :func:`choose_path`."""
     return pool_triton(x) if choose_path(x.device, dtype, path) == "triton" else pool_plain(x, dtype)
+
+
+def predict_modulators(
+    pooled: Tensor,
+    tensors: Sequence[Tensor | None],
+    statistics: Sequence[Tensor | None],
+    numbers: Sequence[float],
+    sizes: Sequence[int],
+    *,
+    batch_statistics: bool,
+    path: Path,
+) -> list[Tensor | None]:
+    """KSM at once, from the tensors of its modules: like pooled they are contiguous, on one device, in float32.
+
+    Args:
+        pooled: (B, C).
+        tensors: of the global branch ``reduce`` (h, C), its normalization's weight and bias (h,), StarReLU's scale and
+            bias (1,), and weight (factors, h) and bias (factors,) of the kernel, channel, filter and spatial heads; of
+            the local branch its normalization's weight and bias (C,). None for each that is not there.
+        statistics: of the global branch's normalization, running mean and variance (h,), and the number of batches
+            they are of, (); None for each without the branch.
+        numbers: the kernel head's temperature, that of the other heads, the epsilons of the two normalizations, and
+            the momentum of the running statistics.
+        sizes: T of the local branch (0 without it), G of its windows, and the kernel's a and b.
+        batch_statistics: normalize by the statistics of the batch, and update the running ones; ``"triton"`` only.
+        path: ``"triton"``, or without gradients ``"native"``.
+
+    Returns:
+        kernel (B, n), channel (B, C), filter (B, O), spatial (B, a, b) and windows (B, G, C/G, T), None for those that
+        are not there.
+    """
+    if path == "triton":
+        return predict_modulators_triton(pooled, tensors, statistics, numbers, sizes, batch_statistics)
+    return predict_modulators_native(pooled, tensors, statistics, numbers, sizes)

@@ -17,14 +17,17 @@ def needs_plain_gradients(grad: Tensor) -> bool:
 
 
 def plain_gradients(
-    function: Callable[..., Tensor], tensors: Sequence[Tensor | None], grad: Tensor, *settings: Any
+    function: Callable[..., Tensor | Sequence[Tensor]],
+    tensors: Sequence[Tensor | None],
+    grad: Tensor | Sequence[Tensor | None],
+    *settings: Any,
 ) -> list[Tensor | None]:
     """Differentiate a function of tensors that consists of torch's own operations.
 
     Args:
         function: computes what the operator does, from its tensors and the settings.
         tensors: the operator's, as autograd has saved them.
-        grad: the gradient of the operator's output.
+        grad: the gradient of the operator's output, or of each of them; None of one that needs none.
         *settings: the operator's other arguments.
 
     Returns:
@@ -35,7 +38,10 @@ def plain_gradients(
         # Views, since the inputs may depend on one another, and each gradient is for that input alone.
         inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
         output = function(*inputs, *settings)
+    outputs, grads = ([output], [grad]) if isinstance(output, Tensor) else (output, grad)
+    pairs = [pair for pair in zip(outputs, grads, strict=True) if pair[0].requires_grad and pair[1] is not None]
     needed = [tensor is not None and tensor.requires_grad for tensor in inputs]
     wanted = [tensor for tensor, is_needed in zip(inputs, needed, strict=True) if is_needed]
-    gradients = iter(torch.autograd.grad(output, wanted, grad, create_graph=create_graph, allow_unused=True))
+    outputs, grads = zip(*pairs, strict=True)
+    gradients = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=create_graph, allow_unused=True))
     return [next(gradients) if is_needed else None for is_needed in needed]

@@ -16,35 +16,32 @@ from fdconv_zoo.ops import native
 from fdconv_zoo.ops.scratch import scratch_memory
 
 _WORTH_THREADS = 2**15  # elements of the weights
-_NUM_GLOBAL = 15  # tensors of the global branch
-_HEADS = (7, 9, 11, 13)  # among them, the weights of the heads
+_HEADS = (7, 9, 11, 13)  # among the tensors, the weights of the heads
 
 _Sizes, _Numbers = ctypes.c_int64 * 9, ctypes.c_float * 6
-_Tensors, _Results = ctypes.c_void_p * (_NUM_GLOBAL + 2), ctypes.c_void_p * (len(_HEADS) + 1)
+_Tensors, _Results = ctypes.c_void_p * 17, ctypes.c_void_p * (len(_HEADS) + 1)
 
 
 def predict_modulators_native(
-    pooled: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[float], width: int
+    pooled: Tensor,
+    tensors: Sequence[Tensor | None],
+    statistics: Sequence[Tensor | None],
+    numbers: Sequence[float],
+    sizes: Sequence[int],
 ) -> list[Tensor | None]:
-    """Predict modulators, without gradients.
+    """Predict modulators, without gradients, and with the running statistics of the normalization.
 
-    Args:
-        pooled: (B, C), like all tensors contiguous, on a CPU, in float32.
-        tensors: of the global branch ``reduce`` (h, C), its normalization's weight, bias, mean and variance (h,),
-            StarReLU's scale and bias (1,), and weight (factors, h) and bias (factors,) of the kernel, channel, filter
-            and spatial heads, None for those that are not there; of the local branch its normalization's weight and
-            bias (C,). Nothing of a branch that is not there.
-        numbers: the kernel head's temperature, that of the other heads, and the epsilons of the two normalizations.
-        width: T, of the local branch; 0 without it.
-
-    Returns:
-        kernel (B, n), channel (B, C), filter (B, O), spatial (B, a*b) and windows (B, C, T), None for those that are
-        not there.
+    Arguments and results are those of :func:`fdconv_zoo.ops.predict_modulators`.
     """
-    if len(tensors) < _NUM_GLOBAL:
-        tensors = [None] * _NUM_GLOBAL + list(tensors)
-    found = iter(_operator(pooled, tensors, numbers, width))
-    return [next(found) if size else None for size in (*_head_sizes(tensors), width)]
+    tensors = [*tensors[:3], *statistics[:2], *tensors[3:]]
+    width, groups, *kernel_size = sizes
+    found = iter(_operator(pooled, tensors, numbers[:4], width))
+    results = [next(found) if size else None for size in (*_head_sizes(tensors), width)]
+    if results[3] is not None:
+        results[3] = results[3].unflatten(1, kernel_size)
+    if width:
+        results[4] = results[4].unflatten(1, (groups, -1))
+    return results
 
 
 def _predict(pooled: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[float], width: int) -> list[Tensor]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from fdconv_zoo.profiling.gpu_report.section import Item, Recorder, Settings
 
 # A test runs here if it, or all of its file, is there for a GPU.
-_FILE_MARK = "\nHAS_GPU = "
+_FILE_MARK = "\nfrom interpreter import "
 _TEST_MARKS = ("cuda.is_available()", "mark.gpu")
 TAIL = 4000  # characters of the output
 

@@ -1,0 +1,30 @@
+"""Tests of Triton's kernels run on a GPU where there is one, else in Triton's interpreter on the CPU.
+
+The interpreter is chosen before Triton is imported: without a GPU a file of tests runs itself in a process of its own.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+HAS_GPU = torch.cuda.is_available()
+INTERPRETER = "TRITON_INTERPRET"
+DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
+
+runs_kernels = pytest.mark.skipif(not HAS_GPU and INTERPRETER not in os.environ, reason="runs in the interpreter")
+outside = pytest.mark.skipif(HAS_GPU or INTERPRETER in os.environ, reason="the tests run in this process")
+
+
+def run_in_interpreter(file: str, part: str = "") -> None:
+    """Run the tests of a file, those whose names match a part, which must pass."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", part, file]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {INTERPRETER: "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
