@@ -43,7 +43,9 @@ def run(tmp_path_factory):
     for place in (folder, folder / "last"):
         export_model(model, place, **arguments)
     flags = {"model": "resnet10s_fdconv", "dataset": "/home/ada/secret/garden birds", "pretrained": False, "lr": 0.01}
-    (folder / "train_config.yaml").write_text(yaml.safe_dump({**flags, "class_names": CLASSES, "num_train_images": 1234}))
+    (folder / "train_config.yaml").write_text(
+        yaml.safe_dump({**flags, "class_names": CLASSES, "num_train_images": 1234})
+    )
     rows = [dict(epoch=epoch, top1=top1, top5=90.0, loss=1.5, images=56) for epoch, top1 in ((1, 61.25), (2, 50.5))]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder, model

@@ -145,7 +145,7 @@ LARGE = {"1x1, several blocks", "1x1, 18 images, 17 at once", "1x1, 300 kernels"
 def test_kernels_match_plain_operations(case, monkeypatch):
     batch, out_channels, in_channels, sizes, num_kernels, num_taps, special = KERNELS[case]
     if "chunk" in special:
-        monkeypatch.setattr(kernels_triton, "_ELEMENTS_AT_ONCE", special["chunk"])
+        monkeypatch.setattr(kernels_triton, "_elements_at_once", lambda _: special["chunk"])
     if "steps" in special:
         monkeypatch.setattr(kernels_triton, "_WARPS", 2)
         monkeypatch.setattr(kernels_triton, "_MOST_STEPS", special["steps"])

@@ -20,6 +20,32 @@ def test_in_the_interpreter():
     run_in_interpreter(__file__)
 
 
+# Endings of the names of arguments that are no pointers.
+NUMBERS = ("eps", "momentum", "temperature")
+COUNTS = ("batch", "channels", "hidden", "width", "_blocks", "_size", "_shares", "_programs")
+
+
+@outside
+def test_no_product_is_rounded_to_tf32():
+    """Triton's compiler takes some sums of products for matrix products in tf32; its interpreter does not."""
+    compiler = pytest.importorskip("triton.compiler")
+    backends = pytest.importorskip("triton.backends.compiler")
+    from fdconv_zoo.ops import modulators_jit
+
+    constants = dict(TRAINING=True, IMAGES=16, OUTPUTS=32, UNITS=32, CHANNELS=32, SHARES=32, ELEMENTS=1024)
+    kernels = [getattr(modulators_jit, name) for name in vars(modulators_jit) if not name.startswith("_")]
+    kernels = [kernel for kernel in kernels if hasattr(kernel, "arg_names")]
+    assert len(kernels) == 5
+    for kernel in kernels:
+        names = kernel.arg_names
+        types = dict.fromkeys(names, "*fp32") | {name: "fp32" for name in names if name.endswith(NUMBERS)}
+        types |= {name: "i32" for name in names if name.endswith(COUNTS)}
+        types |= {name: "constexpr" for name in constants if name in names}
+        source = compiler.ASTSource(kernel, types, {(names.index(k),): v for k, v in constants.items() if k in names})
+        program = compiler.compile(source, target=backends.GPUTarget("cuda", 90, 32)).asm["ttir"]
+        assert "tt.dot" not in program, kernel.__name__
+
+
 # Arguments and options of a layer, images, and whether it is in training.
 CASES = {
     "one image": ((64, 64, 1), {}, 1, False),
@@ -171,6 +197,7 @@ def test_gradients_are_differentiated_and_batched(case):
 def test_torchs_operations_stand_in_for_kernels_that_do_not_compile(case, monkeypatch):
     ksm, twin, pooled = make(case)
     monkeypatch.setattr(triton_support, "_failures", ["a test"])
+    monkeypatch.setattr(triton_support, "problem", lambda *_: None)  # the path has been chosen before
     pooled, seen = pooled.requires_grad_(), pooled.detach().cpu().double().requires_grad_()
     modulators, expected = ksm._predict_at_once(pooled), twin(seen, assemble=False)
     check(tensors(modulators), tensors(expected), 2e-6)

@@ -46,8 +46,6 @@ class _Bands:
             "BANDS": self.num_bands,
             "DTYPE": tl.bfloat16 if is_bfloat16 and not is_interpreted() else tl.float32,
             "PRECISION": "bf16x3" if x.dtype == torch.float16 and not is_interpreted() else "tf32x3",
-            # With 4, a thread needs twice the registers and fewer warps have room; float32 takes as many with 8.
-            "num_warps": 8 if is_bfloat16 else 4,
         }
         self.inner_block = 2 * _INNER_BLOCK if is_bfloat16 else _INNER_BLOCK
         self.cols_block = power_of_two(self.width, 16, _BLOCK)

@@ -33,13 +33,15 @@ if triton is not None:
 
     from fdconv_zoo.ops import kernels_jit
 
-_ELEMENTS_AT_ONCE = 2**25  # of kernels: 128 MiB in float32
+# Elements of kernels at once, 4 bytes each in several tensors: they grow with the batch, as the memory of maps does.
+_ELEMENTS_BY_IMAGE, _LEAST_ELEMENTS, _MOST_ELEMENTS = 2**20, 2**23, 2**26
 _IMAGES_AT_ONCE = 64  # one block of the sums over images
 _IMAGES_OF_PROGRAM = 16  # in the sums over coefficients: tensor cores multiply no fewer
+_FEW_IMAGES = 2  # are summed without them
 _COEFFICIENTS = 128  # of a step of those sums
-_WEIGHED, _WEIGHED_IMAGES = 256, 4  # coefficients and images that a program weighs
+_WEIGHED, _WEIGHED_IMAGES = 256, 16  # coefficients and images that a program weighs
 _WARPS = 2112  # which a large GPU runs at once: 16 on each of 132 multiprocessors
-_MOST_STEPS = 32
+_MOST_STEPS = 8
 _AT_ONCE = {} if torch.version.hip else {"maxnreg": 168}  # three programs of 128 threads on a multiprocessor of CUDA
 
 
@@ -106,7 +108,7 @@ class _Gradients:
         self.num_taps = 0 if tensors.taps is None else tensors.taps.shape[-1]
         self.num_col_sums = self.num_taps + (tensors.channel is not None)
         needs_rows = tensors.filter is not None or tensors.spatial is not None
-        self.blocks = blocks = _cut(kernel_shape, geometry.groups, min(len(x), _images_at_once(kernel_shape)))
+        self.blocks = blocks = _cut(kernel_shape, geometry.groups, min(len(x), _images_at_once(len(x), kernel_shape)))
         elements = len(tensors.spectrum) * width
         self.tap_shares = self._empty(len(x), blocks.col_blocks, elements, self.num_taps)
         self.row_shares = self._empty(len(x), blocks.col_blocks, elements * needs_rows)
@@ -197,7 +199,7 @@ class _Gradients:
         num_groups = attention.shape[1]
         groups_block = power_of_two(num_groups, 16, 64)
         grid = (len(self.attention_shares), cdiv(num_groups, groups_block))
-        kernels_jit.spectrum_backward[grid](
+        arguments = (
             torch.view_as_real(grads),
             self.tensors.spectrum,
             group_index,
@@ -209,17 +211,24 @@ class _Gradients:
             cols,
             num_groups,
             self.attention_shares.stride(0),
+        )
+        constants = {"ACCUMULATE": images.start > 0, "GROUPS": groups_block, **_AT_ONCE}
+        if batch <= _FEW_IMAGES:  # half as many coefficients in a step, for which threads have room
+            kernels_jit.spectrum_backward_of_few[grid](
+                *arguments, 2 * self.steps, 1 / (rows * cols), IMAGES=batch, BLOCK=_COEFFICIENTS // 2, **constants
+            )
+            return
+        kernels_jit.spectrum_backward[grid](
+            *arguments,
             batch,
             self.steps,
             1 / (rows * cols),
-            ACCUMULATE=images.start > 0,
             IMAGES=_IMAGES_OF_PROGRAM,
             BLOCK=_COEFFICIENTS,
-            GROUPS=groups_block,
             # The interpreter does not multiply bfloat16.
             DTYPE=tl.float32 if is_interpreted() else tl.bfloat16,
             num_stages=1,  # more take the memory of programs that hide waiting better
-            **_AT_ONCE,
+            **constants,
         )
 
     def _finish(self) -> list[Tensor | None]:
@@ -327,12 +336,16 @@ def _plane_stride(planes: Tensor) -> int:
 
 def _chunks(batch: int, kernel_shape: KernelShape) -> list[slice]:
     """The images that are worked on at once."""
-    step = _images_at_once(kernel_shape)
+    step = _images_at_once(batch, kernel_shape)
     return [slice(start, min(start + step, batch)) for start in range(0, batch, step)]
 
 
-def _images_at_once(kernel_shape: KernelShape) -> int:
-    return min(max(_ELEMENTS_AT_ONCE // math.prod(kernel_shape), 1), _IMAGES_AT_ONCE)
+def _images_at_once(batch: int, kernel_shape: KernelShape) -> int:
+    return min(max(_elements_at_once(batch) // math.prod(kernel_shape), 1), _IMAGES_AT_ONCE)
+
+
+def _elements_at_once(batch: int) -> int:
+    return min(max(batch * _ELEMENTS_BY_IMAGE, _LEAST_ELEMENTS), _MOST_ELEMENTS)
 
 
 def _select(tensors: KernelTensors, images: slice) -> KernelTensors:

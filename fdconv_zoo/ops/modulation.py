@@ -16,7 +16,7 @@ if triton is not None:
 
 _BLOCK = 512
 _PROGRAMS = 1024  # that keep a large GPU busy
-_POOLED, _ROWS = 64, 32  # channels and positions that a program pools at once
+_POOLED, _ROWS = 32, 128  # channels and positions that a program pools at once
 
 
 def modulate_plain(
@@ -154,7 +154,7 @@ def _pool(x: Tensor) -> Tensor:
     if x.stride(1) != 1 or (width > 1 and x.stride(2) != width * stride):
         return x.mean((2, 3), dtype=torch.float32)
     positions = height * width
-    shares = max(min(_PROGRAMS // (cdiv(channels, _POOLED) * batch), cdiv(positions, _POOLED)), 1)
+    shares = max(min(_PROGRAMS // (cdiv(channels, _POOLED) * batch), cdiv(positions, _ROWS)), 1)
     with on_device_of(x):
         means = _sum_positions(x, (batch, channels, positions), (x.stride(0), stride), shares, 1 / positions)
         if shares == 1:

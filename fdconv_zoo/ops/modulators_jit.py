@@ -267,7 +267,8 @@ def _head_gradients(
         mask = (image < batch)[:, None] & (unit < hidden)[None, :]
         units = tl.load(activated + place, mask=mask, other=0.0)
         weight_sums += tl.sum(logits_grad[:, :, None] * units[:, None, :], 0)
-        tl.store(share + place, tl.sum(logits_grad[:, :, None] * weights[None, :, :], 1), mask=mask)
+        # In the opposite order, Triton's compiler takes the sum of products for a matrix product in tf32.
+        tl.store(share + place, tl.sum(weights[None, :, :] * logits_grad[:, :, None], 1), mask=mask)
     tl.store(weight_grad + weight_place, weight_sums, mask=weight_mask)
     if part == 0:
         tl.store(bias_grad + output, bias_sums, mask=output < size)
