@@ -468,26 +468,6 @@ def _add_sums_by_group(is_of_group, values, total):
     return tl.dot(is_of_group, tl.trans(high), total)
 
 
-@triton.jit
-def _load_coefficients(step, spectrum, group_index, coefficients, half, cols, scale, BLOCK: tl.constexpr):
-    """Of a block of coefficients: which there are, places of their parts, factors, values times those, and groups."""
-    coefficient = step * BLOCK + tl.arange(0, BLOCK)
-    mask = coefficient < coefficients
-    col = coefficient % half
-    # A coefficient stands for its conjugate, too.
-    counts = tl.where((col == 0) | (2 * col == cols), scale, 2 * scale)[:, None]
-    pairs = 2 * coefficient[:, None] + tl.arange(0, 2)[None, :]
-    values = tl.load(spectrum + pairs, mask=mask[:, None], other=0.0) * counts
-    return mask, pairs, counts, values, tl.load(group_index + coefficient, mask=mask, other=0).to(tl.int32)
-
-
-@triton.jit
-def _store_gradients(grad_spectrum, pairs, sums, mask, is_added):
-    """The gradients of coefficients, which may be added to what is there."""
-    sums += tl.load(grad_spectrum + pairs, mask=(mask & is_added)[:, None], other=0.0)
-    tl.store(grad_spectrum + pairs, sums, mask=mask[:, None])
-
-
 @triton.jit(do_not_specialize=["images", "steps"])
 def spectrum_backward(grad, spectrum, group_index, attention, grad_spectrum, shares,
                       coefficients, half, cols, num_groups, share_size, images, steps, scale,
@@ -506,11 +486,16 @@ def spectrum_backward(grad, spectrum, group_index, attention, grad_spectrum, sha
         image = start + tl.arange(0, IMAGES)
         is_image = image < images
         total = tl.zeros([GROUPS, IMAGES], tl.float32)
-        for step in range(tl.program_id(0) * steps, (tl.program_id(0) + 1) * steps):
-            mask, pairs, counts, values, own_group = _load_coefficients(
-                step, spectrum, group_index, coefficients, half, cols, scale, BLOCK
-            )
-            number = step * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)[None, :]
+        for step in range(steps):
+            coefficient = (tl.program_id(0) * steps + step) * BLOCK + tl.arange(0, BLOCK)
+            mask = coefficient < coefficients
+            col = coefficient % half
+            # A coefficient stands for its conjugate, too.
+            counts = tl.where((col == 0) | (2 * col == cols), scale, 2 * scale)[:, None]
+            pairs = 2 * coefficient[:, None] + tl.arange(0, 2)[None, :]
+            values = tl.load(spectrum + pairs, mask=mask[:, None], other=0.0) * counts
+            own_group = tl.load(group_index + coefficient, mask=mask, other=0).to(tl.int32)
+            number = (tl.program_id(0) * steps + step) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)[None, :]
             grad_mask = is_image[:, None] & (number < 2 * coefficients)
             grads = tl.load(grad + (image * (2 * coefficients))[:, None] + number, mask=grad_mask, other=0.0)
             grads = tl.reshape(grads, [IMAGES, BLOCK, 2])
@@ -523,39 +508,8 @@ def spectrum_backward(grad, spectrum, group_index, attention, grad_spectrum, sha
                 place = tl.reshape((image * num_groups)[:, None] + own_group[None, :], [IMAGES * BLOCK])
                 weight = tl.load(attention + place, mask=place < images * num_groups, other=0.0)
                 sums = tl.sum(grads * tl.reshape(weight, [IMAGES, BLOCK, 1]), 0) * counts
-                _store_gradients(grad_spectrum, pairs, sums, mask, start + ACCUMULATE > 0)
+                is_added = mask & (start + ACCUMULATE > 0)
+                sums += tl.load(grad_spectrum + pairs, mask=is_added[:, None], other=0.0)
+                tl.store(grad_spectrum + pairs, sums, mask=mask[:, None])
         share_pointers = shares + tl.program_id(0) * share_size + (image * num_groups)[None, :] + group
         tl.store(share_pointers, total, mask=is_image[None, :] & (group < num_groups))
-
-
-@triton.jit(do_not_specialize=["steps"])
-def spectrum_backward_of_few(grad, spectrum, group_index, attention, grad_spectrum, shares,
-                             coefficients, half, cols, num_groups, share_size, steps, scale,
-                             ACCUMULATE: tl.constexpr, IMAGES: tl.constexpr, BLOCK: tl.constexpr,
-                             GROUPS: tl.constexpr):  # fmt: skip
-    """:func:`spectrum_backward` of IMAGES images, so few that tensor cores would mostly multiply nothing.
-
-    Grid: the same.
-    """
-    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)[:, None]
-    totals = ()  # by coefficient of a step, so that threads exchange theirs once, at the end
-    for _ in tl.static_range(IMAGES):
-        totals += (tl.zeros([GROUPS, BLOCK], tl.float32),)
-    for step in range(tl.program_id(0) * steps, (tl.program_id(0) + 1) * steps):
-        mask, pairs, counts, values, own_group = _load_coefficients(
-            step, spectrum, group_index, coefficients, half, cols, scale, BLOCK
-        )
-        is_of_group = own_group[None, :] == group
-        sums = tl.zeros([BLOCK, 2], tl.float32)
-        new_totals = ()
-        for image in tl.static_range(IMAGES):
-            grads = tl.load(grad + image * (2 * coefficients) + pairs, mask=mask[:, None], other=0.0)
-            new_totals += (totals[image] + tl.where(is_of_group, tl.sum(grads * values, 1)[None, :], 0.0),)
-            weight = tl.load(attention + image * num_groups + own_group, mask=mask, other=0.0)
-            sums += grads * weight[:, None]
-        totals = new_totals
-        if tl.program_id(1) == 0:
-            _store_gradients(grad_spectrum, pairs, sums * counts, mask, ACCUMULATE)
-    for image in tl.static_range(IMAGES):
-        share_pointers = shares + tl.program_id(0) * share_size + image * num_groups + group
-        tl.store(share_pointers, tl.sum(totals[image], 1)[:, None], mask=group < num_groups)

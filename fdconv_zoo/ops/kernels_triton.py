@@ -37,7 +37,6 @@ if triton is not None:
 _ELEMENTS_BY_IMAGE, _LEAST_ELEMENTS, _MOST_ELEMENTS = 2**20, 2**23, 2**26
 _IMAGES_AT_ONCE = 64  # one block of the sums over images
 _IMAGES_OF_PROGRAM = 16  # in the sums over coefficients: tensor cores multiply no fewer
-_FEW_IMAGES = 2  # are summed without them
 _COEFFICIENTS = 128  # of a step of those sums
 _WEIGHED, _WEIGHED_IMAGES = 256, 16  # coefficients and images that a program weighs
 _WARPS = 2112  # which a large GPU runs at once: 16 on each of 132 multiprocessors
@@ -199,7 +198,7 @@ class _Gradients:
         num_groups = attention.shape[1]
         groups_block = power_of_two(num_groups, 16, 64)
         grid = (len(self.attention_shares), cdiv(num_groups, groups_block))
-        arguments = (
+        kernels_jit.spectrum_backward[grid](
             torch.view_as_real(grads),
             self.tensors.spectrum,
             group_index,
@@ -211,24 +210,17 @@ class _Gradients:
             cols,
             num_groups,
             self.attention_shares.stride(0),
-        )
-        constants = {"ACCUMULATE": images.start > 0, "GROUPS": groups_block, **_AT_ONCE}
-        if batch <= _FEW_IMAGES:  # half as many coefficients in a step, for which threads have room
-            kernels_jit.spectrum_backward_of_few[grid](
-                *arguments, 2 * self.steps, 1 / (rows * cols), IMAGES=batch, BLOCK=_COEFFICIENTS // 2, **constants
-            )
-            return
-        kernels_jit.spectrum_backward[grid](
-            *arguments,
             batch,
             self.steps,
             1 / (rows * cols),
+            ACCUMULATE=images.start > 0,
             IMAGES=_IMAGES_OF_PROGRAM,
             BLOCK=_COEFFICIENTS,
+            GROUPS=groups_block,
             # The interpreter does not multiply bfloat16.
             DTYPE=tl.float32 if is_interpreted() else tl.bfloat16,
             num_stages=1,  # more take the memory of programs that hide waiting better
-            **constants,
+            **_AT_ONCE,
         )
 
     def _finish(self) -> list[Tensor | None]:
