@@ -36,8 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         nargs="+",
         metavar="N",
-        help="height and width in pixels, or one number for both; default: the model's; segmenters and detectors "
-        "mostly have none",
+        help="height and width in pixels, or one number for both; default: the model's, which a detector and most "
+        "segmenters do not have",
     )
     return parser
 

@@ -98,8 +98,8 @@ def write_checked(file: Path, save: Callable[[Path], Any], check: Callable[[Path
         deviation = check(temporary)
         if not deviation <= LARGEST_DEVIATION:
             raise MismatchError(
-                f"{file}: what the ONNX program computes deviates from the model by {deviation:.1e}, and at most "
-                f"{LARGEST_DEVIATION:.0e} is rounding, so it was not written; try another version of torch or "
+                f"{file}: the ONNX program deviates from the model by {deviation:.1e}, where at most "
+                f"{LARGEST_DEVIATION:.0e} can be rounding, so it was not written; try another version of torch or "
                 "onnxruntime"
             )
     return deviation

@@ -75,7 +75,7 @@ def export_onnx(model: Detector, file: str | Path, image_size: tuple[int, int]) 
 
     Returns:
         The deviation that 95 % of the objects in random images do not exceed: of scores as a part of the largest one,
-        of boxes as a part of the image's longer side.
+        of boxes as a part of the image's longer side, of the values of masks.
 
     Raises:
         ConfigError: the detector is not an R-CNN.
@@ -91,11 +91,11 @@ def export_onnx(model: Detector, file: str | Path, image_size: tuple[int, int]) 
     program = _merge(backbone, _export_heads(_Heads(network, sample, image_size, list(maps)), maps))
     helper.set_model_props(program, _describe(model, image_size))
 
-    images = random_images(image_size)
+    images = random_images(image_size, sample.image_sizes[0])
     found = []
     sensitive = deepcopy(network)
     sensitive.roi_heads.score_thresh = telling_threshold(network, images)
-    if sensitive.roi_heads.score_thresh < network.roi_heads.score_thresh:  # a program's threshold is fixed
+    if sensitive.roi_heads.score_thresh < network.roi_heads.score_thresh:  # which is fixed in a program
         twin = _merge(backbone, _export_heads(_Heads(sensitive, sample, image_size, list(maps)), maps))
         found.append(compare(sensitive, twin.SerializeToString(), images))
     return write_checked(
