@@ -126,10 +126,19 @@ def test_every_command_has_its_main():
         assert "main" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-def test_a_missing_library_is_named_with_the_extra_that_has_it(fails, monkeypatch):
-    monkeypatch.delitem(sys.modules, "fdconv_zoo.cli.validate", raising=False)
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    assert "fdconv-zoo validate needs accelerate: pip install 'fdconv-zoo[train]'" in fails("validate", "--model", "m")
+@pytest.mark.parametrize(
+    ("command", "library", "extra"),
+    [
+        ("validate", "accelerate", "train"),
+        *(("export", name, "export") for name in ("onnx", "onnxscript", "onnxruntime")),
+    ],
+)
+def test_a_missing_library_is_named_with_the_extra_that_has_it(fails, monkeypatch, command, library, extra):
+    for module in (f"fdconv_zoo.cli.{command}", "fdconv_zoo.store.onnx"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, library, None)
+    flags = ["--model", "m", *(["--output", "m.onnx"] if command == "export" else [])]
+    assert f"fdconv-zoo {command} needs {library}: pip install 'fdconv-zoo[{extra}]'" in fails(command, *flags)
 
 
 def test_help_is_shown_from_files_that_name_all_flags(run):

@@ -1,4 +1,4 @@
-"""Detectors: computation, training, BatchNorm, saving and loading, and ONNX export."""
+"""Detectors: computation, training, BatchNorm, and saving and loading."""
 
 import json
 from copy import deepcopy
@@ -6,7 +6,7 @@ from copy import deepcopy
 import pytest
 import timm
 import torch
-from conftest import randomize, relative_error
+from conftest import randomize
 from contract import SMALL, small
 from examples import modulators
 from huggingface_hub import HfApi
@@ -528,32 +528,3 @@ def test_damaged_folders(tmp_path, damage, message):
     damage(tmp_path)
     with pytest.raises(WeightsError, match=message):
         Detector.from_pretrained(tmp_path)
-
-
-# Export.
-
-
-def test_onnx(tmp_path):
-    """Images with many detections and with none, in a graph that was exported with none."""
-    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    for name in ("onnx", "onnxscript"):
-        pytest.importorskip(name, reason="torch's exporter to ONNX needs onnx and onnxscript")
-    # Stages of 16 or fewer channels are plain: torch's exporter needs seconds for each FDConv layer.
-    model = make_random("mask_rcnn", backbone_args=dict(channels=(8, 8, 8, 24), num_kernels=4))
-    images = [torch.zeros(3, 60, 72), *torch.rand(3, 3, 60, 72), torch.ones(3, 60, 72)]
-    scores = [detect(model, [image])[0]["scores"] for image in images]
-    model.network.roi_heads.score_thresh = scores[0].max().item() + 1e-4
-    export_onnx(model, tmp_path / "model.onnx", (60, 72))
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    counts = []
-    for image in images:
-        expected = detect(model, [image])[0]
-        found = dict(zip(names, map(torch.from_numpy, session.run(None, {"image": image.numpy()})), strict=True))
-        counts.append(len(expected["scores"]))
-        assert found.keys() == expected.keys()
-        assert all(found[key].shape == expected[key].shape for key in found)
-        if counts[-1]:
-            assert torch.equal(found["labels"], expected["labels"])
-            assert all(relative_error(found[key], expected[key]) < 1e-3 for key in ("boxes", "scores", "masks"))
-    assert counts[0] == 0 < max(counts)

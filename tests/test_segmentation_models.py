@@ -1,4 +1,4 @@
-"""Segmenters: computation, training, backbones, saving and loading, and ONNX export."""
+"""Segmenters: computation, training, backbones, and saving and loading."""
 
 import json
 import math
@@ -604,25 +604,3 @@ def test_damaged_folders(tmp_path, damage, message):
     damage(tmp_path)
     with pytest.raises(WeightsError, match=message):
         Segmenter.from_pretrained(tmp_path)
-
-
-# ONNX.
-
-
-def test_onnx(tmp_path):
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(name, reason="export to ONNX needs onnx, onnxscript and onnxruntime")
-    import onnxruntime
-
-    from fdconv_zoo.dense.segmentation.onnx import export_onnx
-
-    # A single FDConv layer, because the exporter needs seconds for each.
-    model = make_random("upernet", backbone_args={**BACKBONE, "channels": (8, 8, 8, 24)}).train()
-    export_onnx(model, tmp_path / "model.onnx", (40, 72))
-    assert model.training
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    for number in (1, 3):
-        images = torch.randn(number, 3, 40, 72)
-        scores = torch.from_numpy(session.run(["scores"], {"images": images.numpy()})[0])
-        with torch.no_grad():
-            assert relative_error(scores, model.eval()(images)) < 1e-5

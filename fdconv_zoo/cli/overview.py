@@ -33,7 +33,7 @@ COMMANDS = {
     "detect": Command("detect", "Train or evaluate a network that finds objects, their boxes and masks.", "dense"),
     "predict": Command("commands", "Print the classes of images, or draw what is in images and videos."),
     "convert": Command("convert", "Convert a weights file of another project into a folder that timm loads."),
-    "export": Command("export", "Export a classifier to ONNX, and check the result.", "export"),
+    "export": Command("export", "Export a model to ONNX, and check the result.", "export"),
     "publish": Command("publish", "Publish a model on the Hugging Face Hub."),
     "compare": Command("compare", "Train a recipe's model and its twins from several seeds, and compare.", "dense"),
     "benchmark": Command("benchmark", "Measure parameters, multiply-adds, time and memory of models and their twins."),

@@ -1,8 +1,10 @@
-"""Exports classifiers to ONNX, for any batch size and a fixed image size, and compares the programs with torch."""
+"""Exports models of image batches to ONNX, for any batch size and a fixed image size, and checks every program."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -12,25 +14,51 @@ from torch import nn
 from fdconv_zoo.errors import MismatchError
 from fdconv_zoo.store.files import replacing
 
-_LARGEST_DEVIATION = 1e-3  # of the largest logit; float32 on other kernels deviates by less than 1e-5
+LARGEST_DEVIATION = 1e-3  # of the largest value; float32 on other kernels deviates by less than 1e-5
 _BATCHES = (1, 3)
 
 
-def export_onnx(
-    model: nn.Module, file: Path, input_size: Sequence[int], metadata: Mapping[str, str] | None = None
-) -> float:
-    """Export a classifier to ONNX, and run the program and the model on the same images.
-
-    The input is ``images`` (B, C, H, W), normalized; the output is ``logits`` (B, K). B is dynamic.
+def metadata(class_names: Sequence[str], preprocessing: Mapping[str, Any], inputs: str, outputs: str) -> dict[str, str]:
+    """Describe a program, to be stored in it.
 
     Args:
-        model: The model; it is not changed.
-        file: Output file, which appears only when the program computes what the model does.
-        input_size: (C, H, W).
-        metadata: Texts to store in the program by name.
+        class_names: In the order of the outputs.
+        preprocessing: ``input_size`` (C, H, W), ``mean``, ``std`` and ``interpolation``: what is done to an image
+            before it is passed to the program.
+        inputs, outputs: What they are, in words.
 
     Returns:
-        The largest deviation of a logit, as a part of the largest logit.
+        Texts by name: ``class_names`` and ``preprocessing`` as JSON, ``input`` and ``output``.
+    """
+    return {
+        "class_names": json.dumps(list(class_names)),
+        "preprocessing": json.dumps(dict(preprocessing)),
+        "input": inputs,
+        "output": outputs,
+    }
+
+
+def export_onnx(
+    model: nn.Module,
+    file: Path,
+    input_size: Sequence[int],
+    described: Mapping[str, str] | None = None,
+    *,
+    output: str = "logits",
+) -> float:
+    """Export a model to ONNX, and run the program and the model on the same images.
+
+    The input is ``images`` (B, C, H, W), normalized. B is dynamic.
+
+    Args:
+        model: Maps images to one tensor, as a classifier does; it is not changed.
+        file: Output file, which appears only when the program computes what the model does.
+        input_size: (C, H, W).
+        described: Texts to store in the program by name, see `metadata`.
+        output: Name of the output.
+
+    Returns:
+        The largest deviation of the output, as a part of its largest value.
 
     Raises:
         MismatchError: the program does not compute what the model does.
@@ -43,17 +71,36 @@ def export_onnx(
         dynamo=True,
         dynamic_shapes=({0: "batch"},),
         input_names=["images"],
-        output_names=["logits"],
+        output_names=[output],
         verbose=False,
     )
-    program.model.metadata_props.update(metadata or {})
+    program.model.metadata_props.update(described or {})
+    return write_checked(file, program.save, lambda written: compare(model, written, input_size))
+
+
+def write_checked(file: Path, save: Callable[[Path], Any], check: Callable[[Path], float]) -> float:
+    """Write a program, which appears only if it computes what the model does.
+
+    Args:
+        file: Output file.
+        save: Writes the program to a path.
+        check: Returns how far the program at a path deviates from the model.
+
+    Returns:
+        The deviation.
+
+    Raises:
+        MismatchError: the program deviates by more than `LARGEST_DEVIATION`.
+        WriteError: the file could not be written.
+    """
     with replacing(file) as temporary:
-        program.save(temporary)
-        deviation = compare(model, temporary, input_size)
-        if not deviation <= _LARGEST_DEVIATION:
+        save(temporary)
+        deviation = check(temporary)
+        if not deviation <= LARGEST_DEVIATION:
             raise MismatchError(
-                f"{file}: the ONNX program deviates from the model by {deviation:.1e} of the largest logit, so it was "
-                "not written; try another version of torch or onnxruntime"
+                f"{file}: the ONNX program deviates from the model by {deviation:.1e}, where at most "
+                f"{LARGEST_DEVIATION:.0e} can be rounding, so it was not written; try another version of torch or "
+                "onnxruntime"
             )
     return deviation
 
@@ -68,7 +115,7 @@ def compare(model: nn.Module, file: Path, input_size: Sequence[int]) -> float:
         input_size: (C, H, W).
 
     Returns:
-        The largest deviation of a logit, as a part of the largest logit.
+        The largest deviation of the output, as a part of its largest value.
     """
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
@@ -76,6 +123,6 @@ def compare(model: nn.Module, file: Path, input_size: Sequence[int]) -> float:
     for count in _BATCHES:
         images = torch.randn(count, *input_size, generator=generator)
         expected = model(images).numpy()
-        (logits,) = session.run(None, {"images": images.numpy()})
-        deviations.append(np.abs(logits - expected).max() / np.abs(expected).max().clip(1e-30))
+        (found,) = session.run(None, {"images": images.numpy()})
+        deviations.append(np.abs(found - expected).max() / np.abs(expected).max().clip(1e-30))
     return float(np.max(deviations))

@@ -1,38 +1,37 @@
 """Exports segmenters to ONNX, for any batch size and a fixed image size."""
 
-from copy import deepcopy
 from pathlib import Path
-
-import torch
 
 from fdconv_zoo.dense.segmentation.inference import Size
 from fdconv_zoo.dense.segmentation.model import Segmenter
-from fdconv_zoo.store.files import explaining_write_errors
+from fdconv_zoo.store import onnx
 
 
-def export_onnx(model: Segmenter, file: str | Path, image_size: Size) -> None:
-    """Export a segmenter to ONNX.
+def export_onnx(model: Segmenter, file: str | Path, image_size: Size) -> float:
+    """Export a segmenter to ONNX, and compare the program with the model.
 
     The input is ``images`` (B, 3, H, W), normalized; the output is ``scores`` (B, K, H, W). B is dynamic. H and W are
     fixed: the export also fixes the padding and the decoder's pooling windows, which would silently be wrong at other
-    sizes.
+    sizes. Class names and preprocessing are stored in the program.
 
     Args:
         model: The model; it is not changed.
-        file: Output file.
+        file: Output file, which appears only when the program computes what the model does.
         image_size: Height and width in pixels.
 
+    Returns:
+        The largest deviation of a score, as a part of the largest score.
+
     Raises:
+        MismatchError: the program does not compute what the model does.
         WriteError: the file could not be written.
     """
-    program = torch.onnx.export(
-        deepcopy(model).float().cpu().eval(),
-        (torch.zeros(2, 3, *image_size),),
-        dynamo=True,
-        dynamic_shapes=({0: "batch"},),
-        input_names=["images"],
-        output_names=["scores"],
-        verbose=False,
+    size = (3, *image_size)
+    preprocessing = {"input_size": size, "mean": model.mean, "std": model.std, "interpolation": "bilinear"}
+    described = onnx.metadata(
+        model.class_names,
+        preprocessing,
+        "images (B, 3, H, W), float32: RGB in 0..1, from which mean is subtracted before it is divided by std",
+        "scores (B, K, H, W), float32: the class of a pixel is the one with the largest score",
     )
-    with explaining_write_errors(Path(file)):
-        program.save(file)
+    return onnx.export_onnx(model, Path(file), size, described, output="scores")
