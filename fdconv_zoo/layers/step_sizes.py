@@ -60,7 +60,7 @@ _RULES = {
     "lamb lambc clamb fusedlamb": Rule(0, 1),
     "lambw lambcw lambcd clambw": Rule(0, 0),
     "lars larc nlars nlarc": Rule(0, 2),
-    # An orthogonal matrix, with the size of Adam's step; so is, nearly, what it does to the kernel behind a spectrum.
+    # An orthogonal matrix, with the size of Adam's step; so is, nearly, what it does to the plane behind a spectrum.
     # Heads, as other last layers, are for the AdamW that such optimizers hold.
     "muon nmuon adamuon nadamuon": Rule(1, 1, heads_fall_back=True),
 }
