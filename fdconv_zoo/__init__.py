@@ -18,6 +18,7 @@ if not _startup.waits_for_command:  # a command loads the rest when it is needed
         add_lora,
         keep_kernels,
         merge_lora,
+        param_groups,
         script_model,
         set_path,
     )
@@ -36,6 +37,7 @@ __all__ = [
     "from_reference",
     "keep_kernels",
     "merge_lora",
+    "param_groups",
     "plan_conversion",
     "script_model",
     "set_path",

@@ -120,7 +120,7 @@ _ASCENDING = ("scale", "ratio", "scale_jitter")  # lower and upper end of a rang
 
 
 def check_ranges(args: argparse.Namespace) -> None:
-    """Check every flag in `RANGES` that is set: a number or a list of them.
+    """Check every flag in `RANGES` that is set: a number or a list of them, or "auto", which stands for one.
 
     Raises:
         ConfigError: one is outside its range; names the flag.
@@ -129,6 +129,7 @@ def check_ranges(args: argparse.Namespace) -> None:
         if value is None or name not in RANGES:
             continue
         numbers = value if isinstance(value, list | tuple) else [value]
+        numbers = [number for number in numbers if number != "auto"]
         flag = f"--{name.replace('_', '-')} {' '.join(map(str, numbers))}"
         if not all(number in RANGES[name] for number in numbers):
             raise ConfigError(f"{flag}: must be {RANGES[name]}")

@@ -5,6 +5,7 @@ from fdconv_zoo.layers.fdconv import FDConv2d, FDLinear
 from fdconv_zoo.layers.fdw import FourierDisjointWeight
 from fdconv_zoo.layers.ksm import KernelSpatialModulation
 from fdconv_zoo.layers.lora import add_lora, merge_lora
+from fdconv_zoo.layers.optimizer_groups import param_groups
 from fdconv_zoo.layers.path import keep_kernels, set_path
 from fdconv_zoo.layers.programs import script_model
 
@@ -18,6 +19,7 @@ __all__ = [
     "add_lora",
     "keep_kernels",
     "merge_lora",
+    "param_groups",
     "script_model",
     "set_path",
 ]

@@ -1,6 +1,7 @@
 """The optimization flags, which all tasks share."""
 
 import argparse
+from typing import Literal
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from timm.optim import list_optimizers
@@ -8,6 +9,20 @@ from timm.optim import list_optimizers
 from fdconv_zoo.errors import ConfigError
 
 TRACKERS = tuple(LOGGER_TYPE_TO_CLASS)
+
+
+def parse_factor(text: str) -> float | Literal["auto"]:
+    """Read a factor of the learning rate.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither a number nor "auto".
+    """
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is neither a number nor auto") from None
 
 
 def add_optimization_flags(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +34,9 @@ def add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     optim.add_argument("--updates-per-epoch", type=int, help="shorten an epoch; required for a stream")
     optim.add_argument("--opt", default="adamw", help="any optimizer of timm")
     optim.add_argument("--lr", type=float, default=3e-4, help="learning rate after the warm-up")
-    optim.add_argument("--spectrum-lr", type=float, default=1.0, help="factor of --lr for Fourier coefficients")
-    optim.add_argument("--modulator-lr", type=float, default=1.0, help="factor of --lr for KSM and FBM")
+    factor = {"type": parse_factor, "default": 1.0, "metavar": "X|auto"}
+    optim.add_argument("--spectrum-lr", help="factor of --lr for Fourier coefficients; auto: by layer", **factor)
+    optim.add_argument("--modulator-lr", help="factor of --lr for KSM and FBM; auto: by layer", **factor)
     optim.add_argument("--weight-decay", type=float, default=0.05, help="not applied to norms and biases")
     optim.add_argument("--layer-decay", type=float, help="factor of --lr from each layer to the one before it")
     optim.add_argument(

@@ -1,6 +1,7 @@
 """The optimizer, with separate learning rates for Fourier coefficients and modulators, and its schedule."""
 
 import argparse
+from functools import partial
 
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -8,47 +9,23 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from fdconv_zoo.layers import FourierDisjointWeight
-from fdconv_zoo.layers.modulators import find_modulators
+from fdconv_zoo.layers import param_groups
 
 
 def build_optimizer(args: argparse.Namespace, model: nn.Module) -> Optimizer:
-    """Build timm's optimizer from the flags of `add_optimization_flags`.
+    """Build timm's optimizer from the flags of `add_optimization_flags`, for timm's schedulers.
 
-    Adam moves every number by steps of the same size. Two flags make up for what that does to FDConv:
-
-    `--spectrum-lr`: a step of a spectrum's numbers moves the kernel less than the same step of the kernel's own numbers
-    would: 4.2 times less in square 3x3 layers, 1.4 times in square 1x1 layers.
-
-    `--modulator-lr`: a modulator's logit is a sum over many features, and no norm follows it. A few steps of a size
-    that suits a convolution carry it to where its sigmoid is flat, and it stays there, the same for all images and
-    pixels.
+    `--spectrum-lr` and `--modulator-lr` are those of `fdconv_zoo.param_groups`, which says what they make up for.
     """
-    optimizer = create_optimizer_v2(
-        model, args.opt, lr=args.lr, weight_decay=args.weight_decay, layer_decay=args.layer_decay
+    group = partial(
+        param_groups,
+        weight_decay=args.weight_decay,
+        optimizer=args.opt,
+        layer_decay=args.layer_decay,
+        spectrum_lr=args.spectrum_lr,
+        modulator_lr=args.modulator_lr,
     )
-    spectra = [module.spectrum for module in model.modules() if isinstance(module, FourierDisjointWeight)]
-    modulators = [parameter for module in find_modulators(model) for parameter in module.parameters()]
-    for parameters, factor in ((spectra, args.spectrum_lr), (modulators, args.modulator_lr)):
-        if factor != 1:
-            scale_learning_rate(optimizer, {id(parameter) for parameter in parameters}, factor)
-    return optimizer
-
-
-def scale_learning_rate(optimizer: Optimizer, chosen: set[int], factor: float) -> None:
-    """Move the chosen parameters into groups with a multiple of the learning rate, as timm's schedulers understand it.
-
-    Args:
-        optimizer: Changed in place.
-        chosen: `id` of each parameter.
-        factor: Multiplies the parameter's present learning rate, layer decay included.
-    """
-    for group in list(optimizer.param_groups):
-        moved = [parameter for parameter in group["params"] if id(parameter) in chosen]
-        if moved:
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
-            scale = factor * group.get("lr_scale", 1.0)
-            optimizer.add_param_group({**group, "params": moved, "lr_scale": scale})  # the scheduler multiplies
+    return create_optimizer_v2(model, args.opt, lr=args.lr, param_group_fn=group)
 
 
 def learning_rate(optimizer: Optimizer) -> float:
