@@ -121,8 +121,11 @@ def backbone_kernel(folder):
     return layer.weight if isinstance(layer, nn.Conv2d) else layer.fdw()[0]
 
 
-def test_a_twin_comes_back_from_its_folder(tmp_path):
-    model = timm.create_model("resnet10s_odconv", num_classes=3).eval()
+@pytest.mark.parametrize("name", ["resnet10s_odconv", "resnet10s_dcd", "resnet10s_kernelwarehouse"])
+def test_a_twin_comes_back_from_its_folder(name, tmp_path):
+    model = timm.create_model(name, num_classes=3)
+    model(torch.randn(2, 3, 32, 32))  # in training mode, in which some count their steps
+    model.eval()
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     x = torch.randn(2, 3, 32, 32)

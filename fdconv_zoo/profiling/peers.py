@@ -1,26 +1,34 @@
 """Other dynamic convolutions, for comparison with FDConv.
 
 The implementations are straightforward: each image's kernel is a weighted sum of the layer's kernels, and one grouped
-convolution applies them, with one group per image. Each layer replaces an ``nn.Conv2d`` without bias and groups, as in
-ResNets.
+convolution applies them, with one group per image; DCD needs no kernel per image. Each layer replaces an ``nn.Conv2d``
+without bias and groups, as in ResNets.
 
 In ResNet-50, in place of the same layers as FDConv (the 48 convolutions of the residual branches), they add
 
-    CondConv, 8 experts    +144.9M parameters    the FDConv paper's table: +90.0M
-    DY-Conv, 4 kernels     + 66.7M                                         +75.3M
-    ODConv, 4 kernels      + 65.1M                                         +65.1M
+    CondConv, 8 experts     +144.9M parameters    the FDConv paper's table: +90.0M
+    DY-Conv, 4 kernels      + 66.7M                                         +75.3M
+    DCD                     +  4.0M                                         + 4.3M
+    ODConv, 4 kernels       + 65.1M                                         +65.1M
+    KernelWarehouse, 1x     +  1.7M                                         + 2.5M
 
 The paper's counts belong to other layers: CondConv in the 9 layers of the last stage only, DY-Conv also in the 4
-convolutions of the downsample paths.
+convolutions of the downsample paths, DCD also in the classifier and with normalization inside the layer,
+KernelWarehouse also in 3 downsample paths, and with each stage's warehouse shared by the first layers of the next.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import CondConv2d
 from torch import Tensor, nn
+
+from fdconv_zoo.profiling.kernel_warehouse import KernelWarehouse
+from fdconv_zoo.profiling.peer_parts import check_replaceable, convolve_each, pool
 
 
 class CondConv(nn.Module):
@@ -28,7 +36,7 @@ class CondConv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, num_experts: int = 8) -> None:
         super().__init__()
-        _check(conv)
+        check_replaceable(conv)
         self.routing = nn.Linear(conv.in_channels, num_experts)
         self.conv = CondConv2d(
             conv.in_channels,
@@ -42,7 +50,7 @@ class CondConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) to (B, O, H', W')."""
-        return self.conv(x, self.routing(_pool(x)).sigmoid())
+        return self.conv(x, self.routing(pool(x)).sigmoid())
 
 
 class DYConv(nn.Module):
@@ -61,7 +69,7 @@ class DYConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) to (B, O, H', W')."""
-        weights = (self.attention(_pool(x)) / self.temperature).softmax(1)
+        weights = (self.attention(pool(x)) / self.temperature).softmax(1)
         return self.kernels.convolve(x, self.kernels.mix(weights))
 
 
@@ -85,7 +93,7 @@ class ODConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) to (B, O, H', W')."""
-        hidden = self.squeeze(_pool(x))
+        hidden = self.squeeze(pool(x))
         kernels = self.kernels.mix(self.kernel(hidden).softmax(1))
         kernels = kernels * self.filter(hidden).sigmoid()[:, :, None, None, None]
         kernels = kernels * self.channel(hidden).sigmoid()[:, None, :, None, None]
@@ -94,12 +102,62 @@ class ODConv(nn.Module):
         return self.kernels.convolve(x, kernels)
 
 
+class DCD(nn.Module):
+    """Dynamic Convolution Decomposition (https://arxiv.org/abs/2103.08756), equation 6: ``Λ W_0 + P Φ Q^T``.
+
+    Λ is one factor per output channel, and Φ an L x L matrix that fuses channels in a latent space. Both depend on the
+    image, through a branch of two linear layers, which squeezes to a sixteenth of the channels. Four things are as in
+    the authors' ResNets (https://github.com/liyunsheng13/dcd): L is sqrt(I), rounded down; Λ lies in [0, 2], by a hard
+    sigmoid; no linear layer has a bias; and in a kernel of several taps, the second term is part of the central tap
+    alone. That code also adds an identity to Φ, two batch normalizations and a gate in the branch. They are not in the
+    equation, and not here.
+
+    The layer starts as the convolution that it replaces: the branch's last weights are zero, so that Λ = 1 and Φ = 0.
+    It starts in the same way after loading the state dict of an ``nn.Conv2d``.
+    """
+
+    def __init__(self, conv: nn.Conv2d, reduction: int = 16) -> None:
+        super().__init__()
+        check_replaceable(conv)
+        self.latent = math.isqrt(conv.in_channels)
+        hidden = max(conv.in_channels // reduction, 4)
+        self.weight = nn.Parameter(conv.weight.detach().clone())
+        self.q = nn.Parameter(torch.empty(self.latent, conv.in_channels))
+        self.p = nn.Parameter(torch.empty(conv.out_channels, self.latent))
+        for matrix in (self.q, self.p):
+            nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
+        self.squeeze = nn.Linear(conv.in_channels, hidden, bias=False)
+        self.excite = nn.Linear(hidden, conv.out_channels + self.latent**2, bias=False)
+        nn.init.zeros_(self.excite.weight)
+        self.geometry = (conv.stride, conv.padding, conv.dilation)
+        rows, columns = conv.kernel_size
+        self.around = (columns // 2, (columns - 1) // 2, rows // 2, (rows - 1) // 2)  # the taps beside the central one
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, I, H, W) to (B, O, H', W')."""
+        channels = len(self.weight)
+        excited = self.excite(self.squeeze(pool(x)).relu())
+        scale, fusion = excited.split((channels, self.latent**2), 1)
+        # One convolution for W_0 and Q: the taps of zeros beside Q cost little, and suit every stride and padding.
+        kernels = torch.cat((self.weight, F.pad(self.q[:, :, None, None], self.around)))
+        y, latent = F.conv2d(x, kernels, None, *self.geometry).split((channels, self.latent), 1)
+        fused = self.p @ fusion.unflatten(1, (self.latent, self.latent)) @ latent.flatten(2)
+        return 2 * F.hardsigmoid(scale)[:, :, None, None] * y + fused.view_as(y)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if prefix + "weight" in state_dict and prefix + "q" not in state_dict:  # of a plain layer
+            own = self.state_dict(prefix=prefix)
+            own[prefix + "excite.weight"] = torch.zeros_like(self.excite.weight)
+            state_dict.update(own | {prefix + "weight": state_dict[prefix + "weight"]})
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
 class _KernelBank(nn.Module):
     """n kernels (n, O, I, a, b) of a convolution, each initialised as the convolution would be."""
 
     def __init__(self, conv: nn.Conv2d, num_kernels: int) -> None:
         super().__init__()
-        _check(conv)
+        check_replaceable(conv)
         self.weight = nn.Parameter(torch.empty(num_kernels, *conv.weight.shape))
         for kernel in self.weight:
             nn.init.kaiming_uniform_(kernel, a=math.sqrt(5))
@@ -111,19 +169,24 @@ class _KernelBank(nn.Module):
 
     def convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
         """Convolve each image with its kernel: (B, I, H, W) to (B, O, H', W')."""
-        y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1), None, *self.geometry, groups=len(x))
-        return y.view(len(x), -1, *y.shape[2:])
+        return convolve_each(x, kernels, self.geometry)
 
 
 PEERS: dict[str, Callable[[nn.Conv2d], nn.Module]] = {
     "CondConv, 8 experts": CondConv,
     "DY-Conv, 4 kernels": DYConv,
+    "DCD": DCD,
     "ODConv, 4 kernels": ODConv,
+    "KernelWarehouse, 1x": KernelWarehouse,
 }
 
 
 def replace_layers(model: nn.Module, names: Iterable[str], peer: Callable[[nn.Conv2d], nn.Module]) -> None:
-    """Replace the named ``nn.Conv2d`` layers by a peer with random weights.
+    """Replace the named ``nn.Conv2d`` layers by a peer.
+
+    DCD and KernelWarehouse start as the layers that they replace, the others with random weights. KernelWarehouse
+    shares a warehouse among the layers of a stage: those whose names agree up to the first number, as in
+    ``layer1.0.conv1`` and ``stages.1.blocks.0.conv``.
 
     Args:
         model: changed in place.
@@ -133,15 +196,13 @@ def replace_layers(model: nn.Module, names: Iterable[str], peer: Callable[[nn.Co
     Raises:
         ValueError: a layer has a bias or groups, or does not pad with zeros.
     """
+    stages: dict[str, list[KernelWarehouse]] = {}
     for name in names:
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, peer(model.get_submodule(name)))
-
-
-def _check(conv: nn.Conv2d) -> None:
-    if conv.bias is not None or conv.groups != 1 or conv.padding_mode != "zeros":
-        raise ValueError(f"{conv}: the peers support only convolutions without bias and groups, padded with zeros")
-
-
-def _pool(x: Tensor) -> Tensor:
-    return x.mean((2, 3))
+        layer = peer(model.get_submodule(name))
+        setattr(model.get_submodule(parent), child, layer)
+        if isinstance(layer, KernelWarehouse):
+            stage = re.match(r"\D*\d*", name).group()
+            stages.setdefault(stage, []).append(layer)
+    for layers in stages.values():
+        KernelWarehouse.share(layers)

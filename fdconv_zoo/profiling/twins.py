@@ -10,12 +10,12 @@ from timm.models import load_pretrained, register_model
 from torch import nn
 
 from fdconv_zoo import FDConv2d
-from fdconv_zoo.profiling.peers import CondConv, ODConv, replace_layers
+from fdconv_zoo.profiling.peers import DCD, CondConv, KernelWarehouse, ODConv, replace_layers
 
 MODEL = "resnet10s_fdconv"
 PLAIN = "resnet10s_plain"
-_OTHER_WEIGHTS = ("resnet10s_condconv", "resnet10s_odconv")
-TWINS = (PLAIN, "resnet10s_fdw", "resnet10s_fdw_ksm", *_OTHER_WEIGHTS)
+_OTHER_WEIGHTS = ("resnet10s_condconv", "resnet10s_odconv", "resnet10s_kernelwarehouse")
+TWINS = (PLAIN, "resnet10s_fdw", "resnet10s_fdw_ksm", "resnet10s_dcd", *_OTHER_WEIGHTS)
 
 
 def trained_twin(name: str) -> str:
@@ -66,3 +66,15 @@ def resnet10s_condconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def resnet10s_odconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """With ODConv, 4 kernels."""
     return _build("resnet10s_odconv", pretrained, kwargs, peer=ODConv, fdconv_layers=())
+
+
+@register_model
+def resnet10s_dcd(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """With DCD."""
+    return _build("resnet10s_dcd", pretrained, kwargs, peer=DCD, fdconv_layers=())
+
+
+@register_model
+def resnet10s_kernelwarehouse(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """With KernelWarehouse, as many parameters in its kernels as the plain twin."""
+    return _build("resnet10s_kernelwarehouse", pretrained, kwargs, peer=KernelWarehouse, fdconv_layers=())
