@@ -25,9 +25,9 @@ def spin_count(*arguments: str, **environment: str) -> str:
     return line.partition("=")[2].strip(" '")
 
 
-@pytest.mark.parametrize("command", [["scripts/convert.py"], ["-m", "fdconv_zoo", "convert"]])
+@pytest.mark.parametrize("command", [["scripts/convert.py", "--help"], ["-m", "fdconv_zoo", "list"]])
 def test_is_set_before_torch_is_loaded(command):
-    assert spin_count(*command, "--help") == "1000"
+    assert spin_count(*command) == "1000"
 
 
 def test_the_users_setting_stays():

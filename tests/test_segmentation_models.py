@@ -109,8 +109,11 @@ def test_learns_colours(decoder):
         optimizer.zero_grad()
         sum(model.train()(images, truth).values()).backward()
         optimizer.step()
+    for module in model.eval().modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()  # the running statistics of two images lag behind the weights
     with torch.no_grad():
-        right = model.eval()(images).argmax(1) == masks
+        right = model(images).argmax(1) == masks
     assert right[truth != IGNORE].float().mean() > 0.9
 
 
