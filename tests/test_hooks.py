@@ -298,12 +298,12 @@ def shard_in_two(rank, folder):
 
 
 def test_fsdp2_in_two_processes(tmp_path):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # MKL, which a fork may find locked, has run here
     processes = [context.Process(target=shard_in_two, args=(rank, str(tmp_path))) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(120)
     assert [process.exitcode for process in processes] == [0, 0]
     expected = two_steps(build().eval())
     for rank in range(2):
