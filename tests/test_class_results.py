@@ -2,8 +2,10 @@ import csv
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fdconv_zoo.training.class_results import class_table, write_class_results
+from fdconv_zoo.training.confusion import draw_confusion
 
 scores = pytest.importorskip("sklearn.metrics")
 LABELS = np.array([0, 0, 0, 0, 1, 1, 2, 2])
@@ -38,3 +40,10 @@ def test_many_classes_have_a_table_but_no_matrix(tmp_path):
     write_class_results(LABELS, PREDICTIONS, [f"class {number}" for number in range(20_000)], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["classes.csv"]  # and no old ones remain
     assert len((tmp_path / "classes.csv").read_text().splitlines()) == 20_001
+
+
+def test_long_names_leave_room_for_the_matrix(tmp_path):
+    for names in (["cat", "dog"], ["cat", "a class of a very long name, longer than any other"]):
+        draw_confusion(np.diag([9, 9]), names, tmp_path / "confusion.png")
+        pixels = np.asarray(Image.open(tmp_path / "confusion.png").convert("RGB")).astype(int)
+        assert (abs(pixels - (8, 48, 107)).sum(2) < 9).sum() > 10_000, names  # 100 %, of two cells

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fdconv_zoo.store.files import replacing
 
+_LONGEST = 40  # characters of a name in the picture
 _WRITTEN = 25  # classes, at most, of a matrix whose cells have room for a number
 
 
@@ -36,21 +37,23 @@ def draw_confusion(matrix: NDArray[np.integer], class_names: Sequence[str], path
     """
     true = matrix.sum(1, keepdims=True)
     percent = 100 * matrix / np.where(true, true, 1)
-    side = min(2.5 + 0.4 * len(class_names), 24)  # inches
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in class_names]
+    size = 8 if len(names) <= _WRITTEN else 5
+    margin = 0.01 * size * max(map(len, names))  # of the names, in inches
+    side = min(max(0.4 * len(names), 1.5), 22) + margin
+    figure = Figure(figsize=(side + 2, side + 0.5), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     figure.colorbar(image, label="% of the true class", shrink=0.7)
-    size = 8 if len(class_names) <= _WRITTEN else 5
-    axes.set_xticks(range(len(class_names)), class_names, rotation=90, fontsize=size)
-    axes.set_yticks(range(len(class_names)), class_names, fontsize=size)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+    axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.set_xlabel("prediction")
     axes.set_ylabel("truth")
-    if len(class_names) <= _WRITTEN:
+    if len(names) <= _WRITTEN:
         for row, column in np.ndindex(*percent.shape):
             if percent[row, column] >= 0.5:
                 colour = "white" if percent[row, column] > 60 else "black"
                 text = f"{percent[row, column]:.0f}"
                 axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
+        figure.savefig(temporary, format="png", dpi=100, bbox_inches="tight")
