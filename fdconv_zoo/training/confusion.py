@@ -40,7 +40,7 @@ def draw_confusion(matrix: NDArray[np.integer], class_names: Sequence[str], path
     names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in class_names]
     size = 8 if len(names) <= _WRITTEN else 5
     margin = 0.01 * size * max(map(len, names))  # of the names, in inches
-    side = min(max(0.4 * len(names), 1.5), 22) + margin
+    side = min(max(0.4 * len(names), 2.5), 22) + margin
     figure = Figure(figsize=(side + 2, side + 0.5), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
