@@ -43,7 +43,7 @@ def test_many_classes_have_a_table_but_no_matrix(tmp_path):
 
 
 def test_long_names_leave_room_for_the_matrix(tmp_path):
-    for names in (["cat", "dog"], ["cat", "a class of a very long name, longer than any other"]):
+    for names in (["cat", r"$\frac$"], ["cat", "a class of a very long name, longer than any other"]):
         draw_confusion(np.diag([9, 9]), names, tmp_path / "confusion.png")
         pixels = np.asarray(Image.open(tmp_path / "confusion.png").convert("RGB")).astype(int)
         assert (abs(pixels - (8, 48, 107)).sum(2) < 9).sum() > 10_000, names  # 100 %, of two cells
