@@ -37,15 +37,18 @@ class ClassPredictions:
             columns = [f"probability of {name}" for name in self.class_names]
             writer.writerow(["file", "prediction", "probability", *columns])
             for name, probabilities in zip(self.files, self.probabilities, strict=True):
-                best = max(probabilities)
-                writer.writerow([name, self.class_names[probabilities.index(best)], best, *probabilities])
+                writer.writerow([name, *self._best(probabilities), *probabilities])
 
     def write_json(self, path: Path) -> None:
         """Write the same as one object; the probabilities of an image are in the order of ``classes``."""
         images = []
         for name, probabilities in zip(self.files, self.probabilities, strict=True):
-            best = max(probabilities)
-            prediction = self.class_names[probabilities.index(best)]
+            prediction, best = self._best(probabilities)
             images.append({"file": name, "prediction": prediction, "probability": best, "probabilities": probabilities})
         content = {"model": self.model, "classes": list(self.class_names), "images": images}
         write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def _best(self, probabilities: list[float]) -> tuple[str, float]:
+        """The likeliest class, and its probability."""
+        best = max(probabilities)
+        return self.class_names[probabilities.index(best)], best

@@ -171,7 +171,8 @@ def class_names(model: torch.nn.Module, name: str) -> list[str]:
     if model.num_classes == 1000:
         info = ImageNetInfo()
         names = [info.index_to_description(index) for index in range(1000)]
-        return [name if names.index(name) == index else f"{name} ({index})" for index, name in enumerate(names)]
+        first = {name: index for index, name in reversed(list(enumerate(names)))}
+        return [name if first[name] == index else f"{name} ({index})" for index, name in enumerate(names)]
     return [f"class {index}" for index in range(model.num_classes)]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from fdconv_zoo.ops import native
+from fdconv_zoo.ops.modulators_plain import linear_flops
 from fdconv_zoo.ops.scratch import scratch_memory
 
 _WORTH_THREADS = 2**15  # elements of the weights
@@ -89,6 +90,4 @@ def _(pooled: Tensor, tensors: Sequence[Tensor | None], numbers: Sequence[float]
 
 @register_flop_formula(torch.ops.fdconv_zoo.predict_modulators_native)
 def _(pooled: torch.Size, tensors: Sequence[torch.Size | None], *_: Any, **__: Any) -> int:
-    """Those of the linear layers, as torch counts them."""
-    weights = [tensors[at] for at in (0, *_HEADS) if tensors[at] is not None]
-    return 2 * pooled[0] * sum(rows * cols for rows, cols in weights)
+    return linear_flops(pooled, tensors, _HEADS)

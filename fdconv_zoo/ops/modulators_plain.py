@@ -12,6 +12,12 @@ NUM_GLOBAL = 13  # tensors of the global branch
 HEADS = (5, 7, 9, 11)  # among them, the weights of the heads
 
 
+def linear_flops(pooled: torch.Size, tensors: Sequence[torch.Size | None], heads: Sequence[int]) -> int:
+    """Flops of KSM's linear layers as torch counts them: of ``reduce``, the first tensor, and of the heads' weights."""
+    weights = [tensors[at] for at in (0, *heads) if tensors[at] is not None]
+    return 2 * pooled[0] * sum(rows * cols for rows, cols in weights)
+
+
 def batch_statistics_plain(hidden: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and variance (h,) of hidden units (B, h), and what normalizes them, ``1 / sqrt(variance + eps)``."""
     variance, mean = torch.var_mean(hidden, 0, correction=0)

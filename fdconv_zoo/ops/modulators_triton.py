@@ -14,7 +14,13 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from fdconv_zoo.ops.double_backward import needs_plain_gradients, plain_gradients
-from fdconv_zoo.ops.modulators_plain import HEADS, NUM_GLOBAL, batch_statistics_plain, predict_plain
+from fdconv_zoo.ops.modulators_plain import (
+    HEADS,
+    NUM_GLOBAL,
+    batch_statistics_plain,
+    linear_flops,
+    predict_plain,
+)
 from fdconv_zoo.ops.triton_support import cdiv, on_device_of, power_of_two, triton, with_fallback
 
 if triton is not None:
@@ -198,20 +204,12 @@ def _register(name: str, batch_statistics: bool) -> Callable[..., list[Tensor]]:
     )
 
     @operator.register_fake
-    def _(
-        pooled: Tensor,
-        tensors: Sequence[Tensor | None],
-        mean: Tensor | None,
-        variance: Tensor | None,
-        count: Tensor | None,
-        numbers: Sequence[float],
-        sizes: Sequence[int],
-    ) -> list[Tensor]:
-        return _empty_results(pooled, tensors, sizes)
+    def _(pooled: Tensor, tensors: Sequence[Tensor | None], *others: Any) -> list[Tensor]:
+        return _empty_results(pooled, tensors, others[-1])
 
     @register_flop_formula(getattr(torch.ops.fdconv_zoo, name))
     def _(pooled: torch.Size, tensors: Sequence[torch.Size | None], *_: Any, **__: Any) -> int:
-        return _linear_flops(pooled, tensors)
+        return linear_flops(pooled, tensors, HEADS)
 
     return operator
 
@@ -234,15 +232,9 @@ def _(grads: Sequence[Tensor], pooled: Tensor, tensors: Sequence[Tensor | None],
     return [torch.empty_like(tensor) for tensor in (pooled, *tensors) if tensor is not None]
 
 
-def _linear_flops(pooled: torch.Size, tensors: Sequence[torch.Size | None]) -> int:
-    """Those of the linear layers, as torch counts them."""
-    weights = [tensors[at] for at in (0, *HEADS) if tensors[at] is not None]
-    return 2 * pooled[0] * sum(rows * cols for rows, cols in weights)
-
-
 @register_flop_formula(torch.ops.fdconv_zoo.predict_modulators_triton_backward)
 def _(grads: Any, pooled: torch.Size, tensors: Sequence[torch.Size | None], *_: Any, **__: Any) -> int:
-    return 2 * _linear_flops(pooled, tensors)
+    return 2 * linear_flops(pooled, tensors, HEADS)
 
 
 class _Prediction(torch.autograd.Function):

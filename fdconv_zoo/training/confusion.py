@@ -38,10 +38,9 @@ def draw_confusion(matrix: NDArray[np.integer], class_names: Sequence[str], path
     true = matrix.sum(1, keepdims=True)
     percent = 100 * matrix / np.where(true, true, 1)
     names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in class_names]
-    margin_characters = max(map(len, names))
-    names = [name.replace("$", r"\$") for name in names]  # no formulas
     size = 8 if len(names) <= _WRITTEN else 5
-    margin = 0.01 * size * margin_characters  # of the names, in inches
+    margin = 0.01 * size * max(map(len, names))  # of the names, in inches
+    names = [name.replace("$", r"\$") for name in names]  # no formulas
     side = min(max(0.4 * len(names), 2.5), 22) + margin
     figure = Figure(figsize=(side + 2, side + 0.5), layout="constrained")
     axes = figure.subplots()

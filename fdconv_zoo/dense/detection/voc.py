@@ -131,13 +131,13 @@ def _number(text: str | None) -> float | None:
 
 def _to_arrays(folder: Path, pairs: list[tuple[Path, Path]], read: list[tuple], names: list[str]) -> CocoImages:
     images, annotations = [], []
-    numbers = count(1)
+    numbers, category_ids = count(1), {name: number for number, name in enumerate(names, start=1)}
     for image_id, ((path, _), ((width, height), objects)) in enumerate(zip(pairs, read, strict=True), start=1):
         name = str(path.relative_to(folder))
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         for item in objects:
-            kept = {"bbox": item["bbox"], "iscrowd": item["iscrowd"], "category_id": 1 + names.index(item["name"])}
+            kept = {"bbox": item["bbox"], "iscrowd": item["iscrowd"], "category_id": category_ids[item["name"]]}
             annotations.append({"id": next(numbers), "image_id": image_id, **kept})
-    categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
+    categories = [{"id": number, "name": name} for name, number in category_ids.items()]
     lists = {"images": images, "annotations": annotations, "categories": categories}
     return from_lists(lists, folder, folder, masks=False)
