@@ -1,41 +1,52 @@
 """Train a recipe's model and its twins with other convolutions from several seeds, and compare them.
 
     python scripts/make_sample.py --full data/fashion_mnist
-    fdconv-zoo compare --config resnet10s_fdconv.fashion_mnist --output runs/compare \\
-        --models resnet10s_plain resnet10s_fdconv resnet10s_odconv resnet10s_condconv --dataset data/fashion_mnist
+    fdconv-zoo compare --config resnet10s_fdconv.fashion_mnist --output runs/compare --dataset data/fashion_mnist \\
+        --models resnet10s_plain resnet10s_fdconv 'resnet10s_odconv --lr 0.003' \\
+        'resnet10s_fdconv --spectrum-lr auto --modulator-lr auto' --seeds 0 1 2 3 4
     fdconv-zoo compare --config resnet10s_fdconv.fashion_mnist.segment_canvases \\
         --output runs/compare_segment --start-from runs/compare \\
         --models resnet10s_plain resnet10s_fdw resnet10s_fdw_ksm resnet10s_fdconv resnet10s_odconv
 
+The first model is the reference, with which the others are compared seed by seed. Flags of a model's own follow its
+name, within quotation marks. All flags are checked before the first run starts.
+
 Each run keeps its last epoch's weights: none is chosen by its results. Classifiers are then tested once on a split that
-training does not see. For segmentation and detection, the figures are those of the validation images. Killed and
-started again, it continues with what is not done. At the end, the models' training steps are timed,
-interleaved. The table is printed, and written to `comparison.json`.
+training does not see. For segmentation and detection, the figures are those of the validation images, or of
+`--test-dataset`.
+
+Killed and started again, the command continues with what is not done. Several processes may share the work: give each
+some of the `--seeds` and the same `--output`, and at the end call once with all seeds. Each call ends by measuring the
+models' training steps, interleaved. It prints the table of its seeds, and writes `comparison.json`, with every run's
+results, and `curves.png`.
 """
 
 import argparse
 import json
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from torch import nn
-
 from fdconv_zoo.cli import validate
+from fdconv_zoo.cli.compared import Compared, parse_compared, refuse_reserved
+from fdconv_zoo.cli.comparison_costs import measure_costs
+from fdconv_zoo.cli.comparison_table import as_table, summarize
 from fdconv_zoo.cli.detect import DetectionTask
 from fdconv_zoo.cli.recipes import HelpFormatter
 from fdconv_zoo.cli.segment import SegmentationTask
-from fdconv_zoo.cli.task import CommandTask, run_task
+from fdconv_zoo.cli.task import CommandTask, checked_arguments, run_task
 from fdconv_zoo.cli.train import ClassificationTask
-from fdconv_zoo.conversion.costs import count_parameters
+from fdconv_zoo.cli.trained_on import read_run
+from fdconv_zoo.data import load_image_data
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import read_entry
-from fdconv_zoo.profiling.timing import time_interleaved, training_step
+from fdconv_zoo.profiling.learning_curves import draw_learning_curves
+from fdconv_zoo.profiling.paired import CONFIDENCE
 from fdconv_zoo.profiling.twins import TWINS, trained_twin
+from fdconv_zoo.store.build import check_model_name
 from fdconv_zoo.store.files import write_text
+from fdconv_zoo.training.trainer import FREE_KEYS
 
 TASKS = {task.name: task for task in (ClassificationTask, SegmentationTask, DetectionTask)}
 METRICS = {
@@ -44,26 +55,66 @@ METRICS = {
     DetectionTask: {"box_ap": "box AP", "mask_ap": "mask AP"},
 }
 
+REPLACED = ("mixed_precision", "updates_per_epoch")  # unset flags, which a run's configuration has as what they became
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a comparison.
+
+    Attributes:
+        item: The model.
+        seed: Of the run.
+        folder: For all its files.
+        flags: The command line of its training.
+        args: The same, parsed.
+    """
+
+    item: Compared
+    seed: int
+    folder: Path
+    flags: list[str]
+    args: argparse.Namespace
+
+    @property
+    def done(self) -> Path:
+        """The file that says that the run is done: its figures."""
+        return self.folder / "test.json"
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the flags."""
     parser = argparse.ArgumentParser(
         prog="fdconv-zoo compare",
         description=__doc__.partition("\n")[0],
-        epilog="All other flags are those of the training command of the recipe.",
+        epilog="All other flags are those of the training command of the recipe, and hold for all models.",
         allow_abbrev=False,
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--config", required=True, metavar="NAME", help="entry with the recipe of all runs")
     parser.add_argument("--test-split", default="test", metavar="NAME", help="split to test classifiers on")
-    parser.add_argument("--models", nargs="+", required=True, help=f"timm names, and {', '.join(TWINS)}")
+    parser.add_argument(
+        "--test-dataset",
+        type=Path,
+        metavar="DIR",
+        help="folder to test segmentation and detection on: its validation images, which no training and no choice has "
+        "seen; default: the figures are those of the dataset's validation images",
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        required=True,
+        metavar="MODEL",
+        help="the reference, then those to compare with it: timm names, and "
+        f"{', '.join(TWINS)}; with flags of its own as one word: 'NAME --lr 0.003'",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the runs of each model")
     parser.add_argument(
         "--start-from",
         type=Path,
         metavar="DIR",
-        help="--output of an earlier comparison: a model starts from the weights with the same seed there, those of "
-        "the plain twin if it can load them, else its own",
+        help="--output of an earlier comparison: a model without a --checkpoint of its own starts from the weights "
+        "with the same seed there, those of the plain twin if it can load them, else its own",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for a folder per run, and the table")
     return parser
@@ -74,100 +125,188 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, recipe = build_parser().parse_known_args(argv)
     task_type = TASKS[read_entry(args.config).task]
     metrics = METRICS[task_type]
-    flags = ["--config", args.config, *recipe]
-    runs = [
-        (model, seed, starting_weights(args.start_from, model, seed)) for seed in args.seeds for model in args.models
+    items = parse_compared(args.models)
+    runs = plan_runs(args, items, recipe, task_type)
+    check_test(args, task_type, runs)
+    check_done(runs)
+    rows = [train_and_test(run, task_type, args.test_split, args.test_dataset) for run in runs]
+    costs = measure_costs(task_type, [run.args for run in runs[: len(items)]])
+    of_models = [rows[number :: len(items)] for number in range(len(items))]
+    table = [
+        {"model": item.text, **cost, **summarize(own, of_models[0], metrics)}
+        for item, cost, own in zip(items, costs, of_models, strict=True)
     ]
-    rows = []
-    for model, seed, weights in runs:
-        run = args.output / f"{model}-seed{seed}"
-        own = [*flags, "--model", model, "--seed", str(seed), "--output", str(run), *weights]
-        rows.append({"model": model, "seed": seed, **train_and_test(task_type, own, run, args.test_split)})
-    accelerator = Accelerator()
-    networks, steps = networks_and_steps(task_type, [*flags, "--output", str(args.output)], args.models, accelerator)
-    medians = [median for median, _ in time_interleaved(steps, 10, accelerator.device)]
-    table = []
-    for model, network, median in zip(args.models, networks, medians, strict=True):
-        own = [row for row in rows if row["model"] == model]
-        costs = {"parameters": count_parameters(network), "step_time": median / min(medians)}
-        table.append({"model": model, **costs, **summarize(own, metrics)})
-    write_text(args.output / "comparison.json", json.dumps({"models": table, "runs": rows}, indent=2) + "\n")
+    comparison = {"reference": items[0].text, "confidence": CONFIDENCE, "models": table, "runs": rows}
+    write_text(args.output / "comparison.json", json.dumps(comparison, indent=2) + "\n")
+    histories = {item.text: [read_history(run) for run in runs if run.item is item] for item in items}
+    draw_learning_curves(histories, args.output / "curves.png", metrics)
     print(as_table(table, metrics))
 
 
-def starting_weights(comparison: Path | None, model: str, seed: int) -> list[str]:
+def plan_runs(
+    args: argparse.Namespace, items: Sequence[Compared], recipe: Sequence[str], task_type: type[CommandTask]
+) -> list[Run]:
+    """Parse and check the flags of all runs, before any of them starts.
+
+    Args:
+        args: The command's own flags.
+        items: The models.
+        recipe: The flags for all models.
+        task_type: The task.
+
+    Returns:
+        The runs of all models with the first seed, then those with the next.
+
+    Raises:
+        ConfigError: a flag is wrong, or weights to start from are missing.
+    """
+    refuse_reserved(recipe)
+    if repeated := {seed for seed in args.seeds if args.seeds.count(seed) > 1}:
+        raise ConfigError(f"--seeds: {', '.join(map(str, sorted(repeated)))} more than once; give each seed once")
+    runs = []
+    for seed in args.seeds:
+        for item in items:
+            folder = args.output / f"{item.folder}-seed{seed}"
+            flags = ["--config", args.config, *recipe, "--model", item.model]
+            flags += [*starting_weights(args.start_from, item, seed), *item.flags]
+            flags += ["--seed", str(seed), "--output", str(folder), "--resume"]
+            try:
+                parsed = checked_arguments(task_type, flags)
+                check_model_name(parsed.model)
+            except ConfigError as error:
+                place = f"--models {item.text!r}: " if item.flags else ""
+                raise ConfigError(f"{place}{error}") from error
+            runs.append(Run(item, seed, folder, flags, parsed))
+    return runs
+
+
+def starting_weights(comparison: Path | None, item: Compared, seed: int) -> list[str]:
     """Return the flags that make a run start from weights of an earlier comparison.
 
     Raises:
         ConfigError: there are no such weights.
     """
-    if comparison is None:
+    if comparison is None or any(flag.partition("=")[0] == "--checkpoint" for flag in item.flags):
         return []
-    weights = comparison / f"{trained_twin(model)}-seed{seed}" / "last" / "model.safetensors"
+    twin = trained_twin(item.model)
+    weights = comparison / f"{twin}-seed{seed}" / "last" / "model.safetensors"
     if not weights.is_file():
         raise ConfigError(
-            f"--start-from {comparison}: no {weights.relative_to(comparison)}, from which {model} would start; first "
-            f"train {trained_twin(model)} with seed {seed} there"
+            f"--start-from {comparison}: no {weights.relative_to(comparison)}, from which {item.model} would start; "
+            f"first train {twin} with seed {seed} there"
         )
     return ["--checkpoint", str(weights)]
 
 
-def train_and_test(task_type: type[CommandTask], flags: list[str], run: Path, test_split: str) -> dict[str, Any]:
-    """Train in the folder of a run, unless that is done, and return the figures of its last epoch's weights."""
-    tested = run / "test.json"
-    if not tested.exists():
-        run_task(task_type, [*flags, "--resume"])
-        if task_type is ClassificationTask:
-            dataset = task_type.build_parser().parse(flags, smoke={}).dataset
-            test = ["--model", str(run / "last"), "--dataset", dataset, "--validation-split", test_split]
-            validate.main([*test, "--json", str(tested)])
+def check_test(args: argparse.Namespace, task_type: type[CommandTask], runs: Sequence[Run]) -> None:
+    """Check that there are images to test on, other than those of the runs.
+
+    Raises:
+        ConfigError: `--test-dataset` does not fit the task or the runs.
+        DataError: classifiers have no `--test-split`, or something is wrong with its images.
+    """
+    dataset = args.test_dataset
+    if task_type is ClassificationTask:
+        if dataset is not None:
+            raise ConfigError("--test-dataset is for segmentation and detection; use --test-split for classifiers")
+        if not all(run.done.exists() for run in runs):
+            flags = runs[0].args
+            load_image_data(
+                flags.dataset,
+                image_column=flags.image_column,
+                label_column=flags.label_column,
+                split="validation",
+                validation_split=args.test_split,
+                num_workers=flags.workers,
+            )
+    elif dataset is not None:
+        if not dataset.is_dir():
+            raise ConfigError(f"--test-dataset {dataset}: no such folder")
+        for flags in (run.args for run in runs):
+            if flags.dataset and Path(flags.dataset).resolve() == dataset.resolve():
+                raise ConfigError(f"--test-dataset {dataset}: it is the --dataset of the runs; name other images")
+            if getattr(flags, "validation_annotations", None) or getattr(flags, "validation_images", None):
+                raise ConfigError(
+                    "--test-dataset with --validation-annotations or --validation-images, which would replace its "
+                    "images: put the dataset's own files into a folder in one of the known formats"
+                )
+
+
+def check_done(runs: Sequence[Run]) -> None:
+    """Check that the runs that are there already were made with the same flags.
+
+    Raises:
+        ConfigError: one was not.
+    """
+    for run in runs:
+        before, now = read_run(str(run.folder)), json.loads(json.dumps(vars(run.args)))
+        keys = [key for key in now if key in before and key not in FREE_KEYS]
+        keys = [key for key in keys if not (key in REPLACED and now[key] is None)]
+        if differing := [f"{key} ({before[key]!r} then, {now[key]!r} now)" for key in keys if before[key] != now[key]]:
+            raise ConfigError(
+                f"{run.folder}: the run there was made with other flags: {', '.join(differing)}. Use the same flags, "
+                "or another --output"
+            )
+
+
+def train_and_test(
+    run: Run, task_type: type[CommandTask], test_split: str, test_dataset: Path | None
+) -> dict[str, Any]:
+    """Train, unless that is done, and return the figures of the last epoch's weights.
+
+    Args:
+        run: What to train.
+        task_type: The task.
+        test_split: Where classifiers are tested.
+        test_dataset: Where others are tested; None for the figures of the validation images.
+
+    Returns:
+        What the run is, the metrics and the number of `images` they are of; `validation` has the metrics of the
+        validation images.
+
+    Raises:
+        RunFolderError: another process is training in the folder.
+    """
+    classifies = task_type is ClassificationTask
+    result = read_result(run)
+    if result is None or (classifies and result["split"] != test_split):
+        run_task(task_type, run.flags)
+        if classifies:
+            test = ["--model", str(run.folder / "last"), "--dataset", run.args.dataset]
+            validate.main([*test, "--validation-split", test_split, "--json", str(run.done)])
         else:
-            last = (run / "metrics.jsonl").read_text().splitlines()[-1]
-            write_text(tested, json.dumps({"results": [json.loads(last)]}, indent=2) + "\n")
-    (result,) = json.loads(tested.read_text())["results"]
-    return {key: result[key] for key in (*METRICS[task_type], "images") if result[key] is not None}
+            write_text(run.done, json.dumps({"results": [read_history(run)[-1]]}, indent=2) + "\n")
+        result = read_result(run)
+    if test_dataset is not None:
+        result = test_on(test_dataset, run, task_type)
+    metrics, last = METRICS[task_type], read_history(run)[-1]
+    return {
+        "model": run.item.text,
+        "seed": run.seed,
+        "folder": run.folder.name,
+        **{key: result[key] for key in (*metrics, "images") if result[key] is not None},
+        "validation": {key: last[key] for key in metrics if last[key] is not None},
+    }
 
 
-def networks_and_steps(
-    task_type: type[CommandTask], flags: list[str], models: Sequence[str], accelerator: Accelerator
-) -> tuple[list[nn.Module], list[Callable[[], None]]]:
-    """Build what each run trains, with random weights, and its training step for the first batch of its data."""
-    networks, steps = [], []
-    for model in models:
-        args = task_type.build_parser().parse([*flags, "--model", model, "--no-pretrained"], smoke={})
-        task = task_type(args, accelerator)
-        task.load_data(args.dataset)
-        network = task.build_model().to(accelerator.device).train()
-        batch = next(task.training_batches(network).epoch(0))
-        networks.append(network)
-        steps.append(training_step(network, batch, torch.float32, task.loss))
-    return networks, steps
+def read_result(run: Run) -> dict[str, Any] | None:
+    """Read the figures of a run that is done; None if it is not."""
+    if not run.done.exists():
+        return None
+    (result,) = json.loads(run.done.read_text())["results"]
+    return result
 
 
-def summarize(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> dict[str, Any]:
-    """Return mean and sample standard deviation over the seeds of one model."""
-    summary: dict[str, Any] = {"seeds": len(rows), "images": rows[0]["images"]}
-    for metric in metrics:
-        values = [row[metric] for row in rows if metric in row]
-        if values:
-            deviation = statistics.stdev(values) if len(values) > 1 else None
-            summary |= {f"{metric}_mean": statistics.mean(values), f"{metric}_std": deviation}
-    return summary
+def test_on(dataset: Path, run: Run, task_type: type[CommandTask]) -> dict[str, Any]:
+    """Evaluate the last epoch's weights on a folder's validation images, unless that is done."""
+    output = run.folder / "test"
+    results = output / "results.json"
+    if not results.exists() or json.loads(results.read_text())["dataset"] != str(dataset):
+        test = ["--evaluate", str(run.folder / "last"), "--dataset", str(dataset), "--output", str(output)]
+        run_task(task_type, [*(flag for flag in run.flags if flag != "--resume"), *test, "--overwrite"])
+    return json.loads(results.read_text())
 
 
-def as_table(table: Sequence[dict[str, Any]], metrics: dict[str, str]) -> str:
-    """Format the summaries as Markdown."""
-    shown = {key: name for key, name in metrics.items() if f"{key}_mean" in table[0]}
-    titles = ["model", "parameters"]
-    for name in shown.values():
-        titles += [f"{name}, mean", "std"]
-    titles += ["seeds", "time of a training step"]
-    lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
-    for row in table:
-        cells = [f"`{row['model']}`", f"{row['parameters']:,}"]
-        for key in shown:
-            deviation = row[f"{key}_std"]
-            cells += [f"{row[f'{key}_mean']:.2f} %", "" if deviation is None else f"{deviation:.2f}"]
-        cells += [str(row["seeds"]), f"{row['step_time']:.1f} x"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def read_history(run: Run) -> list[dict[str, Any]]:
+    """Read the rows of a run's metrics.jsonl, one per epoch."""
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]

@@ -123,10 +123,19 @@ class CommandTask(Task):
 
 def run_task(task_type: type[CommandTask], argv: Sequence[str] | None = None) -> None:
     """Run the command of a task; `argv` is the command line without the program."""
+    task_type.run(checked_arguments(task_type, argv))
+
+
+def checked_arguments(task_type: type[CommandTask], argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check the command line of a task.
+
+    Raises:
+        ConfigError: it has a mistake that it shows by itself.
+    """
     args = task_type.build_parser().parse(argv, smoke=task_type.smoke)
     check_ranges(args)
     task_type.check_arguments(args)
-    task_type.run(args)
+    return args
 
 
 def train(task_type: type[CommandTask], args: argparse.Namespace, dataset: str) -> None:

@@ -1,15 +1,19 @@
 """Memory of a training step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 
-def bytes_saved_for_backward(model: nn.Module, x: Tensor) -> int:
+def bytes_saved_for_backward(model: nn.Module, x: Tensor | Sequence, loss: Callable[..., Tensor] | None = None) -> int:
     """Measure the bytes that autograd keeps between forward and backward, without parameters and buffers.
 
     Each storage counts once. The input counts if a layer keeps it.
+
+    Args:
+        model: In the mode to train in.
+        x, loss: As in `training_step`.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept = {}  # keeps the storages alive, so that no address is reused
@@ -22,7 +26,10 @@ def bytes_saved_for_backward(model: nn.Module, x: Tensor) -> int:
         return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(x)
+        if loss is None:
+            model(x)
+        else:
+            loss(model, *x)
     return sum(storage.nbytes() for storage in kept.values())
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -41,9 +42,14 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path, metrics: Mappi
     rate.plot(epochs, [row["lr"] for row in history], marker=".")
     rate.set_title("Learning rate at the end of the epoch")
     for axes in (loss, quality, rate):
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
+        style_epochs(axes)
 
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
+
+
+def style_epochs(axes: Axes) -> None:
+    """Give a panel a grid, and an axis of whole epochs."""
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
