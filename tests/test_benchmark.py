@@ -79,6 +79,14 @@ def test_saved_bytes_count_each_storage_once_and_no_weights():
     assert profiling.bytes_saved_for_backward(frozen, x) == 0
 
 
+def test_saved_bytes_of_a_loss():
+    x, target = torch.randn(4, 6), torch.randn(4, 3)
+    saved = profiling.bytes_saved_for_backward(
+        nn.Linear(6, 3), (x, target), lambda model, x, target: ((model(x) - target) ** 2).sum()
+    )
+    assert saved == x.nbytes + target.nbytes  # the layer's input, and what is squared
+
+
 def test_saved_bytes_leave_no_graph_behind():
     model = nn.Sequential(nn.Linear(6, 3), nn.Sigmoid())  # which keeps its own result
     kept = []

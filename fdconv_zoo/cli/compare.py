@@ -9,7 +9,8 @@
         --models resnet10s_plain resnet10s_fdw resnet10s_fdw_ksm resnet10s_fdconv resnet10s_odconv
 
 The first model is the reference, with which the others are compared seed by seed. Flags of a model's own follow its
-name, within quotation marks. All flags are checked before the first run starts.
+name, within quotation marks, and replace those for all models and of the recipe: `--model-kwargs` as a whole. All flags
+are checked before the first run starts.
 
 Each run keeps its last epoch's weights: none is chosen by its results. Classifiers are then tested once on a split that
 training does not see. For segmentation and detection, the figures are those of the validation images, or of
@@ -54,7 +55,6 @@ METRICS = {
     SegmentationTask: {"miou": "mIoU"},
     DetectionTask: {"box_ap": "box AP", "mask_ap": "mask AP"},
 }
-
 REPLACED = ("mixed_precision", "updates_per_epoch")  # unset flags, which a run's configuration has as what they became
 
 
@@ -130,6 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_test(args, task_type, runs)
     check_done(runs)
     rows = [train_and_test(run, task_type, args.test_split, args.test_dataset) for run in runs]
+    histories = {item.text: [read_history(run) for run in runs if run.item is item] for item in items}
+    draw_learning_curves(histories, args.output / "curves.png", metrics)
     costs = measure_costs(task_type, [run.args for run in runs[: len(items)]])
     of_models = [rows[number :: len(items)] for number in range(len(items))]
     table = [
@@ -138,8 +140,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     comparison = {"reference": items[0].text, "confidence": CONFIDENCE, "models": table, "runs": rows}
     write_text(args.output / "comparison.json", json.dumps(comparison, indent=2) + "\n")
-    histories = {item.text: [read_history(run) for run in runs if run.item is item] for item in items}
-    draw_learning_curves(histories, args.output / "curves.png", metrics)
     print(as_table(table, metrics))
 
 

@@ -55,7 +55,7 @@ def as_table(table: Sequence[Mapping[str, Any]], metrics: Mapping[str, str]) -> 
             deviation = row[f"{key}_std"]
             cells += [f"{row[f'{key}_mean']:.2f} %", "" if deviation is None else f"{deviation:.2f}"]
             cells.append(format_difference(row[f"{key}_difference"]))
-        cells += [str(row["seeds"]), f"{row['step_time']:.1f} x", f"{row['saved_memory']:.1f} x"]
+        cells += [str(row["seeds"]), f"{row['step_time']:.1f} x", f"{row['saved_memory']:.2f} x"]
         lines.append(_line(cells))
     return "\n".join(lines)
 

@@ -17,6 +17,7 @@ from fdconv_zoo.training.curves import style_epochs
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 PATTERNS = ("-", "--", ":", "-.")
 _START = 0.2  # part of the epochs whose values may lie outside a panel
+_SHORT = 55  # characters that fit below one panel
 
 History = Sequence[Mapping[str, Any]]  # the rows of a run's metrics.jsonl
 
@@ -34,12 +35,14 @@ def draw_learning_curves(models: Mapping[str, Sequence[History]], path: Path, me
     panels = {key: f"Validation: {name} (%)" for key, name in metrics.items()} | {"train_loss": "Training loss"}
     bands = {key: {model: mean_and_range(runs, key) for model, runs in models.items()} for key in panels}
     panels = {key: title for key, title in panels.items() if any(len(band[0]) for band in bands[key].values())}
-    legend_height = 0.3 + 0.22 * len(models)
+    columns = len(panels) if max(map(len, models)) <= _SHORT else 1
+    legend_height = 0.3 + 0.22 * -(-len(models) // columns)
     figure = Figure(figsize=(5.5 * len(panels), 4 + legend_height), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         _draw_panel(axes, bands[key])
         axes.set_title(title)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", frameon=False)
+    lines = axes.get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower left", ncols=columns, frameon=False)
     figure.suptitle(_describe_runs(models), fontsize=10)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
