@@ -1,6 +1,7 @@
 import json
 import math
 from argparse import Namespace
+from types import SimpleNamespace
 
 import literal
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from contract import FAMILIES, each_family, small
+from examples import run_examples
 from PIL import Image
 from run_scripts import TINY, load_script, read_tracked, run_on_the_cpu
 from torch import nn
@@ -23,7 +25,7 @@ from fdconv_zoo.layers.parameter_parts import PARTS, name_parts
 from fdconv_zoo.training import trainer
 from fdconv_zoo.training.learning_log import append_learning, cut_learning, read_learning
 from fdconv_zoo.training.learning_picture import draw_learning
-from fdconv_zoo.training.watch import Watch, totals
+from fdconv_zoo.training.watch import Watch, gradient_scale, totals
 
 train = load_script("train")
 
@@ -113,6 +115,11 @@ def test_scaled_gradients_are_scaled_back(model):
     assert found == pytest.approx(norm(gradients.values()), rel=1e-4)
 
 
+def test_the_scale_is_that_of_float16():
+    assert gradient_scale(SimpleNamespace(scaler=None)) == 1
+    assert gradient_scale(SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=512.0))) == 512
+
+
 def test_what_is_frozen_or_not_reached_is_told_apart(model):
     model[0].requires_grad_(False)
     model.append(nn.Linear(1, 1))
@@ -185,6 +192,11 @@ def test_a_network_without_fdconv_is_drawn_too(tmp_path):
     draw_learning([row], tmp_path / "learning.png")
     with Image.open(tmp_path / "learning.png") as picture:
         assert picture.width > 1000
+
+
+def test_the_documented_example_runs(model, capsys):
+    run_examples("learning_rates.md", "Watch a run", model=model, images=torch.randn(2, 3, 8, 8))
+    assert "'saturated': 0.0" in capsys.readouterr().out
 
 
 RUN = [*TINY, "--limit", "32", "--drop-path", "0.2", "--checkpoint-every", "2"]  # 2 epochs of 2 updates of 2 batches
