@@ -37,6 +37,7 @@ from fdconv_zoo.store import files
 from fdconv_zoo.training import checkpoint, trainer
 from fdconv_zoo.training import flags as flags_module
 from fdconv_zoo.training.checkpoint import list_checkpoints
+from fdconv_zoo.training.learning_log import read_learning
 
 train = load_script("train")
 validate = load_script("validate")
@@ -468,6 +469,7 @@ def test_a_stream_trains_and_resumes(tmp_path, monkeypatch):
 
 
 TWO_PROCESSES = [*TINY, "--limit", "51", "--batch-size", "4"]
+WATCH = ("--watch", "3")  # changes nothing: the same run without it has the same weights
 
 
 @pytest.fixture(scope="module")
@@ -475,7 +477,7 @@ def finished_by_two(tmp_path_factory):
     """The folder of a run of two processes."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")  # gloo; accelerate takes it up
     output = tmp_path_factory.mktemp("two") / "run"
-    process = start_script("train", *TWO_PROCESSES, "--output", output, launcher=launcher)
+    process = start_script("train", *TWO_PROCESSES, *WATCH, "--output", output, launcher=launcher)
     log, _ = process.communicate(timeout=200)
     assert process.returncode == 0, log
     return output
@@ -487,6 +489,7 @@ def test_two_processes_train_and_measure_as_one(finished_by_two, tmp_path):
     last = read_metrics(output)[-1]
     assert last["update"] == 6
     assert last["images"] == 51  # the image that fills up the last batch is not counted twice
+    assert [row["update"] for row in read_learning(output)] == [1, 3, 6]  # by the main process alone
     result = measure(output / "last", tmp_path / "results.json", limit=51, batch_size=8)
     assert result["top1"] == pytest.approx(last["top1"])
     assert result["top5"] == pytest.approx(last["top5"])

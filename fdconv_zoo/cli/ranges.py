@@ -108,6 +108,7 @@ RANGES = {  # by the flag's name with underscores
     "seed": Range(least=0, most=2**32 - 1),  # NumPy's
     "checkpoint_every": NOT_NEGATIVE,
     "log_every": COUNT,
+    "watch": NOT_NEGATIVE,
     # evaluation and prediction
     "window": SIDE,
     "stride": SIDE,

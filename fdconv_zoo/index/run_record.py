@@ -16,7 +16,7 @@ FLAGS_FILE, ROWS_FILE = "train_config.yaml", "metrics.jsonl"
 _NOT_RECIPE = {
     *("class_names", "num_train_images", "data_checksum", "versions", "num_processes", "model_kwargs"),
     *("config", "output", "resume", "overwrite", "smoke", "workers", "checkpoint_every", "log_every", "log_with"),
-    *("category_ids", "evaluate", "pictures"),
+    *("watch", "category_ids", "evaluate", "pictures"),
 }
 _PATHS = (  # may name places of the publisher's machine
     *("dataset", "checkpoint", "config", "output", "model", "teacher", "class_names_file", "evaluate"),

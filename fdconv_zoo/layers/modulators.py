@@ -1,9 +1,13 @@
-"""The modulators in a model."""
+"""The modulators in a model, and the layers that FDConv's parts belong to."""
 
 from torch import nn
 
-from fdconv_zoo.layers.fbm import FrequencyBandModulation
+from fdconv_zoo.layers.dynamic_kernel import DynamicKernel
+from fdconv_zoo.layers.fbm import BandModulatedConv2d, FrequencyBandModulation
+from fdconv_zoo.layers.fdw import FourierDisjointWeight
 from fdconv_zoo.layers.ksm import KernelSpatialModulation
+
+_PARTS = FourierDisjointWeight | KernelSpatialModulation | FrequencyBandModulation
 
 
 def find_modulators(model: nn.Module) -> list[nn.Module]:
@@ -21,3 +25,19 @@ def find_heads(modulator: nn.Module) -> list[nn.Module]:
     if modulator.local_branch is not None:
         heads.append(modulator.local_branch.conv)
     return [head for head in heads if head is not None]
+
+
+def name_layers(model: nn.Module) -> dict[nn.Module, str]:
+    """Name the layer that each FDW, KSM and FBM belongs to, in the order of ``model.modules()``.
+
+    Returns:
+        The name of the FDConv layer around the part, as in ``model.named_modules()``; of a part that stands alone, its
+        own.
+    """
+    names: dict[nn.Module, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, DynamicKernel | BandModulatedConv2d):
+            names.update({part: name for part in module.children() if isinstance(part, _PARTS)})
+        elif isinstance(module, _PARTS):
+            names.setdefault(module, name)
+    return names

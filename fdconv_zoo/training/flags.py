@@ -76,6 +76,13 @@ def add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     optim.add_argument("--checkpoint-every", type=int, default=0, help="updates between checkpoints; 0: once per epoch")
     optim.add_argument("--log-every", type=int, default=10, help="updates between log lines")
     optim.add_argument(
+        "--watch",
+        type=int,
+        default=0,
+        metavar="N",
+        help="measure gradients, movement and modulators of each layer at every N-th update; 0: off",
+    )
+    optim.add_argument(
         "--log-with",
         nargs="+",
         choices=TRACKERS,
@@ -90,6 +97,11 @@ def check_optimization(args: argparse.Namespace) -> None:
     if args.cuda_graphs and args.grad_accum > 1:
         # Gradients lie in the graph's memory, which the next batch writes to.
         raise ConfigError(f"--cuda-graphs with --grad-accum {args.grad_accum}: use one of them")
+    if args.watch and (args.compile or args.cuda_graphs):
+        raise ConfigError(
+            f"--watch {args.watch} with --{'compile' if args.compile else 'cuda-graphs'}: a compiled model does not "
+            "show its modulators; use one of them"
+        )
     if args.opt not in list_optimizers():
         raise ConfigError(f"--opt {args.opt}: timm has {', '.join(list_optimizers())}")
     if missing := [name for name in args.log_with if name not in map(str, get_available_trackers())]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
 from torch import nn
 
 from fdconv_zoo.errors import ConfigError
@@ -16,12 +16,15 @@ from fdconv_zoo.training.task import Task
 from fdconv_zoo.training.termination import Termination
 from fdconv_zoo.training.trainer import Trainer
 
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
 
 def start(args: argparse.Namespace) -> tuple[Accelerator, RunFolder]:
     """Set up devices and processes, seed them, and find the folder of the run, from the flags every task has.
 
     Raises:
-        ConfigError: the device does not support `--mixed-precision` or `--cuda-graphs`.
+        ConfigError: the device does not support `--mixed-precision` or `--cuda-graphs`, or the processes share the
+            weights out and `--watch` is set.
         RunFolderError: `--output` must not be written to, or another run is writing to it.
     """
     try:
@@ -35,6 +38,11 @@ def start(args: argparse.Namespace) -> tuple[Accelerator, RunFolder]:
         raise ConfigError(str(error)) from error  # such as bf16 on a GPU that does not support it
     if args.cuda_graphs and accelerator.device.type != "cuda":
         raise ConfigError(f"--cuda-graphs needs a CUDA device, and the run would train on the {accelerator.device}")
+    if args.watch and accelerator.distributed_type in _SHARDED:
+        raise ConfigError(
+            f"--watch measures whole weights, and under {accelerator.distributed_type.value} each process has a part "
+            "of them: leave --watch out, or train with data parallelism"
+        )
     run = RunFolder(args.output, resume=args.resume, overwrite=args.overwrite)
     if accelerator.is_main_process and run.path.is_dir():
         run.lock()
@@ -83,6 +91,7 @@ def fit(
                 trainer.train_step(batch)
                 if accelerator.sync_gradients:  # the batch completed an update
                     trainer.log_update()
+                    trainer.log_learning()
                     trainer.save_within_epoch(termination)
             row = trainer.evaluate()
             trainer.save_epoch(row)

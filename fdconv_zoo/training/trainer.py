@@ -4,7 +4,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import timm
@@ -20,6 +20,8 @@ from fdconv_zoo.layers import keep_kernels
 from fdconv_zoo.training.batches import TrainingBatches
 from fdconv_zoo.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fdconv_zoo.training.curves import draw_curves
+from fdconv_zoo.training.learning_log import append_learning, cut_learning, read_learning
+from fdconv_zoo.training.learning_picture import draw_learning
 from fdconv_zoo.training.meter import Meter, format_speed
 from fdconv_zoo.training.optimizer import build_optimizer, build_scheduler, learning_rate
 from fdconv_zoo.training.randomness import seed_step
@@ -27,6 +29,7 @@ from fdconv_zoo.training.run_folder import RunFolder
 from fdconv_zoo.training.task import Task
 from fdconv_zoo.training.termination import Termination
 from fdconv_zoo.training.tuning import train_mode
+from fdconv_zoo.training.watch import Watch, gradient_scale, totals
 from fdconv_zoo.version import __version__
 
 # What a resumed run may change: the result does not depend on it.
@@ -39,6 +42,7 @@ FREE_KEYS = (
     "checkpoint_every",
     "log_every",
     "log_with",
+    "watch",
     "versions",
 )
 PROJECT = "fdconv-zoo"  # of the run, as trackers show it
@@ -82,6 +86,7 @@ class Trainer:
             # In place: the model keeps its type, its names and its files.
             mode = "reduce-overhead" if args.cuda_graphs else None
             task.compiled_part(self.unwrapped_model).compile(mode=mode)
+        self.watch = Watch(self.unwrapped_model, args.watch if accelerator.is_main_process else 0)
         self.evaluated_model = self.ema.module if self.ema else self.unwrapped_model
         self.progress = Progress()
 
@@ -105,6 +110,7 @@ class Trainer:
             if self.accelerator.is_main_process:
                 # A run killed between writing metrics and checkpoint has left a line too many.
                 self.run.write_metrics(self.progress.history)
+                cut_learning(self.run.path, self.progress.update)
 
     def _start_trackers(self, config: Mapping[str, Any]) -> None:
         settings = {"tensorboard": {"purge_step": self.progress.update}, "wandb": {"name": self.run.path.name}}
@@ -151,11 +157,14 @@ class Trainer:
         if self.args.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
         with self.accelerator.accumulate(self.model):
-            loss = self.task.loss(self.model, *batch)
+            is_watched = self.accelerator.sync_gradients and self.watch.is_due(progress.update + 1)
+            with self.watch.forward() if is_watched else nullcontext():
+                loss = self.task.loss(self.model, *batch)
             self.accelerator.backward(loss)
-            if self.accelerator.sync_gradients and self.args.clip_grad:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.clip_grad)
-            self.optimizer.step()
+            with self.watch.update(gradient_scale(self.accelerator)) if is_watched else nullcontext():
+                if self.accelerator.sync_gradients and self.args.clip_grad:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.clip_grad)
+                self.optimizer.step()
             self.optimizer.zero_grad()
         self.meter.add(loss)
         progress.step += 1
@@ -175,6 +184,16 @@ class Trainer:
         self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.2e}, {format_speed(speed)}")
         with self.run.writing():
             self.accelerator.log({"train/loss": loss, "train/lr": lr}, step=self.progress.update)
+
+    def log_learning(self) -> None:
+        """Log what the update did to each part, every `--watch` updates; the main process measures it for all."""
+        if not self.watch.is_due(self.progress.update):
+            return
+        row = self.watch.row(self.progress.update, learning_rate(self.optimizer))
+        figures = {f"learning/{name}/{part}": value for name, of in totals(row).items() for part, value in of.items()}
+        with self.run.writing():
+            append_learning(self.run.path, row)
+            self.accelerator.log(figures, step=self.progress.update)
 
     def save_within_epoch(self, termination: Termination) -> None:
         """Save a checkpoint every `--checkpoint-every` updates, and before the run ends at someone's request.
@@ -251,6 +270,8 @@ class Trainer:
                     self.task.export(self.evaluated_model, folder)
                 self.run.write_metrics(history)
                 draw_curves(history, self.run.path / "curves.png", metrics)
+                if learning := read_learning(self.run.path):
+                    draw_learning(learning, self.run.path / "learning.png")
         # The checkpoint comes last: a run killed before it repeats the epoch's end, and writes the same files again.
         self._save_checkpoint()
 
