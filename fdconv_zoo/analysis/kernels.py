@@ -110,13 +110,15 @@ def spatial_response(kernels: Array | Tensor, size: int = 32) -> Array:
         (n, size, size), the root mean square over all pairs of channels, with frequency 0 in the middle.
     """
     kernels = _as_array(kernels)
-    responses = []
-    for kernel in kernels:
-        power = np.zeros((size, size))
-        for filters in kernel:  # one output channel after another, for the memory
-            power += (np.abs(np.fft.fft2(filters, s=(size, size))) ** 2).sum(0)
-        responses.append(np.sqrt(power / (kernel.shape[0] * kernel.shape[1])))
-    return np.fft.fftshift(np.stack(responses), axes=(1, 2))
+    count, out_channels, in_channels, *taps = kernels.shape
+    # The mean power follows from the products of each two taps, summed over all pairs of channels.
+    flat = kernels.reshape(count, out_channels * in_channels, -1)
+    products = flat.transpose(0, 2, 1) @ flat / (out_channels * in_channels)
+    frequencies = np.fft.fftshift(np.fft.fftfreq(size))
+    down, right = (np.exp(-2j * np.pi * frequencies[:, None] * np.arange(length)) for length in taps)
+    waves = np.einsum("ua,vb->uvab", down, right).reshape(size, size, -1)
+    power = np.einsum("uvs,nst,uvt->nuv", waves, products, waves.conj(), optimize=True).real
+    return np.sqrt(power.clip(min=0))
 
 
 def kernel_movement(model: nn.Module, image: Tensor, other: Tensor) -> dict[str, float]:

@@ -244,7 +244,8 @@ def _kernel_details(name: str, layer: FDConv2d | FDLinear) -> Details:
 
 def _movement_section(movement: Mapping[str, float]) -> Section:
     rows = [(name, f"{100 * value:.3g} %") for name, value in movement.items()]
-    (least, low), *_, (most, high) = sorted(rows, key=lambda row: movement[row[0]])
+    ascending = sorted(rows, key=lambda row: movement[row[0]])
+    (least, low), (most, high) = ascending[0], ascending[-1]
     alt = f"A bar for each layer. Least: {least}, {low}. Most: {most}, {high}."
     picture = drawn(figures.draw_movement(movement), alt, "Movement of the kernel of each layer")
     table = Table("Movement of each layer's kernel", ["layer", "movement"], rows)

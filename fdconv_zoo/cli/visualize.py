@@ -50,10 +50,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--top", type=int, default=3, metavar="K", help="a classifier's classes to show per image")
     parser.add_argument("--short-side", type=int, help="resize images to this shorter side before segmentation")
     parser.add_argument(
-        "--no-pretrained",
-        action="store_false",
-        dest="pretrained",
-        help="the model before training, with random weights",
+        "--pretrained",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="a classifier's trained weights, not random ones",
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="device of the model")
@@ -84,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = read_images(args.images, args.sample, image_mode(preprocessing), problems)
         images = [*_classified(model, class_names(model, name), preprocessing, found, args.top)]
     else:
+        if not args.pretrained:
+            raise ConfigError(f"--no-pretrained is for classifiers, and {args.model} is none: leave it out")
         dense_model.to(args.device)
         model = dense_model.backbone
         check_layers(model, args.layers)
@@ -108,7 +110,9 @@ def _classified(
             best = model(pixels.to(device)).float().softmax(1)[0].topk(min(top, len(names)))
         classes = zip(best.values.tolist(), best.indices.tolist(), strict=True)
         prediction = "\n".join(f"{names[index]} {100 * probability:.1f} %" for probability, index in classes)
-        yield ReportImage(name, pixels, _as_picture(pixels, preprocessing["mean"], preprocessing["std"]), prediction)
+        yield ReportImage(
+            _short(name), pixels, _as_picture(pixels, preprocessing["mean"], preprocessing["std"]), prediction
+        )
 
 
 def _predicted(model: "Segmenter | Detector", images: NamedImages, short_side: int | None) -> Iterator[ReportImage]:
@@ -122,9 +126,14 @@ def _predicted(model: "Segmenter | Detector", images: NamedImages, short_side: i
             seen.clear()
             picture, prediction, _ = predictor(image)
             seen_picture = _as_picture(seen[0], model.config["mean"], model.config["std"])
-            yield ReportImage(name, seen[0].clone(), seen_picture, prediction, picture)
+            yield ReportImage(_short(name), seen[0].clone(), seen_picture, prediction, picture)
     finally:
         hook.remove()
+
+
+def _short(name: str) -> str:
+    """A file's name without its folder: reports are shared."""
+    return Path(name).name if Path(name).is_file() else name
 
 
 def _as_picture(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
