@@ -1,5 +1,6 @@
 import base64
 import re
+import shutil
 from html.parser import HTMLParser
 from io import BytesIO
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from examples import run_examples
 from PIL import Image
 from run_scripts import load_script
 from torch import nn
@@ -252,3 +254,19 @@ def test_a_table_section_is_one_line():
     assert "<details>" in html
     assert "<details open>" in render_page("t", "s", [Section("a", [Details("b", [], is_open=True)])])
     assert base64.b64encode(b"png").decode() in html
+
+
+def test_the_examples_of_the_documentation(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file, name in zip(sorted(images.iterdir()), ("photo.png", "other.png"), strict=True):
+        shutil.copy(file, name)
+    scope = {}
+    headings = ["See what FDConv does in a model", "Where bands are amplified", "Spectra before and after FBM"]
+    for heading in [*headings, "The kernels of a layer", "How kernels follow the image"]:
+        scope = run_examples("analysis.md", heading, **scope)
+    pictures = ["filters", "groups", "maps", "movement", "power", "response", "similarity", "spectrum"]
+    written = {file.stem for file in tmp_path.glob("*.png")} - {"photo", "other"}
+    assert written == set(pictures)
+    assert scope["points"].shape == (4, 32, 2)
+    assert scope["gain"].shape == (2, 9)
+    assert [*scope["movement"]] == [*scope["maps"]]
