@@ -102,7 +102,8 @@ def draw_movement(movement: Mapping[str, float]) -> Figure:
     axes.bar_label(bars, fmt="%.2g", padding=3, fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.12, y=0.01)
+    axes.set_xlim(0, 115 * max(movement.values()) or 1)
+    axes.margins(y=0.01)
     axes.set_xlabel("% of the kernel's norm")
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -91,7 +91,7 @@ class Section:
 def drawn(figure: Figure, alt: str, caption: str) -> Picture:
     """Render a figure."""
     content = BytesIO()
-    figure.savefig(content, format="png", dpi=144, facecolor="white")
+    figure.savefig(content, format="png", dpi=120, facecolor="white")
     return Picture(content.getvalue(), alt, caption)
 
 

@@ -37,8 +37,9 @@ _ABOUT_EDGES = (
     "Frequency Band Modulation (FBM) splits a layer's input into frequency bands and multiplies each with a map. The "
     "table has Spearman's rank correlation of each map with the local gradient energy of the image, from -1 to 1, "
     "averaged over the images. Where it is positive, the band is amplified at edges and texture; where it is negative, "
-    "in flat regions. Without a number, the map is the same at every pixel, as where the layer's input is too small to "
-    "have frequencies in the band. Bands are given in cycles per sample of the layer's input."
+    "in flat regions. Where there is no number, the map is the same at every pixel: before training, or where the "
+    "layer's input is too small to have frequencies in the band. Bands are given in cycles per sample of the layer's "
+    "input."
 )
 _ABOUT_MAPS = (
     "Red regions of a map amplify the band, blue ones weaken it. The scale is the layer's own. The spectrum of the "
