@@ -101,28 +101,34 @@ def local_modulator(p, pooled, kernel_shape, groups):
     return sigmoid2(logit)
 
 
-def fdconv2d(layer, x):
-    """The output of an ``FDConv2d`` in evaluation mode for x (B, I, H, W), in double precision."""
+def assembled_kernel(layer, pooled):
+    """The kernel (O, I/groups, a, b) of an FDConv layer in evaluation mode for pooled features (I,)."""
     params = {key: value.detach().double().numpy() for key, value in layer.state_dict().items()}
     ksm = {key.removeprefix("ksm."): value for key, value in params.items() if key.startswith("ksm.")}
     n, shape = layer.fdw.num_kernels, layer.fdw.kernel_shape
+    mods = {"kernel": np.full(n, 1 / n), "channel": None, "filter": None, "spatial": None}
+    if "global_branch.reduce.weight" in ksm:
+        branch = layer.ksm.global_branch
+        mods = global_modulators(ksm, pooled, branch.temperature, branch.kernel_temperature, n)
+    kernel = disjoint_weight(params["fdw.spectrum"], shape, n, mods["kernel"])
+    if "local_branch.conv.weight" in ksm:
+        kernel = kernel * local_modulator(ksm, pooled, shape, layer.groups)
+    if mods["filter"] is not None:
+        kernel = kernel * mods["filter"][:, None, None, None]
+    if mods["channel"] is not None:
+        per_group = mods["channel"].reshape(layer.groups, shape[1])
+        kernel = kernel * np.repeat(per_group, shape[0] // layer.groups, axis=0)[:, :, None, None]
+    if mods["spatial"] is not None:
+        kernel = kernel * mods["spatial"].reshape(shape[2:])
+    return kernel
+
+
+def fdconv2d(layer, x):
+    """The output of an ``FDConv2d`` in evaluation mode for x (B, I, H, W), in double precision."""
+    params = {key: value.detach().double().numpy() for key, value in layer.state_dict().items()}
     outputs = []
     for image in x.double().numpy():
-        pooled = image.mean((1, 2))
-        mods = {"kernel": np.full(n, 1 / n), "channel": None, "filter": None, "spatial": None}
-        if "global_branch.reduce.weight" in ksm:
-            branch = layer.ksm.global_branch
-            mods = global_modulators(ksm, pooled, branch.temperature, branch.kernel_temperature, n)
-        kernel = disjoint_weight(params["fdw.spectrum"], shape, n, mods["kernel"])
-        if "local_branch.conv.weight" in ksm:
-            kernel = kernel * local_modulator(ksm, pooled, shape, layer.groups)
-        if mods["filter"] is not None:
-            kernel = kernel * mods["filter"][:, None, None, None]
-        if mods["channel"] is not None:
-            per_group = mods["channel"].reshape(layer.groups, shape[1])
-            kernel = kernel * np.repeat(per_group, shape[0] // layer.groups, axis=0)[:, :, None, None]
-        if mods["spatial"] is not None:
-            kernel = kernel * mods["spatial"].reshape(shape[2:])
+        kernel = assembled_kernel(layer, image.mean((1, 2)))
         if layer.fbm is not None:
             attention = params["fbm.attention.weight"], params["fbm.attention.bias"]
             image = band_modulation(image, *attention, layer.fbm.band_edges)

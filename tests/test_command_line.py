@@ -131,10 +131,12 @@ def test_every_command_has_its_main():
     [
         ("validate", "accelerate", "train"),
         *(("export", name, "export") for name in ("onnx", "onnxscript", "onnxruntime")),
+        *(("visualize", name, "analysis") for name in ("jinja2", "matplotlib.figure", "scipy.stats")),
     ],
 )
 def test_a_missing_library_is_named_with_the_extra_that_has_it(fails, monkeypatch, command, library, extra):
-    for module in (f"fdconv_zoo.cli.{command}", "fdconv_zoo.store.onnx"):
+    ours = [name for name in sys.modules if name.startswith("fdconv_zoo.analysis")]
+    for module in (f"fdconv_zoo.cli.{command}", "fdconv_zoo.store.onnx", *ours):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, library, None)
     flags = ["--model", "m", *(["--output", "m.onnx"] if command == "export" else [])]

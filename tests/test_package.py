@@ -44,6 +44,7 @@ def test_wheel_works_on_its_own(built, tmp_path):
     assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"fdconv_zoo"}
     assert {"fdconv_zoo/sample/train.parquet", "fdconv_zoo/sample/LICENSE"} <= set(names)
     assert {"fdconv_zoo/index/card_template.md", "fdconv_zoo/index/citations.bib"} <= set(names)
+    assert "fdconv_zoo/analysis/page_template.html" in names
     assert "fdconv_zoo/pretrained/resnet10s_fdconv.fashion_mnist.safetensors" in names
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "fdconv_zoo").rglob("*.[ch]")}
     assert sources

@@ -1,4 +1,4 @@
-"""What FDConv's layers have learned, as functions of a model and images."""
+"""What FDConv's modulators and kernels do in a model: functions that return arrays, and others that draw them."""
 
 from fdconv_zoo.analysis.modulators import modulator_statistics
 

@@ -9,15 +9,15 @@ from fdconv_zoo.layers.modulator_statistics import ModulatorObserver, ModulatorS
 from fdconv_zoo.layers.modulators import find_modulators
 
 
-def modulator_statistics(model: nn.Module, images: Any) -> list[ModulatorStatistics]:
+def modulator_statistics(model: nn.Module, *batches: Any) -> list[ModulatorStatistics]:
     """How far each modulator is from neutral, how it differs between the images, and what share of it is saturated.
 
-    The model runs once, in evaluation mode and without gradients, and is left as it was. With autocast on, the
-    statistics are those under autocast.
+    The model runs in evaluation mode and without gradients, and is left as it was. With autocast on, the statistics are
+    those under autocast.
 
     Args:
         model: with FDConv layers.
-        images: what ``model(images)`` takes, on its device; several images, to see differences.
+        *batches: what ``model(batch)`` takes, on its device; several images in all, to see differences.
 
     Returns:
         One row for each modulator of each layer that has run. ``[dataclasses.asdict(row) for row in rows]`` is ready
@@ -36,7 +36,8 @@ def modulator_statistics(model: nn.Module, images: Any) -> list[ModulatorStatist
         model.eval()
         # Eager: a compiled model does not know hooks that were added later.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"), ModulatorObserver(model) as observer:
-            model(images)
+            for batch in batches:
+                model(batch)
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -56,10 +56,7 @@ def predict_files(
         DataError: files cannot be read; raised when all others are done.
     """
     targets = _targets(files, output)
-    if isinstance(model, Segmenter):
-        predictor = _segmentation_predictor(model, short_side)
-    else:
-        predictor = _detection_predictor(model, least_score)
+    predictor = make_predictor(model, least_score=least_score, short_side=short_side)
     output.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
     problems: list[str] = []
@@ -74,6 +71,15 @@ def predict_files(
             write_text(output / DETECTIONS, json.dumps(found) + "\n")
     if problems:
         raise DataError(f"{len(problems)} of {len(files)} files were left out:{listed(problems)}")
+
+
+def make_predictor(
+    model: Segmenter | Detector, *, least_score: float = 0.5, short_side: int | None = None
+) -> Predictor:
+    """Make the function that predicts for one image; arguments as in `predict_files`."""
+    if isinstance(model, Segmenter):
+        return _segmentation_predictor(model, short_side)
+    return _detection_predictor(model, least_score)
 
 
 def _predict_file(predictor: Predictor, file: Path, target: Path) -> list[dict[str, Any]]:

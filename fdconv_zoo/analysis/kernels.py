@@ -1,0 +1,176 @@
+"""The kernels of dynamic convolutions: how diverse they are, and how the assembled one follows the image.
+
+Functions that take ``kernels`` (n, O, I, a, b) also take those that other dynamic convolutions store.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fdconv_zoo.analysis.observe import find_dynamic_layers, observe
+from fdconv_zoo.layers import FDConv2d, FDLinear
+
+Array = NDArray[np.floating]
+
+
+@torch.no_grad()
+def disjoint_kernels(layer: FDConv2d | FDLinear) -> Array:
+    """Compute the kernels that Fourier Disjoint Weight mixes (section 3.1 of https://arxiv.org/abs/2503.18783).
+
+    Kernel j is the inverse DFT of the coefficients of group j, at the neutral weight: the sum of all is the layer's
+    kernel while its modulators are neutral.
+
+    Returns:
+        (n, O, I, a, b), in float32 or wider, where I counts the channels of one group of the convolution.
+    """
+    fdw = layer.fdw
+    device, count = fdw.spectrum.device, fdw.num_kernels
+    # One after another: the transforms of all at once would need several times the memory of the result.
+    attention = torch.eye(count, device=device).div_(count).split(1)
+    return torch.cat([fdw(row).cpu() for row in attention]).numpy()
+
+
+def group_map(layer: FDConv2d | FDLinear) -> NDArray[np.integer]:
+    """Return the group of each Fourier coefficient of a layer's plane.
+
+    Returns:
+        (O*a, I*b//2 + 1), from 0, the lowest frequencies, to n - 1. Rows have the frequencies ``numpy.fft.fftfreq``
+        gives, columns those of ``numpy.fft.rfftfreq``.
+    """
+    return layer.fdw.group_index.cpu().numpy()
+
+
+def kernel_similarity(kernels: Array | Tensor) -> Array:
+    """Compute the cosine similarity of each pair of kernels.
+
+    Disjoint kernels have no coefficient in common, so theirs is 0 off the diagonal, to rounding. The exception: in
+    the two columns of the real DFT with frequencies 0 and 1/2, a coefficient and its mirror image stand for one
+    sinusoid. Where the border between two groups falls between them, both kernels have a part of it.
+
+    Args:
+        kernels: (n, ...).
+
+    Returns:
+        (n, n), from -1 to 1; NaN for a kernel that is zero.
+    """
+    flat = _as_array(kernels).reshape(len(kernels), -1)
+    products = flat @ flat.T
+    norms = np.sqrt(products.diagonal())
+    with np.errstate(invalid="ignore"):
+        return (products / norms / norms[:, None]).clip(-1, 1)  # beyond by rounding only
+
+
+def largest_similarity(similarity: Array) -> float:
+    """Return the largest magnitude off the diagonal of a matrix (n, n); NaN for a single kernel."""
+    others = np.abs(similarity[~np.eye(len(similarity), dtype=bool)])
+    return float(np.nanmax(others)) if np.isfinite(others).any() else float("nan")
+
+
+def plane_power(kernels: Array | Tensor, bins: int = 48) -> tuple[Array, Array]:
+    """Compute how the power of each kernel is spread over the frequencies of the plane.
+
+    The plane lays a kernel out as O*a rows and I*b columns, as FDConv does; the frequency of a coefficient is its
+    radius.
+
+    Args:
+        kernels: (n, O, I, a, b).
+        bins: number of equal intervals of the radius.
+
+    Returns:
+        Edges of the intervals (bins + 1,), in cycles per sample from 0 to sqrt(1/2), and power (n, bins), whose sum
+        over the intervals is the squared norm of a kernel.
+    """
+    kernels = _as_array(kernels)
+    _, out_channels, in_channels, height, width = kernels.shape
+    rows, cols = out_channels * height, in_channels * width
+    u, v = np.fft.fftfreq(rows), np.fft.rfftfreq(cols)
+    edges = np.linspace(0, np.sqrt(0.5), bins + 1)
+    interval = np.searchsorted(edges, np.hypot(u[:, None], v).ravel(), side="right") - 1
+    interval = interval.clip(max=bins - 1)
+    weights = np.where((v == 0) | (v == 0.5), 1, 2) / (rows * cols)  # all other columns stand for two
+    powers = []
+    for kernel in kernels:
+        coefficients = np.fft.rfft2(kernel.transpose(0, 2, 1, 3).reshape(rows, cols))
+        power = (coefficients.real**2 + coefficients.imag**2) * weights
+        powers.append(np.bincount(interval, power.ravel(), minlength=bins))
+    return edges, np.stack(powers)
+
+
+def spatial_response(kernels: Array | Tensor, size: int = 32) -> Array:
+    """Compute the frequency response of kernels to images: the magnitude of the DFT of their taps, padded with zeros.
+
+    Args:
+        kernels: (n, O, I, a, b). With a single tap the response is flat.
+        size: side of the result.
+
+    Returns:
+        (n, size, size), the root mean square over all pairs of channels, with frequency 0 in the middle.
+    """
+    kernels = _as_array(kernels)
+    count, out_channels, in_channels, *taps = kernels.shape
+    # The mean power follows from the products of each two taps, summed over all pairs of channels.
+    flat = kernels.reshape(count, out_channels * in_channels, -1)
+    products = flat.transpose(0, 2, 1) @ flat / (out_channels * in_channels)
+    frequencies = np.fft.fftshift(np.fft.fftfreq(size))
+    down, right = (np.exp(-2j * np.pi * frequencies[:, None] * np.arange(length)) for length in taps)
+    waves = np.einsum("ua,vb->uvab", down, right).reshape(size, size, -1)
+    power = np.einsum("uvs,nst,uvt->nuv", waves, products, waves.conj(), optimize=True).real
+    return np.sqrt(power.clip(min=0))
+
+
+def kernel_movement(model: nn.Module, image: Tensor, other: Tensor) -> dict[str, float]:
+    """Measure how far each layer's assembled kernel moves between two images.
+
+    Args:
+        model: it is left as it was.
+        image, other: (1, C, H, W), as the model takes them; their sizes may differ.
+
+    Returns:
+        By layer, the norm of the difference of the two kernels, divided by the norm of their mean: 0 where the
+        kernel does not depend on the image.
+    """
+    layers = find_dynamic_layers(model)
+    parts = [layer.ksm for layer in layers.values()]
+    seen = [observe(model, x, parts) for x in (image, other)]
+    movement = {}
+    for name, layer in layers.items():
+        if all(layer.ksm in calls for calls in seen):
+            with torch.no_grad():
+                first, second = (layer.assemble(calls[layer.ksm][0]) for calls in seen)
+            movement[name] = float(2 * (first - second).norm() / (first + second).norm())
+    return movement
+
+
+def project_filters(kernels: Array | Tensor, method: Literal["pca", "tsne"] = "pca") -> Array:
+    """Project the filters of several kernels to a plane, as figure 1 of the paper does with t-SNE.
+
+    A filter is what one output channel of a kernel has. t-SNE (https://jmlr.org/papers/v9/vandermaaten08a.html) takes
+    minutes for more than some thousand filters: give it a part of the kernels.
+
+    Args:
+        kernels: (n, O, I, a, b).
+        method: principal component analysis or t-SNE, by scikit-learn.
+
+    Returns:
+        (n, O, 2).
+    """
+    from sklearn.decomposition import PCA  # takes a second to import
+    from sklearn.manifold import TSNE
+
+    kernels = _as_array(kernels)
+    points = kernels.reshape(kernels.shape[0] * kernels.shape[1], -1)
+    if method == "pca":
+        projected = PCA(2, random_state=0).fit_transform(points)
+    else:
+        projected = TSNE(2, perplexity=min(30, (len(points) - 1) / 3), random_state=0).fit_transform(points)
+    return projected.reshape(*kernels.shape[:2], 2)
+
+
+def _as_array(kernels: Array | Tensor) -> Array:
+    if isinstance(kernels, Tensor):
+        kernels = kernels.detach().cpu()
+        return (kernels if kernels.dtype == torch.float64 else kernels.float()).numpy()
+    return kernels

@@ -1,0 +1,51 @@
+"""Finds the FDConv layers of a model, and records what passes through them."""
+
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from fdconv_zoo.layers import FDConv2d, FDLinear, FrequencyBandModulation
+
+
+def find_dynamic_layers(model: nn.Module) -> dict[str, FDConv2d | FDLinear]:
+    """Find the layers whose kernels depend on the image, by name, in the order of ``model.named_modules()``."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, FDConv2d | FDLinear)}
+
+
+def find_band_modulations(model: nn.Module) -> dict[str, FrequencyBandModulation]:
+    """Find the frequency band modulations, by the name of the layer that each belongs to."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, FrequencyBandModulation)}
+    return {re.sub(r"(^|\.)fbm$", "", name): module for name, module in found.items()}
+
+
+@torch.no_grad()
+def observe(model: nn.Module, images: Tensor, modules: Iterable[nn.Module]) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+    """Run a model in evaluation mode and record what some of its modules take and return.
+
+    Args:
+        model: it is left as it was, including the modes of its modules.
+        images: (B, C, H, W), as the model takes them.
+        modules: of the model.
+
+    Returns:
+        The first input and the output of each module at its first call. Modules that were not called are left out.
+    """
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.setdefault(module, (inputs[0], output))
+
+    modes = {module: module.training for module in model.modules()}
+    hooks = [module.register_forward_hook(record) for module in modules]
+    try:
+        model.eval()
+        parameter = next(model.parameters(), images)
+        model(images.to(parameter.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return seen
