@@ -24,6 +24,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+import fdconv_zoo.profiling.mobile_twins  # noqa: F401  registers them
 from fdconv_zoo.cli import validate
 from fdconv_zoo.cli.detect import DetectionTask
 from fdconv_zoo.cli.recipes import HelpFormatter
