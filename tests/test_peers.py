@@ -167,6 +167,19 @@ def test_some_start_as_the_layers_that_they_replace(peer, stage, conv, x):
     assert not torch.equal(replaced(stage, ODConv)[1](x), conv(x))
 
 
+def test_odconv_loads_a_plain_layer_and_its_kernels_move_apart(conv, x):
+    layer = ODConv(conv)
+    assert relative_error(layer(x), conv(x)) > 0.1
+    layer.load_state_dict(conv.state_dict())
+    assert relative_error(layer(x), conv(x)) < 1e-6
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1e-3)
+    layer(x).square().sum().backward()
+    optimizer.step()
+    first, *others = layer.kernels.weight.detach()
+    assert all(relative_error(kernel, first) > 1e-6 for kernel in others)
+    assert all(head.weight.grad.any() for head in (layer.filter, layer.channel))
+
+
 @pytest.mark.parametrize("peer", ORACLES)
 def test_copies_and_state_dicts_keep_the_function(peer, stage, x):
     layers = replaced(stage, peer)

@@ -43,6 +43,7 @@ from fdconv_zoo.data import load_image_data
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import read_entry
 from fdconv_zoo.profiling.learning_curves import draw_learning_curves
+from fdconv_zoo.profiling.mobile_twins import MOBILE_TWINS
 from fdconv_zoo.profiling.paired import CONFIDENCE
 from fdconv_zoo.profiling.twins import TWINS, trained_twin
 from fdconv_zoo.store.build import check_model_name
@@ -106,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         metavar="MODEL",
         help="the reference, then those to compare with it: timm names, and "
-        f"{', '.join(TWINS)}; with flags of its own as one word: 'NAME --lr 0.003'",
+        f"{', '.join((*TWINS, *MOBILE_TWINS))}; with flags of its own as one word: 'NAME --lr 0.003'",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the runs of each model")
     parser.add_argument(

@@ -78,6 +78,10 @@ class ODConv(nn.Module):
 
     The kernel ``sum_k a_k * W_k`` is scaled by one factor per output channel, input channel and tap. All four
     attentions share a squeeze to a sixteenth of the channels, at least 16; a uses softmax, the others sigmoid.
+
+    After loading the state dict of an ``nn.Conv2d``, it computes the same. Its kernels are then equal, and larger than
+    the convolution's by what the sigmoids of a half take away; the attentions that use sigmoid start from weights of
+    zero. The kernels move apart in training, because a starts at random.
     """
 
     def __init__(self, conv: nn.Conv2d, num_kernels: int = 4, reduction: int = 16) -> None:
@@ -100,6 +104,18 @@ class ODConv(nn.Module):
         if self.spatial is not None:
             kernels = kernels * self.spatial(hidden).sigmoid().view(-1, 1, 1, *kernels.shape[3:])
         return self.kernels.convolve(x, kernels)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if prefix + "weight" in state_dict:  # of a plain layer
+            heads = {"filter": self.filter, "channel": self.channel, "spatial": self.spatial}
+            heads = {name: head for name, head in heads.items() if head is not None}
+            own = self.state_dict(prefix=prefix)
+            for name, head in heads.items():
+                own |= {f"{prefix}{name}.{part}": torch.zeros_like(p) for part, p in head.named_parameters()}
+            kernel = 2 ** len(heads) * state_dict.pop(prefix + "weight")
+            own[prefix + "kernels.weight"] = kernel.expand_as(self.kernels.weight)
+            state_dict.update(own)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class DCD(nn.Module):
@@ -184,8 +200,9 @@ PEERS: dict[str, Callable[[nn.Conv2d], nn.Module]] = {
 def replace_layers(model: nn.Module, names: Iterable[str], peer: Callable[[nn.Conv2d], nn.Module]) -> None:
     """Replace the named ``nn.Conv2d`` layers by a peer.
 
-    DCD and KernelWarehouse start as the layers that they replace, the others with random weights. KernelWarehouse
-    shares a warehouse among the layers of a stage: those whose names agree up to the first number, as in
+    DCD and KernelWarehouse start as the layers that they replace, the others with random weights; ODConv and DCD can
+    also load the weights of a plain network. KernelWarehouse shares a warehouse among the layers of a stage: those
+    whose names agree up to the first number, as in
     ``layer1.0.conv1`` and ``stages.1.blocks.0.conv``.
 
     Args:
