@@ -224,7 +224,7 @@ def test_curves_are_of_the_epochs_that_all_seeds_have():
     assert (epochs.tolist(), mean.tolist()) == ([1], [1.5])
 
 
-PARTS = ["resnet10s_plain", "resnet10s_fdw", "resnet10s_fdw_ksm", "resnet10s_fdconv", "resnet10s_odconv"]
+PARTS = ["resnet10s_plain", "resnet10s_fdw", "resnet10s_fdw_ksm", "resnet10s_fdconv", "resnet10s_condconv"]
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def canvases(tmp_path_factory):
 def trained_twins(tmp_path_factory):
     """Weights of two networks, as a comparison leaves them."""
     folder = tmp_path_factory.mktemp("twins")
-    for name in ("resnet10s_plain", "resnet10s_odconv"):
+    for name in ("resnet10s_plain", "resnet10s_condconv"):
         torch.manual_seed(0)
         (folder / f"{name}-seed5" / "last").mkdir(parents=True)
         save_file(timm.create_model(name).state_dict(), folder / f"{name}-seed5" / "last" / "model.safetensors")

@@ -14,8 +14,8 @@ from fdconv_zoo.profiling.peers import DCD, CondConv, KernelWarehouse, ODConv, r
 
 MODEL = "resnet10s_fdconv"
 PLAIN = "resnet10s_plain"
-_OTHER_WEIGHTS = ("resnet10s_condconv", "resnet10s_odconv", "resnet10s_kernelwarehouse")
-TWINS = (PLAIN, "resnet10s_fdw", "resnet10s_fdw_ksm", "resnet10s_dcd", *_OTHER_WEIGHTS)
+_OTHER_WEIGHTS = ("resnet10s_condconv", "resnet10s_kernelwarehouse")
+TWINS = (PLAIN, "resnet10s_fdw", "resnet10s_fdw_ksm", "resnet10s_dcd", "resnet10s_odconv", *_OTHER_WEIGHTS)
 
 
 def trained_twin(name: str) -> str:
