@@ -33,6 +33,7 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/mypy
 
 # The texts that `fdconv-zoo COMMAND --help` shows.
 help: $(VENV)/installed
