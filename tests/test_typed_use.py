@@ -92,7 +92,7 @@ def test_dense_models_have_their_types() -> None:
     pytest.importorskip("segmentation_models_pytorch")
     from fdconv_zoo.dense import Segmenter
 
-    model = Segmenter("resnet10s_fdconv", ["background", "cat"], "fpn")
+    model = Segmenter("resnet10s_fdconv", ["background", "cat"], "fpn", backbone_args={"stem_pool": True})
     assert_type(model.class_names, list[str])
     assert_type(model.backbone.model.training, bool)
     assert_type(model.no_weight_decay(), set[str])
