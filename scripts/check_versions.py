@@ -22,8 +22,16 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "timm", "huggingface_hub", "accelerate", "transformers")
 
-_LAYERS = ("test_fdconv", "test_reference", "test_loaders", "test_resnet", "test_pretrained", "test_typed_use")
-_ALL = (*_LAYERS, "test_conversion", "test_hub_download", "test_publish", "test_dense_prediction", "test_user_path")
+_LAYERS = ("test_fdconv", "test_reference", "test_loaders", "test_resnet", "test_typed_use")
+_ALL = (
+    *_LAYERS,
+    "test_pretrained",
+    "test_conversion",
+    "test_hub_download",
+    "test_publish",
+    "test_dense_prediction",
+    "test_user_path",
+)
 
 
 class Row(NamedTuple):
