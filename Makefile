@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python
 
-.PHONY: demo demo-dense test sanitize lint help clean
+.PHONY: demo demo-dense test sanitize lint help dist versions clean
 
 demo: $(VENV)/installed
 	$(RUN) scripts/train.py --config models/resnet10s_fdconv.fashion_mnist.demo.yaml --output runs/demo --overwrite
@@ -33,13 +33,26 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/mypy
 
 # The texts that `fdconv-zoo COMMAND --help` shows.
 help: $(VENV)/installed
 	$(RUN) scripts/write_help.py
 
+# Wheel and sdist, checked as the package index checks them.
+dist: $(VENV)/installed
+	rm -rf dist
+	$(RUN) -m pip install --quiet 'twine>=6'
+	$(RUN) -m build
+	$(RUN) -m twine check --strict dist/*
+
+# Tests with the oldest and the newest libraries, each in a fresh environment: docs/versions.md.
+versions: $(VENV)/installed
+	$(RUN) -m pip install --quiet 'uv>=0.5'
+	$(RUN) scripts/check_versions.py
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs dist
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,5 +1,6 @@
 """The wheel and the sdist are complete, and the wheel works on its own."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import fdconv_zoo
 
@@ -54,6 +56,11 @@ def test_wheel_works_on_its_own(built, tmp_path):
     (points,) = [name for name in names if name.endswith("entry_points.txt")]
     assert "fdconv-zoo = fdconv_zoo.__main__:main" in zipfile.ZipFile(wheel).read(points).decode().splitlines()
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert any(name.endswith("licenses/fdconv_zoo/sample/LICENSE") for name in names)
+    assert "fdconv_zoo/py.typed" in names
+    helps = {str(path.relative_to(ROOT)) for path in (ROOT / "fdconv_zoo" / "cli" / "help").glob("*.txt")}
+    assert helps
+    assert helps <= set(names)
 
     site = str(tmp_path / "site")
     script = f"import sys; sys.path.insert(0, {site!r}); sys.argv = ['', {site!r}]\n{CHECK}"
@@ -94,6 +101,27 @@ def test_sdist_is_complete(built):
         "fdconv_zoo/ops/native/lanes.h",
     ):
         assert name in names
+
+
+def test_what_the_package_imports_is_required():
+    """Imports of other distributions when a module is loaded, by the package or by one of its extras."""
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    chosen = [extras[name] for name in ("train", "dense", "export", "completion")]
+    requirements = [Requirement(line) for line in sum(chosen, project["dependencies"]) if "fdconv-zoo" not in line]
+    assert all(requirement.specifier for requirement in requirements)
+    imported = set()
+    for path in (ROOT / "fdconv_zoo").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    called = {"PIL": "pillow", "yaml": "pyyaml"}
+    others = {called.get(name, name) for name in imported - sys.stdlib_module_names - {"fdconv_zoo"}}
+    required = {requirement.name.replace("-", "_") for requirement in requirements}
+    assert others - required == {"triton"}  # comes with torch where there is a GPU
 
 
 def test_version_is_exposed():

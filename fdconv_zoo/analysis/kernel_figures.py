@@ -118,7 +118,8 @@ def draw_filters(points: Array) -> Figure:
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
     kernel = np.repeat(np.arange(len(points)), points.shape[1])
-    picture = axes.scatter(*points.reshape(-1, 2).T, c=kernel, cmap="turbo", s=8, alpha=0.7, linewidths=0)
+    x, y = points.reshape(-1, 2).T
+    picture = axes.scatter(x, y, c=kernel, cmap="turbo", s=8, alpha=0.7, linewidths=0)
     figure.colorbar(picture, label="kernel")
     axes.set_xticks([])
     axes.set_yticks([])

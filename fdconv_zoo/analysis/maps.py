@@ -99,8 +99,8 @@ def draw_maps(picture: Array, maps: Array, names: Sequence[str], correlations: S
     reach = max(float(np.abs(maps - 1).max()), 0.05)  # nearly neutral maps are not made to look strong
     for index, (panel, values, name) in enumerate(zip(axes[1:], maps, names, strict=False)):
         colours = panel.imshow(values, cmap="RdBu_r", vmin=1 - reach, vmax=1 + reach, extent=extent)
-        has_number = correlations is not None and np.isfinite(correlations[index])
-        panel.set_title(f"{name}\nedges {correlations[index]:+.2f}" if has_number else name, fontsize=10)
+        correlation = np.nan if correlations is None else correlations[index]
+        panel.set_title(f"{name}\nedges {correlation:+.2f}" if np.isfinite(correlation) else name, fontsize=10)
     for panel in axes:
         panel.set_axis_off()
     bar = figure.colorbar(colours, ax=axes, orientation="horizontal", aspect=40, shrink=0.9)

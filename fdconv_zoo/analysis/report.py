@@ -117,7 +117,7 @@ def choose_layers(names: Sequence[str], pattern: str | None = None) -> list[str]
         return [name for name in names if fnmatchcase(name, pattern)]
     stages: dict[str, list[str]] = {}
     for name in names:
-        stages.setdefault(re.match(r"\D*\d*", name).group(), []).append(name)
+        stages.setdefault(re.findall(r"\D*\d*", name)[0], []).append(name)
     chosen = [stage[place] for stage in stages.values() for place in _spread(len(stage), 3)]
     return [chosen[place] for place in _spread(len(chosen), _MOST_LAYERS)]
 
@@ -169,7 +169,7 @@ def _band_sections(model: nn.Module, images: Sequence[ReportImage], pattern: str
     for image, found in zip(images, maps, strict=True):
         for name, values in found.items():
             correlations.setdefault(name, []).append(edge_correlations(values, image.pixels))
-    parts = []
+    parts: list[Details] = []
     for name in filter(correlations.__contains__, chosen):
         galleries = []
         for index, image in enumerate(images):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -95,7 +96,7 @@ def draw_spectrum(spectrum: BandSpectrum, image: int = 0) -> Figure:
     return figure
 
 
-def _mark_edges(panels: Sequence, band_edges: Sequence[float]) -> None:
+def _mark_edges(panels: Sequence[Axes], band_edges: Sequence[float]) -> None:
     for panel in panels:
         panel.grid(alpha=0.3)
         for edge in band_edges:

@@ -93,6 +93,6 @@ def _parameters(model_cls: type[nn.Module]) -> set[str]:
     return {
         name
         for cls in model_cls.__mro__[: model_cls.__mro__.index(nn.Module)]
-        for name, parameter in inspect.signature(cls.__init__).parameters.items()
-        if parameter.kind in named and name != "self"
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.kind in named
     }

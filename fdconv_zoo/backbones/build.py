@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from fdconv_zoo.backbones.checked import CheckedFeatureList
 from fdconv_zoo.layers import FDConv2d, FDLinear, FrequencyBandModulation
+from fdconv_zoo.layers.plain import PlainLayer
 from fdconv_zoo.layers.replace import replace_layers
 from fdconv_zoo.store.timm_loading import checked_download, guarded_file
 
 StateDict = dict[str, Tensor]
+Filter = Callable[[StateDict, Any], StateDict]  # adapts weights to a model
 
 for _layer in (FDConv2d, FDLinear, FrequencyBandModulation):
     register_notrace_module(_layer)  # one node each in the graphs that timm takes features from
@@ -33,7 +35,7 @@ def replace_in_blocks(model: nn.Module, block: str, names: Sequence[str], **opti
         ValueError: an option that does not fit a layer.
     """
 
-    def is_dynamic(name: str, layer: nn.Module) -> bool:
+    def is_dynamic(name: str, layer: PlainLayer) -> bool:
         in_block = re.fullmatch(rf"{block}\.(.+)", name)
         is_named = in_block and any(f"{in_block[1]}.".startswith(f"{choice}.") for choice in names)
         width = layer.weight.shape[:2]
@@ -56,8 +58,8 @@ def converted_cfgs(plain: str, tags: str, name: str | None = None, prefix: str =
     """
     cfgs = {}
     for tag in tags.split():
-        cfg = timm.get_pretrained_cfg(f"{plain}.{tag}", allow_unregistered=False).to_dict()
-        cfg = {key: value for key, value in cfg.items() if key not in ("architecture", "tag")}
+        published: Any = timm.get_pretrained_cfg(f"{plain}.{tag}", allow_unregistered=False)
+        cfg = {key: value for key, value in published.to_dict().items() if key not in ("architecture", "tag")}
         # A loader of timm's own knows only plain layers; a state dict is converted by the layers themselves.
         cfgs[f"{name or plain + '_fdconv'}.{prefix}{tag}"] = cfg | {"custom_load": False}
     return cfgs
@@ -79,7 +81,7 @@ def build_model(
     model_cls: type[nn.Module],
     variant: str,
     pretrained: bool,
-    timm_filter: Callable[[StateDict, nn.Module], StateDict] | None = None,
+    timm_filter: Filter | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """timm's ``build_model_with_cfg`` for our families.
@@ -106,6 +108,6 @@ def build_model(
         return build()
 
 
-def _filter_state_dict(state_dict: StateDict, model: nn.Module, timm_filter: Callable | None) -> StateDict:
+def _filter_state_dict(state_dict: StateDict, model: nn.Module, timm_filter: Filter | None) -> StateDict:
     state_dict = unwrap_openmmlab(state_dict)
     return state_dict if timm_filter is None else timm_filter(state_dict, model)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from timm.models import generate_default_cfgs
-from timm.models.convnext import ConvNeXt, checkpoint_filter_fn
+from timm.models.convnext import ConvNeXt, ConvNeXtBlock, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from fdconv_zoo.backbones.arguments import split_arguments
@@ -114,8 +114,8 @@ class ConvNeXtFDConv(CheckedInput, ConvNeXt):
             replace_in_blocks(self, block, ["conv_dw"], **layer_options, fbm=fbm)
         elif fbm and fdconv_layers:
             bands = {name: value for name, value in layer_options.items() if name in ("band_edges", "band_mask")}
-            for stage in self.stages:
-                for module in stage.blocks:
+            for module in self.modules():
+                if isinstance(module, ConvNeXtBlock):
                     module.conv_dw = BandModulatedConv2d.from_conv(module.conv_dw, **bands)
 
 

@@ -137,10 +137,11 @@ class ResNetFDConv(CheckedInput, ResNet):
         **kwargs: Any,
     ) -> None:
         layer_options, kwargs = split_arguments(type(self), RESNET, fdconv_layers, kwargs)
-        super().__init__(block, layers, **kwargs)
+        super().__init__(block, layers, **kwargs)  # type: ignore[arg-type]  # timm: an instance, by its hint
         if not stem_pool:
-            self.maxpool = nn.Identity()
-            for stage in self.feature_info[1:]:
+            self.register_module("maxpool", nn.Identity())
+            stages: list[dict[str, Any]] = self.feature_info[1:]
+            for stage in stages:
                 stage["reduction"] //= 2
         replace_in_blocks(self, r"layer\d+\.\d+", fdconv_layers, **layer_options)
         if "stem" in fdconv_layers:
@@ -148,7 +149,7 @@ class ResNetFDConv(CheckedInput, ResNet):
 
 
 _SHIPPED = Path(__file__).resolve().parents[1] / "pretrained"  # weights that come with the package
-_GARMENTS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
+_GARMENTS: tuple[str, ...] = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
 _GARMENTS += ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 

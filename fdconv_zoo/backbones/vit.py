@@ -1,7 +1,7 @@
 """Vision Transformers with FDConv in their blocks' MLPs: ViT (also with DeiT's weights) and DINOv3."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from timm.models import eva, generate_default_cfgs, vision_transformer
 from torch import nn
 
 from fdconv_zoo.backbones.arguments import split_arguments
-from fdconv_zoo.backbones.build import build_model, converted_cfgs, replace_in_blocks
+from fdconv_zoo.backbones.build import StateDict, build_model, converted_cfgs, replace_in_blocks
 from fdconv_zoo.backbones.checked import CheckedFeatureGetter, CheckedInput
 from fdconv_zoo.backbones.register import register_entrypoint
 from fdconv_zoo.index.facts import Dataset, Licence
@@ -148,13 +148,12 @@ class EvaFDConv(CheckedInput, eva.Eva):
 
 
 def _build(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    model_cls, module = VisionTransformerFDConv, vision_transformer
+    model_cls: type[nn.Module] = VisionTransformerFDConv
+    timm_filter: Callable[..., StateDict] = vision_transformer.checkpoint_filter_fn
     if "dinov3" in variant:
-        model_cls, module = EvaFDConv, eva
+        model_cls, timm_filter = EvaFDConv, eva.checkpoint_filter_fn
     feature_cfg = dict(out_indices=kwargs.pop("out_indices", 3), feature_cls=CheckedFeatureGetter)
-    return build_model(
-        model_cls, variant, pretrained, timm_filter=module.checkpoint_filter_fn, feature_cfg=feature_cfg, **kwargs
-    )
+    return build_model(model_cls, variant, pretrained, timm_filter, feature_cfg=feature_cfg, **kwargs)
 
 
 _HAS_DINOV3 = timm.is_model("vit_small_patch16_dinov3")  # not in timm before 1.0.20

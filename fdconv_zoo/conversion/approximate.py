@@ -11,7 +11,7 @@ from fdconv_zoo.conversion.plain import is_neutral, make_plain, make_weight, neu
 from fdconv_zoo.conversion.run import find_floating, run
 from fdconv_zoo.conversion.table import align
 from fdconv_zoo.layers import BandModulatedConv2d, FDLinear
-from fdconv_zoo.layers.replace import DYNAMIC_KINDS, find_layers, swap_layers
+from fdconv_zoo.layers.replace import DYNAMIC_KINDS, DynamicLayer, find_layers, swap_layers
 
 # Elements of kernels that are assembled at a time; at least one kernel.
 _CHUNK = 2**22
@@ -65,7 +65,7 @@ def approximate_plain(model: nn.Module, images: Tensor | Iterable[Tensor]) -> tu
     for batch in batches:
         if not isinstance(batch, Tensor):
             raise TypeError(f"A batch is a {type(batch).__name__}: give tensors, for example (x for x, _ in loader).")
-    layers = find_layers(model, DYNAMIC_KINDS)
+    layers: dict[DynamicLayer, list[str]] = find_layers(model, DYNAMIC_KINDS)
 
     means: dict[nn.Module, _Mean] = {}
     for batch in batches:
@@ -96,10 +96,10 @@ def approximate_plain(model: nn.Module, images: Tensor | Iterable[Tensor]) -> tu
 class _Mean:
     """Running mean of a layer's kernels, and of the factor that approximates its FBM."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: DynamicLayer) -> None:
         self.layer = layer
         self.count = 0
-        self.total: Tensor | float = 0.0  # (O, I/groups, a, b), float64
+        self.total: Tensor | None = None  # (O, I/groups, a, b), float64
         self.energy = self.passed = 0.0  # <x, x> and <x, FBM(x)>
 
     def add(self, x: Tensor) -> None:
@@ -110,7 +110,8 @@ class _Mean:
             pooled = tokens.mean(1, dtype=torch.promote_types(x.dtype, torch.float32))
             for chunk in pooled.split(max(_CHUNK // math.prod(layer.fdw.kernel_shape), 1)):
                 # The mean of the chunk, not its sum: without KSM, all images share one kernel.
-                self.total = self.total + layer.assemble(chunk).mean(0, dtype=torch.float64) * len(chunk)
+                kernels = layer.assemble(chunk).mean(0, dtype=torch.float64) * len(chunk)
+                self.total = kernels if self.total is None else self.total + kernels
             self.count += len(pooled)
         if layer.fbm is not None:
             modulated = layer.fbm(x).double()
@@ -120,7 +121,7 @@ class _Mean:
 
     def kernel(self) -> Tensor:
         """Return the constant kernel, (O, I/groups, a, b)."""
-        kernel = self.total / self.count if self.count else neutral_kernel(self.layer)
+        kernel = neutral_kernel(self.layer) if self.total is None else self.total / self.count
         return kernel * (self.passed / self.energy) if self.energy else kernel
 
 

@@ -9,6 +9,7 @@ from fdconv_zoo.conversion.deviation import check_rounding, deviation_on_example
 from fdconv_zoo.conversion.plan import make_plan
 from fdconv_zoo.conversion.run import Example, find_floating, observe_plain_layers
 from fdconv_zoo.conversion.select import Rules, select_layers
+from fdconv_zoo.layers.plain import PlainLayer
 from fdconv_zoo.layers.replace import make_dynamic, swap_layers
 
 
@@ -83,5 +84,5 @@ def convert_model(
     return converted
 
 
-def _swap_back(converted: nn.Module, dynamic: Mapping[nn.Module, nn.Module]) -> None:
+def _swap_back(converted: nn.Module, dynamic: Mapping[PlainLayer, nn.Module]) -> None:
     swap_layers(converted, {new: old for old, new in dynamic.items()})

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fdconv_zoo.conversion.run import Example, failing_module, find_floating, observe, run
+from fdconv_zoo.layers.plain import PlainLayer
 
 # Allowed multiple of the deviation that rounding each layer's output once causes in a single random draw.
 _MARGIN = 4
@@ -43,7 +44,7 @@ def deviation_on_example(
 
 
 def check_rounding(
-    model: nn.Module, layers: Collection[nn.Module], example: Example, expected: Any, deviation: float
+    model: nn.Module, layers: Collection[PlainLayer], example: Example, expected: Any, deviation: float
 ) -> None:
     """Check that rounding explains a deviation: measure how far it changes the plain model's output.
 
@@ -98,12 +99,12 @@ def _deviation(actual: Tensor, expected: Tensor) -> float:
     return (difference.max() / expected[finite].abs().max()).item() if difference.any() else 0.0
 
 
-def tolerance_of(layers: Iterable[nn.Module], output: Any) -> float:
+def tolerance_of(layers: Iterable[PlainLayer], output: Any) -> float:
     """Return the deviation that is accepted as rounding in any model: half of the digits."""
     return math.sqrt(_coarsest_eps(layers, output))
 
 
-def _coarsest_eps(layers: Iterable[nn.Module], output: Any) -> float:
+def _coarsest_eps(layers: Iterable[PlainLayer], output: Any) -> float:
     """Return the machine epsilon of the coarsest dtype among the plain layers' weights and the output."""
     weights = [layer.weight for layer in layers]
     eps = max(torch.finfo(tensor.dtype).eps for tensor in (*weights, *find_floating(output)))

@@ -3,16 +3,16 @@
 from collections.abc import Collection
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fdconv_zoo.layers.plain import own_forward
+from fdconv_zoo.layers.plain import PlainLayer, own_forward
 
 # Children whose weights torch's own modules read without calling them.
 _READ_DIRECTLY = {nn.MultiheadAttention: ("out_proj",), nn.TransformerEncoderLayer: ("linear1", "linear2")}
 
 
-def obstacle_in_layer(layer: nn.Conv2d | nn.Linear, min_channels: int, num_kernels: int) -> str | None:
+def obstacle_in_layer(layer: PlainLayer, min_channels: int, num_kernels: int) -> str | None:
     """Return why FDConv cannot replace this layer in any model; None if it can."""
     kind = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
     parameters = dict(layer.named_parameters(recurse=False))
@@ -33,7 +33,7 @@ def obstacle_in_layer(layer: nn.Conv2d | nn.Linear, min_channels: int, num_kerne
         return f"its weight, a {type(weight).__name__} of {weight.dtype}, is not a float parameter (quantised?)"
     if any(hooks for name, hooks in vars(layer).items() if name.endswith("_hooks")):
         return "has hooks, which would be lost: remove them, and register them on the new layer"
-    channels = (layer.in_channels, layer.out_channels) if kind is nn.Conv2d else weight.shape
+    channels = (layer.in_channels, layer.out_channels) if isinstance(layer, nn.Conv2d) else weight.shape
     if min(channels) < min_channels:
         return f"fewer than min_channels={min_channels} input or output channels"
     out_channels, in_channels, height, width = (*weight.shape, 1, 1)[:4]
@@ -54,7 +54,7 @@ def obstacles_in_parents(model: nn.Module) -> dict[nn.Module, str]:
     }
 
 
-def obstacle_in_calls(layer: nn.Conv2d | nn.Linear, shapes: list[torch.Size] | None) -> str | None:
+def obstacle_in_calls(layer: PlainLayer, shapes: list[torch.Size] | None) -> str | None:
     """Return why FDConv does not support the layer's inputs, from their shapes in an example; None if it does."""
     if shapes is None:
         return "not called by the example: unused, or its parent reads its weight directly"
@@ -64,10 +64,10 @@ def obstacle_in_calls(layer: nn.Conv2d | nn.Linear, shapes: list[torch.Size] | N
 
 
 def obstacles_in_ties(
-    model: nn.Module, chosen: Collection[nn.Module], name_of: dict[nn.Module, str]
-) -> dict[nn.Module, str]:
+    model: nn.Module, chosen: Collection[PlainLayer], name_of: dict[nn.Module, str]
+) -> dict[PlainLayer, str]:
     """Find the chosen layers that share their weight with a module that is not chosen."""
-    users: dict[nn.Parameter, list[nn.Module]] = {}
+    users: dict[Tensor, list[nn.Module]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             users.setdefault(parameter, []).append(module)

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from fdconv_zoo.layers import BandModulatedConv2d, FDLinear, FrequencyBandModulation, KernelSpatialModulation
-from fdconv_zoo.layers.replace import DYNAMIC_KINDS, bare_twin, find_layers, swap_layers
+from fdconv_zoo.layers.plain import PlainLayer
+from fdconv_zoo.layers.replace import DYNAMIC_KINDS, DynamicLayer, bare_twin, find_layers, swap_layers
 
 
 def to_plain(model: nn.Module) -> nn.Module:
@@ -19,14 +20,14 @@ def to_plain(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the modulators of some layers are not neutral; names the first of them. The model is unchanged.
     """
-    layers = find_layers(model, DYNAMIC_KINDS)
+    layers: dict[DynamicLayer, list[str]] = find_layers(model, DYNAMIC_KINDS)
     if moved := [names[0] for layer, names in layers.items() if not is_neutral(layer)]:
         raise ValueError(
             f"{len(moved)} of {len(layers)} FDConv layers have modulators that are not neutral, among them "
             f"{', '.join(map(repr, moved[:3]))}: no plain layer computes the same function. approximate_plain finds "
             "the nearest one."
         )
-    weights: dict[nn.Parameter, nn.Parameter] = {}
+    weights: dict[Tensor, Tensor] = {}
     plain = {}
     for layer in layers:
         source = source_parameter(layer)
@@ -52,17 +53,17 @@ def is_neutral(layer: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def neutral_kernel(layer: nn.Module) -> Tensor:
+def neutral_kernel(layer: DynamicLayer) -> Tensor:
     """Return the kernel (O, I/groups, a, b) of an FDConv layer before modulation."""
     return layer.weight if isinstance(layer, BandModulatedConv2d) else layer.fdw()[0]
 
 
-def source_parameter(layer: nn.Module) -> nn.Parameter:
+def source_parameter(layer: DynamicLayer) -> Tensor:
     """Return the parameter from which an FDConv layer computes its kernel."""
     return layer.weight if isinstance(layer, BandModulatedConv2d) else layer.fdw.spectrum
 
 
-def make_weight(layer: nn.Module, kernel: Tensor) -> nn.Parameter:
+def make_weight(layer: DynamicLayer, kernel: Tensor) -> nn.Parameter:
     """Make the weight of the plain layer that replaces an FDConv layer.
 
     Args:
@@ -74,7 +75,7 @@ def make_weight(layer: nn.Module, kernel: Tensor) -> nn.Parameter:
     return nn.Parameter(kernel.to(source.dtype, copy=True).contiguous(), source.requires_grad)
 
 
-def make_plain(layer: nn.Module, weight: nn.Parameter) -> nn.Conv2d | nn.Linear:
+def make_plain(layer: DynamicLayer, weight: Tensor) -> PlainLayer:
     """Make the plain layer that replaces an FDConv layer, with this weight and the layer's bias."""
     plain = bare_twin(layer, weight.dtype)
     plain.weight, plain.bias = weight, layer.bias

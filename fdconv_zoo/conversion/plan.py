@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fdconv_zoo.conversion.costs import count_multiply_adds, count_parameters
@@ -55,13 +55,13 @@ class ConversionPlan:
         totals = [_sums(layer.parameters for layer in self.layers)]
         if counted := self.layers[0].multiply_adds is not None:
             header += ["multiply-adds", "after"]
-            totals.append(_sums(layer.multiply_adds for layer in self.layers))
+            totals.append(_sums(layer.multiply_adds for layer in self.layers if layer.multiply_adds is not None))
         rows = [
             [
                 " = ".join(layer.names) or "(the model)",
                 layer.kind,
                 "x".join(map(str, layer.kernel_shape)),
-                *_columns(layer.parameters, layer.multiply_adds if counted else ()),
+                *_columns(layer.parameters, layer.multiply_adds or ()),
             ]
             for layer in self.layers
         ]
@@ -100,7 +100,7 @@ def plan_conversion(
 def make_plan(model: nn.Module, rules: Rules, calls: Calls | None, options: dict[str, Any]) -> ConversionPlan:
     """Make a plan after the example has run, see :func:`plan_conversion`."""
     chosen, skipped = select_layers(model, rules, calls, options)
-    counted: set[nn.Parameter] = set()
+    counted: set[Tensor | None] = set()
     known_costs: dict[tuple[str, torch.Size], tuple[int, int]] = {}
     layers = []
     for layer, names in chosen.items():
@@ -111,7 +111,7 @@ def make_plan(model: nn.Module, rules: Rules, calls: Calls | None, options: dict
         before = [parameter.numel() for parameter in layer.parameters() if parameter not in counted]
         after = count_parameters(dynamic)
         after -= dynamic.fdw.spectrum.numel() if layer.weight in counted else 0
-        after -= dynamic.bias.numel() if layer.bias in counted else 0
+        after -= dynamic.bias.numel() if dynamic.bias is not None and layer.bias in counted else 0
         counted.update(layer.parameters())
         costs = None
         if calls is not None:

@@ -1,6 +1,6 @@
 """Runs a model on an example and observes its layers."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from traceback import walk_tb
@@ -21,7 +21,7 @@ def run(
     model: nn.Module,
     example: Example,
     layers: Collection[nn.Module] = (),
-    on_call: Callable[[nn.Module, Tensor, Tensor], Tensor | None] | None = None,
+    on_call: Callable[[Any, Tensor, Tensor], Tensor | None] | None = None,
 ) -> Any:
     """Run a model in eval mode without gradients. Its modes and the random state are restored afterwards.
 
@@ -36,14 +36,15 @@ def run(
     """
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
-        if module in layers:
+        if module in layers and on_call is not None:
             return on_call(module, next(iter((*args, *kwargs.values()))), output)
         return None
 
     modes = {module: module.training for module in model.modules()}
     # A global hook: some parents (torch's transformer layers) take another code path if their children have hooks.
     # Modes are set one by one: train() may be overridden and have other effects.
-    handle = torch_module.register_module_forward_hook(hook, with_kwargs=True)
+    # Torch's own type hint leaves out hooks that return another output.
+    handle = torch_module.register_module_forward_hook(hook, with_kwargs=True)  # type: ignore[arg-type]
     try:
         for module in modes:
             module.training = False
@@ -123,6 +124,7 @@ def find_tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
         return
+    children: Iterable[Any]
     if isinstance(value, Mapping):
         children = value.values()
     elif isinstance(value, list | tuple):

@@ -17,6 +17,7 @@ from fdconv_zoo.conversion.obstacles import (
 )
 from fdconv_zoo.conversion.run import Calls
 from fdconv_zoo.layers import FDConv2d
+from fdconv_zoo.layers.plain import PlainLayer
 from fdconv_zoo.layers.replace import DYNAMIC_KINDS, LAYER_OPTIONS, PLAIN_KINDS, find_layers, find_plain_layers
 
 
@@ -52,16 +53,19 @@ class Rules:
             value = getattr(self, field)
             if value is not None:
                 object.__setattr__(self, field, (value,) if isinstance(value, str) else tuple(value))
-        types = (self.types,) if isinstance(self.types, type) else tuple(self.types)
-        for kind in types:
+        for kind in self.kinds:
             if kind not in PLAIN_KINDS:
                 raise TypeError(f"types has {kind}, but only nn.Conv2d and nn.Linear have an FDConv counterpart.")
-        object.__setattr__(self, "types", types)
+
+    @property
+    def kinds(self) -> tuple[type[nn.Module], ...]:
+        """``types`` as a tuple."""
+        return (self.types,) if isinstance(self.types, type) else tuple(self.types)
 
     def objection(self, layer: nn.Module, names: Sequence[str]) -> str | None:
         """Return why the user does not want this layer; None if they do."""
-        if not isinstance(layer, self.types):
-            return f"not in types={_names(self.types)}"
+        if not isinstance(layer, self.kinds):
+            return f"not in types={_names(self.kinds)}"
         if self.include is not None and not _match(names, self.include):
             return f"not in include={self.include}"
         if _match(names, self.exclude):
@@ -82,7 +86,7 @@ class Rules:
         return self.include is not None and _match(names, [pattern for pattern in self.include if pattern != "*"])
 
     def __str__(self) -> str:
-        text = f"types={_names(self.types)}, min_channels={self.min_channels}"
+        text = f"types={_names(self.kinds)}, min_channels={self.min_channels}"
         text += "" if self.include is None else f", include={self.include}"
         text += f", exclude={self.exclude}" if self.exclude else ""
         return text if self.select is None else f"{text}, select={self.select}"
@@ -90,7 +94,7 @@ class Rules:
 
 def select_layers(
     model: nn.Module, rules: Rules, calls: Calls | None, options: Mapping[str, Any]
-) -> tuple[dict[nn.Module, list[str]], tuple[SkippedLayer, ...]]:
+) -> tuple[dict[PlainLayer, list[str]], tuple[SkippedLayer, ...]]:
     """Choose the layers to convert.
 
     Args:
@@ -114,10 +118,10 @@ def select_layers(
     num_kernels = options.get("num_kernels", inspect.signature(FDConv2d).parameters["num_kernels"].default)
     layers = find_plain_layers(model)
     _check_names(model, rules, layers)
-    chosen: dict[nn.Module, list[str]] = {}
-    reasons: dict[nn.Module, str] = {}
+    chosen: dict[PlainLayer, list[str]] = {}
+    reasons: dict[PlainLayer, str] = {}
 
-    def skip(layer: nn.Module, reason: str) -> None:
+    def skip(layer: PlainLayer, reason: str) -> None:
         names = layers[layer]
         if rules.names_exactly(names):
             raise ValueError(f"{names[0]!r} cannot become an FDConv layer: {reason}.")
@@ -178,7 +182,7 @@ def group_by_reason(skipped: Sequence[SkippedLayer], limit: int = 4) -> list[str
     ]
 
 
-def _check_names(model: nn.Module, rules: Rules, layers: dict[nn.Module, list[str]]) -> None:
+def _check_names(model: nn.Module, rules: Rules, layers: dict[PlainLayer, list[str]]) -> None:
     """Check that names without wildcards are those of layers; a typo would pass unnoticed."""
     known = {name for names in layers.values() for name in names}
     known |= {name for names in find_layers(model, DYNAMIC_KINDS).values() for name in names}

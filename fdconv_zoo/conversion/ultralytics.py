@@ -12,6 +12,7 @@ from torch import nn
 from fdconv_zoo.conversion.convert import convert_model
 from fdconv_zoo.errors import WeightsError, first_of
 from fdconv_zoo.layers import FDConv2d, FDLinear
+from fdconv_zoo.layers.dynamic_kernel import DynamicKernel
 from fdconv_zoo.layers.replace import find_layers
 
 
@@ -49,7 +50,7 @@ def convert_ultralytics(
     convert_model(model, select=wanted, dry_run=dry_run, **rules)
     if not dry_run:
         # Not a closure, which cannot be pickled with the network. Saved networks refer to `_fuse` by its name.
-        model.fuse = partial(_fuse, model)
+        vars(model)["fuse"] = partial(_fuse, model)
     return model
 
 
@@ -79,7 +80,9 @@ class ConvertingTrainer:
         Raises:
             WeightsError: ``weights`` has FDConv layers that this trainer does not make; names them.
         """
-        model = convert_ultralytics(super().get_model(cfg=cfg, weights=weights, verbose=verbose), **self.conversion)
+        # The trainer, the next class in the order of bases, has the method.
+        plain = super().get_model(cfg=cfg, weights=weights, verbose=verbose)  # type: ignore[misc]
+        model: Any = convert_ultralytics(plain, **self.conversion)
         trained = _dynamic_layers(weights) if isinstance(weights, nn.Module) else {}
         if trained:
             _check_layers(trained, _dynamic_layers(model))
@@ -87,12 +90,12 @@ class ConvertingTrainer:
         return model
 
 
-def _fuse(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+def _fuse(model: Any, *args: Any, **kwargs: Any) -> nn.Module:
     """Prepare blocks of an FDConv layer and a BatchNorm for inference, then call the network's own ``fuse()``."""
     for block in list(model.modules()):
-        parts = getattr(block, "conv", None), getattr(block, "bn", None)
-        if isinstance(parts[0], FDConv2d) and isinstance(parts[1], nn.BatchNorm2d) and hasattr(block, "act"):
-            block.conv = nn.Sequential(*parts)
+        conv, norm = getattr(block, "conv", None), getattr(block, "bn", None)
+        if isinstance(conv, FDConv2d) and isinstance(norm, nn.BatchNorm2d) and hasattr(block, "act"):
+            block.conv = nn.Sequential(conv, norm)
             del block.bn  # the network's own fuse() passes over blocks without
             block.forward = block.forward_fuse
     return type(model).fuse(model, *args, **kwargs)
@@ -103,11 +106,12 @@ def _merges_convolutions(block: nn.Module) -> bool:
     return hasattr(block, "fuse_convs") or (hasattr(block, "fuse") and hasattr(block, "conv1"))
 
 
-def _dynamic_layers(model: nn.Module) -> dict[str, nn.Module]:
-    return {names[0]: layer for layer, names in find_layers(model, (FDConv2d, FDLinear)).items()}
+def _dynamic_layers(model: nn.Module) -> dict[str, DynamicKernel]:
+    layers: dict[DynamicKernel, list[str]] = find_layers(model, (FDConv2d, FDLinear))
+    return {names[0]: layer for layer, names in layers.items()}
 
 
-def _check_layers(trained: Mapping[str, nn.Module], made: Mapping[str, nn.Module]) -> None:
+def _check_layers(trained: Mapping[str, DynamicKernel], made: Mapping[str, DynamicKernel]) -> None:
     """Check that FDConv layers have counterparts, because Ultralytics silently drops weights that do not fit."""
     if missing := trained.keys() - made.keys():
         problem = f"has FDConv layers where the trainer has none: {first_of(sorted(missing))}"
@@ -118,7 +122,7 @@ def _check_layers(trained: Mapping[str, nn.Module], made: Mapping[str, nn.Module
     raise WeightsError(f"The network to start from {problem}. Give the trainer the `conversion` it was trained with.")
 
 
-def _options(layer: nn.Module) -> tuple[int, bool, bool, bool]:
+def _options(layer: DynamicKernel) -> tuple[int, bool, bool, bool]:
     """What decides which parameters a layer has, besides its channels: those of a head follow the classes."""
-    parts = (layer.ksm.global_branch, layer.ksm.local_branch, getattr(layer, "fbm", None))
-    return (layer.fdw.num_kernels, *(part is not None for part in parts))
+    ksm = layer.ksm
+    return layer.fdw.num_kernels, ksm.global_branch is not None, ksm.local_branch is not None, layer.fbm is not None

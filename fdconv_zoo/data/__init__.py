@@ -6,10 +6,15 @@ first access.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fdconv_zoo.data.image import open_image
 from fdconv_zoo.errors import DataError
+
+if TYPE_CHECKING:
+    from fdconv_zoo.data.dataset import ImageDataset, StreamedImageDataset
+    from fdconv_zoo.data.loading import ImageData, load_image_data
+    from fdconv_zoo.data.sources import SAMPLE
 
 _LAZY = {
     "SAMPLE": "sources",

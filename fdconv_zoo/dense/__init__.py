@@ -4,7 +4,11 @@
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fdconv_zoo.dense.detection.model import Detector
+    from fdconv_zoo.dense.segmentation.model import Segmenter
 
 _LAZY = {"Detector": "detection.model", "Segmenter": "segmentation.model"}
 

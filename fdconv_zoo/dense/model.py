@@ -5,13 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 from huggingface_hub import ModelCard
-from torch import nn
 
 from fdconv_zoo.dense.backbone import Backbone
 from fdconv_zoo.dense.saved_model import SavedModel
 
 
-class DenseModel(nn.Module, SavedModel):
+class DenseModel(SavedModel):
     """A network for dense prediction on a timm backbone, which timm's optimizers can group by layer."""
 
     @property

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import PyTorchModelHubMixin, constants
+from torch import nn
 
 from fdconv_zoo.errors import WeightsError
 from fdconv_zoo.store import check_finite, load_strictly, read_checkpoint
@@ -16,8 +17,8 @@ Model = TypeVar("Model", bound="SavedModel")
 _FILES = (constants.CONFIG_NAME, constants.SAFETENSORS_SINGLE_FILE)
 
 
-class SavedModel(PyTorchModelHubMixin):
-    """The Hub mixin for ``nn.Module``, with errors that say what is wrong with a folder.
+class SavedModel(nn.Module, PyTorchModelHubMixin):
+    """A module with the Hub's mixin, and with errors that say what is wrong with a folder.
 
     Attributes:
         config: The arguments to build the model again, as JSON values. Subclasses set it.
@@ -25,7 +26,7 @@ class SavedModel(PyTorchModelHubMixin):
 
     config: dict[str, Any]
 
-    def save_pretrained(self, save_directory: str | Path, *, config: dict | None = None, **kwargs: Any) -> str | None:
+    def save_pretrained(self, save_directory: str | Path, *, config: Any = None, **kwargs: Any) -> str | None:
         """Write ``config.json``, ``model.safetensors`` and, unless it exists, ``README.md`` to a folder."""
         return super().save_pretrained(save_directory, config=config or self.config, **kwargs)
 

@@ -110,12 +110,12 @@ def _load(entry: Entry) -> str:
 
 def _status(entry: Entry) -> str:
     if entry.status == "trained":
-        start = f"the weights of {_link(entry.source)}, converted" if entry.source else "random weights"
+        start = f"the weights of {_source(entry)}, converted" if entry.source else "random weights"
         return f"**Trained** as an FDConv network, from {start}."
     if entry.status == "recipe only":
         return "**A recipe, without weights.** The model is built with random weights, ready to train."
     return (
-        f"**Converted, not trained.** These are the weights of {_link(entry.source)}. FDConv's own parameters have not "
+        f"**Converted, not trained.** These are the weights of {_source(entry)}. FDConv's own parameters have not "
         "been trained: every modulator starts at exactly 1, so the model computes what the plain one computes, up "
         "to float rounding, and takes longer. It is a start for fine-tuning, not an improvement by itself."
     )
@@ -125,7 +125,7 @@ def _data(entry: Entry, data: list[Dataset]) -> str:
     titles = ", then ".join(dataset.title for dataset in data)
     if entry.status == "converted, not trained":
         known = f" on {titles}" if titles else ""
-        return f"{_link(entry.source)} was trained{known} by its authors, as a plain network. Nothing was trained here."
+        return f"{_source(entry)} was trained{known} by its authors, as a plain network. Nothing was trained here."
     return f"Data: {titles or 'see the recipe'}."
 
 
@@ -141,7 +141,7 @@ def _recipe_status(entry: Entry, name: str) -> str:
 def _same_results(entry: Entry) -> str:
     if entry.status != "converted, not trained":
         return ""
-    return f"; what the card of {_link(entry.source)} reports holds for this model too: it computes the same function"
+    return f"; what the card of {_source(entry)} reports holds for this model too: it computes the same function"
 
 
 def _limits(entry: Entry, data: list[Dataset]) -> list[str]:
@@ -167,7 +167,7 @@ def _licence(entry: Entry) -> str:
     licence = f"[{known.title}]({known.link})" if known.link else known.title
     if entry.status == "recipe only":
         return f"This recipe is under {licence}."
-    return f"The weights are under {licence}" + (f", the licence of {_link(entry.source)}." if entry.source else ".")
+    return f"The weights are under {licence}" + (f", the licence of {_source(entry)}." if entry.source else ".")
 
 
 def citations(of_the_family: str | None) -> str:
@@ -180,8 +180,8 @@ def _row(dynamic: int, plain: int) -> tuple[Any, ...]:
     return quantity(dynamic), quantity(plain), more(dynamic, plain)
 
 
-def _link(hub_id: str) -> str:
-    return f"[{hub_id}](https://huggingface.co/{hub_id})"
+def _source(entry: Entry) -> str:
+    return f"[{entry.source}](https://huggingface.co/{entry.source})"
 
 
 def _one_line(text: str) -> str:

@@ -247,7 +247,7 @@ def timm_name(name: str) -> str:
 def _read(kind: Any, value: Any, key: str) -> Any:
     """Convert a YAML value to the type `kind`; `key` is its place in the file, empty for the whole file."""
     place = f"{key}: " if key else ""
-    if is_dataclass(kind):
+    if is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, Mapping):
             raise EntryError(f"{place}expected keys and values, found {value!r:.40}")
         types = get_type_hints(kind)

@@ -75,7 +75,7 @@ def render_run_card(
     return ModelCard(f"{str(card).rstrip()}\n")
 
 
-def licence_metadata(licence: str | None) -> dict[str, str | None]:
+def licence_metadata(licence: str | None) -> dict[str, Any]:
     """The keys of a card's metadata for a licence, by its identifier."""
     link = licence and find_licence(licence).link
     return {
@@ -96,6 +96,7 @@ def run_facts(run: RunRecord, architecture: str, *, metric: str, licence: str | 
     """
     family, source = _family(architecture), find_source(run)
     known = find_licence(licence) if licence else None
+    title = None if known is None else f"[{known.title}]({known.link})" if known.link else known.title
     return {
         "version": (run.flags.get("versions") or {}).get("fdconv_zoo", "of an unknown version"),
         "dataset": run.dataset,
@@ -109,7 +110,7 @@ def run_facts(run: RunRecord, architecture: str, *, metric: str, licence: str | 
             if run.is_last
             else f"The epoch is the one with the best {metric} on these images, so on others expect less."
         ),
-        "licence": _licence(run, source, known and (f"[{known.title}]({known.link})" if known.link else known.title)),
+        "licence": _licence(run, source, title),
         "citations": citations(family.citation if family else None),
     }
 

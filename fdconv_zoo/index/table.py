@@ -1,6 +1,7 @@
 """The page that lists all models: `models/README.md`."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import timm
 
@@ -72,8 +73,8 @@ def render_table(index: Mapping[str, Entry]) -> str:
 
 
 def _row(entries: list[tuple[str, Entry]]) -> str:
-    default = timm.get_pretrained_cfg(entries[0][1].architecture).tag
-    entries = sorted(entries, key=lambda named: named[1].tag != default)
+    default: Any = timm.get_pretrained_cfg(entries[0][1].architecture)
+    entries = sorted(entries, key=lambda named: named[1].tag != default.tag)
     costs = entries[0][1].costs
     sizes = ["x".join(map(str, entry.preprocessing.size[1:])) for _, entry in entries]
     weights = [f"[{entry.tag}]({name}.yaml)" for name, entry in entries if entry.tag and name == entry.model]

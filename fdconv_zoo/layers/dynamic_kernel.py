@@ -59,7 +59,7 @@ class DynamicKernel(TracedForScript):
             raise ValueError(f"The layer has {in_channels} input and {out_channels} output channels: at least 1 each.")
         if (dtype or torch.get_default_dtype()) not in COMPUTED:
             raise TypeError(f"dtype is {dtype}: FDConv layers take {', '.join(map(str, COMPUTED))}.")
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.fdw = FourierDisjointWeight(
             out_channels, in_channels // groups, kernel_size, num_kernels, stored_groups=stored_groups, **factory
         )
@@ -79,7 +79,7 @@ class DynamicKernel(TracedForScript):
         self.groups = groups
         self.path: Path | None = None
         self.keeps_kernels = False
-        self.bias = nn.Parameter(torch.empty(out_channels, **factory)) if bias else None
+        self.bias: Tensor | None = nn.Parameter(torch.empty(out_channels, **factory)) if bias else None
         self._reset_bias()
 
     def assemble(self, pooled: Tensor) -> Tensor:
@@ -163,14 +163,13 @@ class DynamicKernel(TracedForScript):
         if any(parameter.is_meta for parameter in parts.parameters()):
             parts = copy.deepcopy(parts).to_empty(device=device)
             for module in parts.modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+                _reset(module)
         for part in parts.values():  # last, since it zeroes what the parts within have drawn
-            part.reset_parameters()
+            _reset(part)
         return parts.state_dict()
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict, strict: bool,
+        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         """Read our own weights, the authors' and plain ones, in whatever model the layer is."""
@@ -192,13 +191,19 @@ class DynamicKernel(TracedForScript):
                     f"stands for one of {expected}."
                 )
         head = ours.get(prefix + "ksm.global_branch.kernel.bias")
-        found = self.fdw.num_kernels if head is None else len(head)
-        if found != self.fdw.num_kernels:
+        mixed = self.fdw.num_kernels if head is None else len(head)
+        if mixed != self.fdw.num_kernels:
             error_msgs.append(
-                f"size mismatch for {prefix.rstrip('.') or 'the layer'}: the checkpoint mixes {found} kernels, the "
-                f"layer {self.fdw.num_kernels}. Build the model with num_kernels={found}."
+                f"size mismatch for {prefix.rstrip('.') or 'the layer'}: the checkpoint mixes {mixed} kernels, the "
+                f"layer {self.fdw.num_kernels}. Build the model with num_kernels={mixed}."
             )
         state_dict.update(ours)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def _reset(module: nn.Module) -> None:
+    reset = getattr(module, "reset_parameters", None)
+    if reset is not None:
+        reset()

@@ -63,8 +63,9 @@ class FrequencyBandModulation(TracedForScript):
 
     def reset_parameters(self) -> None:
         """Make every band's weight 1."""
-        nn.init.zeros_(self.attention.weight)
-        nn.init.zeros_(self.attention.bias)
+        for parameter in (self.attention.weight, self.attention.bias):
+            if parameter is not None:
+                nn.init.zeros_(parameter)
 
     @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ class BandModulatedConv2d(nn.Conv2d, TracedForScript):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        factory = {"device": self.weight.device, "dtype": self.weight.dtype}
+        factory: dict[str, Any] = {"device": self.weight.device, "dtype": self.weight.dtype}
         self.fbm = FrequencyBandModulation(self.in_channels, band_edges, band_mask, **factory)
 
     @classmethod
@@ -138,7 +139,7 @@ class BandModulatedConv2d(nn.Conv2d, TracedForScript):
 
     def example_input(self) -> Tensor:
         """(2, I, H, W) of zeros, large enough for the kernel."""
-        return self.weight.new_zeros(2, self.in_channels, *example_size(self))
+        return self.weight.new_zeros(2, self.in_channels, *example_size(self.kernel_size, self.dilation))
 
     def extra_repr(self) -> str:
         """Settings that ``print(module)`` shows."""

@@ -6,7 +6,7 @@ For an image x with pooled features g = mean(x):
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from fdconv_zoo.layers.plain import check_plain, conv_arguments, example_size
 from fdconv_zoo.layers.precision import transform_dtype
 from fdconv_zoo.layers.programs import fx_leaf
 from fdconv_zoo.ops import POINTWISE, Geometry, pool
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 class FDConv2d(DynamicKernel):
@@ -54,7 +56,7 @@ class FDConv2d(DynamicKernel):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
@@ -76,14 +78,11 @@ class FDConv2d(DynamicKernel):
         plain = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device="meta"
         )
-        sizes = {name: getattr(plain, name) for name in ("kernel_size", "stride", "dilation")}
-        for name, size in sizes.items():
-            if len(size) != 2 or min(size) < 1:
-                raise ValueError(f"{name} is {size}: it must be a number, or a pair of numbers, of at least 1.")
+        geometry = {name: _pair(name, getattr(plain, name)) for name in ("kernel_size", "stride", "dilation")}
         super().__init__(
             in_channels,
             out_channels,
-            plain.kernel_size,
+            geometry["kernel_size"],
             groups,
             bias,
             num_kernels=num_kernels,
@@ -97,16 +96,16 @@ class FDConv2d(DynamicKernel):
         )
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = plain.kernel_size
-        self.stride = plain.stride
-        self.padding = plain.padding
-        self.dilation = plain.dilation
+        self.kernel_size = geometry["kernel_size"]
+        self.stride = geometry["stride"]
+        self.padding = plain.padding if isinstance(plain.padding, str) else _pair("padding", plain.padding, least=0)
+        self.dilation = geometry["dilation"]
         self.padding_mode = padding_mode
-        # What the convolution itself cannot pad ("same" may be lopsided) is padded before.
-        pads_itself = padding_mode == "zeros" and not isinstance(plain.padding, str)
-        self._explicit_padding = [0] * 4 if pads_itself else plain._reversed_padding_repeated_twice
-        padding = plain.padding if pads_itself else (0, 0)
-        self._geometry = Geometry(plain.kernel_size, plain.stride, padding, plain.dilation, groups)
+        if padding_mode == "zeros" and not isinstance(self.padding, str):
+            self._explicit_padding, own_padding = [0] * 4, self.padding
+        else:  # what the convolution itself cannot pad ("same" may be lopsided) is padded before
+            self._explicit_padding, own_padding = plain._reversed_padding_repeated_twice, (0, 0)
+        self._geometry = Geometry(**geometry, padding=own_padding, groups=groups)
         if fbm or (fbm is None and self.kernel_size == (3, 3)):
             self.fbm = FrequencyBandModulation(in_channels, band_edges, band_mask, device=device, dtype=dtype)
 
@@ -147,7 +146,13 @@ class FDConv2d(DynamicKernel):
 
     def example_input(self) -> Tensor:
         """(2, I, H, W) of zeros, large enough for the kernel."""
-        return self.fdw.spectrum.new_zeros(2, self.in_channels, *example_size(self))
+        return self.fdw.spectrum.new_zeros(2, self.in_channels, *example_size(self.kernel_size, self.dilation))
+
+
+def _pair(name: str, size: tuple[int, ...], least: int = 1) -> tuple[int, int]:
+    if len(size) != 2 or min(size) < least:
+        raise ValueError(f"{name} is {size}: it must be a number, or a pair of numbers, of at least {least}.")
+    return size
 
 
 class FDLinear(DynamicKernel):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -113,7 +113,7 @@ class FourierDisjointWeight(nn.Module):
         Returns:
             (B, O, I, a, b), in float32 or wider.
         """
-        spectrum = self.spectrum
+        spectrum: Tensor = self.spectrum
         # No FFT exists in bfloat16, and in float16 only for powers of two.
         spectrum = spectrum.float() if spectrum.dtype in (torch.bfloat16, torch.float16) else spectrum
         if kernel_attention is None:
@@ -158,7 +158,7 @@ class FourierDisjointWeight(nn.Module):
         return not torch.equal(self.group_index.cpu(), groups.to(self.group_index.dtype))
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict, strict: bool,
+        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         key = prefix + "group_index"

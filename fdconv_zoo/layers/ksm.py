@@ -6,7 +6,7 @@ modulators are ``2 * sigmoid(logit)``: a zero logit is an exact 1, so a fresh mo
 
 import math
 from contextlib import suppress
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 import torch.distributed as dist
@@ -76,7 +76,7 @@ class GlobalBranch(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden = max(in_channels // 16, 16)
         num_taps = kernel_size[0] * kernel_size[1]
         self.kernel_size = kernel_size
@@ -112,7 +112,7 @@ class GlobalBranch(nn.Module):
             modulators = modulators._replace(spatial=modulators.spatial.unflatten(1, self.kernel_size))
         return modulators
 
-    def tensors(self) -> tuple[list[Tensor | None], list[Tensor]]:
+    def tensors(self) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """Tensors and statistics that :func:`predict_modulators` takes, if that does the same as calling the branch.
 
         Raises:
@@ -124,12 +124,12 @@ class GlobalBranch(nn.Module):
         tensors = [reduce, *untouched(norm, FeatureNorm, 2), *untouched(self.act, StarReLU, 2)]
         # Without a momentum, running statistics are those of all batches alike.
         missing = any(tensor is None for tensor in (*tensors, *statistics))
-        if bias is not None or missing or norm.momentum is None:
+        if reduce is None or bias is not None or missing or norm.momentum is None:
             raise TouchedError
         hidden = reduce.shape[0]
         for head in (self.kernel, self.channel, self.filter, self.spatial):
             weight, bias = (None, None) if head is None else untouched(head, nn.Linear, 2)
-            if head is not None and (bias is None or weight.shape[1] != hidden):
+            if head is not None and (weight is None or bias is None or weight.shape[1] != hidden):
                 raise TouchedError
             tensors += (weight, bias)
         return tensors, statistics
@@ -182,7 +182,7 @@ class ChannelConv1d(nn.Conv1d):
         self.num_channels = num_channels
         self.groups_of_layer = groups
 
-    def forward(self, features: Tensor) -> LocalFactors:
+    def forward(self, features: Tensor) -> LocalFactors:  # type: ignore[override]  # not what nn.Conv1d returns
         """(B, G*I) to taps (num_features, 1, T) and windows (B, G, I, T)."""
         windows = neighbors(features, self.kernel_size[0], self.path).unflatten(1, (self.groups_of_layer, -1))
         return LocalFactors(taps=hand_on(self, self.weight), windows=windows)
@@ -283,7 +283,7 @@ class KernelSpatialModulation(nn.Module):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}: it must be a finite number above 0.")
         shape = (in_channels, out_channels, kernel_size)
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.global_branch = (
             GlobalBranch(*shape, num_kernels, temperature, kernel_temperature, **factory) if global_branch else None
         )
@@ -325,18 +325,23 @@ class KernelSpatialModulation(nn.Module):
         """
         check_calls()
         branch, local = self.global_branch, self.local_branch
-        if (branch is None and local is None) or pooled.dim() != 2 or not len(pooled):
+        part = branch if branch is not None or local is None else local.conv
+        if part is None or pooled.dim() != 2 or not len(pooled):
             raise TouchedError
-        path = choose_path(pooled.device, pooled.dtype, local.conv.path if branch is None else branch.path)
+        path = choose_path(pooled.device, pooled.dtype, part.path)
         batch_statistics = branch is not None and branch.norm.training and len(pooled) > 1
         is_differentiated = torch.is_grad_enabled()
         if path != "triton" and (path != "native" or is_differentiated or batch_statistics):
             raise TouchedError
-        tensors, statistics, numbers, sizes = [None] * 13, [None] * 3, [1.0, 1.0, 0.0, 0.0, 0.0], [0, 1, 1, 1]
+        tensors: list[Tensor | None] = [None] * 13
+        statistics: list[Tensor | None] = [None] * 3
+        numbers, sizes = [1.0, 1.0, 0.0, 0.0, 0.0], [0, 1, 1, 1]
         if branch is not None:
             tensors, statistics = branch.tensors()
             norm, sizes[2:] = branch.norm, branch.kernel_size
-            numbers[:3], numbers[4] = (branch.kernel_temperature, branch.temperature, norm.eps), norm.momentum
+            numbers[:3] = branch.kernel_temperature, branch.temperature, norm.eps
+            if norm.momentum is not None:
+                numbers[4] = norm.momentum
         if local is not None:
             tensors += local.tensors()
             numbers[3], sizes[:2] = local.norm.eps, (local.conv.kernel_size[0], local.conv.groups_of_layer)
@@ -349,7 +354,7 @@ class KernelSpatialModulation(nn.Module):
         kernel, channel, filter_, spatial, windows = predict_modulators(
             pooled, tensors, statistics, numbers, sizes, batch_statistics=batch_statistics, path=path
         )
-        if local is None:
+        if local is None or windows is None:
             return KernelModulators(kernel, channel, filter_, spatial)
         taps = hand_through(self, hand_on(local.conv, local.conv.weight))
         return KernelModulators(kernel, channel, filter_, spatial, LocalFactors(taps, windows))

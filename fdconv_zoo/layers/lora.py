@@ -5,6 +5,7 @@ DFT is separable: the spectrum of ``B @ A`` is ``fft(B) @ rfft(A)``, two small t
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class LowRankUpdate(nn.Module):
     def __init__(self, fdw: FourierDisjointWeight, rank: int, alpha: float) -> None:
         super().__init__()
         out_channels, in_channels, height, width = fdw.kernel_shape
-        factory = {"device": fdw.spectrum.device, "dtype": fdw.spectrum.dtype}
+        factory: dict[str, Any] = {"device": fdw.spectrum.device, "dtype": fdw.spectrum.dtype}
         self.scale = alpha / rank / fdw.scale
         self.down = nn.Parameter(torch.empty(rank, in_channels * width, **factory))  # A (r, C)
         self.up = nn.Parameter(torch.zeros(out_channels * height, rank, **factory))  # B (R, r)

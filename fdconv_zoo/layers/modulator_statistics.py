@@ -88,6 +88,7 @@ class ModulatorObserver:
                 count = values.shape[1]
                 self._add(layer, modulator, (values - values.new_ones(()) / count) * count)  # exactly 0 if neutral
             elif isinstance(values, LocalFactors):
+                assert ksm.local_branch is not None  # it has predicted them
                 for factors in _assemble(values, ksm.local_branch.kernel_size):
                     self._add(layer, modulator, factors - 1)
             else:
@@ -120,7 +121,7 @@ class _Moments:
     def __init__(self, has_pixels: bool) -> None:
         self.has_pixels = has_pixels
         self.images = 0
-        self.squares = self.saturated = self.between = self.within = self.center = 0.0
+        self.squares = self.saturated = self.between = self.within = self.center = torch.zeros(())
 
     def add(self, deviation: Tensor) -> None:
         """Add deviations (B, E, P): of E values for each image, at P pixels."""

@@ -7,19 +7,21 @@ from fdconv_zoo.layers.fbm import BandModulatedConv2d, FrequencyBandModulation
 from fdconv_zoo.layers.fdw import FourierDisjointWeight
 from fdconv_zoo.layers.ksm import KernelSpatialModulation
 
-_PARTS = FourierDisjointWeight | KernelSpatialModulation | FrequencyBandModulation
+Modulator = KernelSpatialModulation | FrequencyBandModulation
+Head = nn.Linear | nn.Conv1d | nn.Conv2d
+Part = FourierDisjointWeight | Modulator
 
 
-def find_modulators(model: nn.Module) -> list[nn.Module]:
+def find_modulators(model: nn.Module) -> list[Modulator]:
     """Find every KSM and FBM in the model, in the order of ``model.modules()``."""
-    return [m for m in model.modules() if isinstance(m, KernelSpatialModulation | FrequencyBandModulation)]
+    return [m for m in model.modules() if isinstance(m, Modulator)]
 
 
-def find_heads(modulator: nn.Module) -> list[nn.Module]:
+def find_heads(modulator: Modulator) -> list[Head]:
     """Find the layers of a KSM or an FBM that predict logits: those that start at zero."""
     if isinstance(modulator, FrequencyBandModulation):
         return [modulator.attention]
-    heads = []
+    heads: list[Head | None] = []
     if (branch := modulator.global_branch) is not None:
         heads += [branch.channel, branch.filter, branch.spatial, branch.kernel]
     if modulator.local_branch is not None:
@@ -37,7 +39,7 @@ def name_layers(model: nn.Module) -> dict[nn.Module, str]:
     names: dict[nn.Module, str] = {}
     for name, module in model.named_modules():
         if isinstance(module, DynamicKernel | BandModulatedConv2d):
-            names.update({part: name for part in module.children() if isinstance(part, _PARTS)})
-        elif isinstance(module, _PARTS):
+            names.update({part: name for part in module.children() if isinstance(part, Part)})
+        elif isinstance(module, Part):
             names.setdefault(module, name)
     return names

@@ -68,9 +68,9 @@ def param_groups(
     for name, value in (("lr", lr), ("weight_decay", weight_decay), ("layer_decay", layer_decay)):
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name} is {value}: it must be a finite number of at least 0.")
-    for name, value in (("spectrum_lr", spectrum_lr), ("modulator_lr", modulator_lr)):
-        if value != "auto" and (isinstance(value, str) or not 0 <= value < math.inf):
-            raise ValueError(f"{name} is {value!r}: it must be a finite number of at least 0, or 'auto'.")
+    for name, factor in (("spectrum_lr", spectrum_lr), ("modulator_lr", modulator_lr)):
+        if factor != "auto" and (isinstance(factor, str) or not 0 <= factor < math.inf):
+            raise ValueError(f"{name} is {factor!r}: it must be a finite number of at least 0, or 'auto'.")
     model = _unwrap(model)
     groups = _timm_groups(model, weight_decay, layer_decay, no_weight_decay)
     groups = _split_off(groups, _spectrum_changes(model, spectrum_lr, optimizer))
@@ -86,8 +86,8 @@ def _unwrap(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, DistributedDataParallel | DataParallel):
             model = model.module
-        elif hasattr(model, "_orig_mod"):  # of torch.compile
-            model = model._orig_mod
+        elif isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):  # of torch.compile
+            model = compiled
         else:
             return model
 
@@ -112,7 +112,7 @@ def _spectrum_changes(model: nn.Module, factor: Factor, optimizer: str) -> dict[
 
 def _spectrum(fdw: FourierDisjointWeight) -> Tensor:
     if parametrize.is_parametrized(fdw, "spectrum"):  # add_lora
-        return fdw.parametrizations.spectrum.original
+        return fdw.get_parameter("parametrizations.spectrum.original")
     return fdw.spectrum
 
 

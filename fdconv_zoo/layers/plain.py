@@ -1,9 +1,12 @@
 """The plain layers that FDConv stands for."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
+
+PlainLayer = nn.Conv2d | nn.Linear
 
 _CONV_ARGUMENTS = (
     "in_channels",
@@ -22,10 +25,9 @@ def conv_arguments(conv: nn.Module) -> dict[str, Any]:
     return {name: getattr(conv, name) for name in _CONV_ARGUMENTS} | {"bias": conv.bias is not None}
 
 
-def example_size(conv: nn.Module) -> tuple[int, int]:
+def example_size(kernel_size: Sequence[int], dilation: Sequence[int]) -> tuple[int, int]:
     """A height and a width that are large enough for a convolution's kernel."""
-    reach = (dilation * (taps - 1) + 1 for dilation, taps in zip(conv.dilation, conv.kernel_size, strict=True))
-    height, width = (8 + length for length in reach)
+    height, width = (9 + rate * (taps - 1) for rate, taps in zip(dilation, kernel_size, strict=True))
     return height, width
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes of weights
 
 
-def no_autocast(device_type: str) -> AbstractContextManager:
+def no_autocast(device_type: str) -> AbstractContextManager[object]:
     """A context in which operations keep the dtype they are given."""
     # Entering torch.autocast costs as much as several small operations.
     return torch.autocast(device_type, enabled=False) if _autocasts(device_type) else nullcontext()

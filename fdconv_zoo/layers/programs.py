@@ -3,19 +3,19 @@
 import copy
 from collections.abc import Callable
 from functools import wraps
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-Forward = Callable[[nn.Module, Tensor], Tensor]
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
-def fx_leaf(forward: Forward) -> Forward:
+def fx_leaf(forward: Callable[[Layer, Tensor], Tensor]) -> Callable[[Layer, Tensor], Tensor]:
     """Decorate a layer's ``forward`` so that symbolic tracing, by whatever tracer, keeps the layer as one node."""
 
     @wraps(forward)
-    def forward_or_leaf(self: nn.Module, x: Tensor) -> Tensor:
+    def forward_or_leaf(self: Layer, x: Tensor) -> Tensor:
         if isinstance(x, torch.fx.Proxy):
             if self is x.tracer.root:
                 raise torch.fx.proxy.TraceError(

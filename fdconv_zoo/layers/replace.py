@@ -2,10 +2,10 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fdconv_zoo.layers import (
     BandModulatedConv2d,
@@ -14,7 +14,7 @@ from fdconv_zoo.layers import (
     FrequencyBandModulation,
     KernelSpatialModulation,
 )
-from fdconv_zoo.layers.plain import conv_arguments
+from fdconv_zoo.layers.plain import PlainLayer, conv_arguments
 
 # The settings of an FDConv layer beyond those of the plain one it stands for.
 LAYER_OPTIONS = frozenset(
@@ -25,12 +25,15 @@ LAYER_OPTIONS = frozenset(
 
 PLAIN_KINDS = (nn.Conv2d, nn.Linear)
 DYNAMIC_KINDS = (FDConv2d, FDLinear, BandModulatedConv2d)
+DynamicLayer = FDConv2d | FDLinear | BandModulatedConv2d
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 # What lies inside these is part of FDConv itself.
 _OWN = (*DYNAMIC_KINDS, FrequencyBandModulation, KernelSpatialModulation)
 
 
-def replace_layers(model: nn.Module, select: Callable[[str, nn.Module], bool], **options: Any) -> list[str]:
+def replace_layers(model: nn.Module, select: Callable[[str, PlainLayer], bool], **options: Any) -> list[str]:
     """Turn the selected ``nn.Conv2d`` and ``nn.Linear`` layers of a model into FDConv layers.
 
     The model computes the same function as before, to float rounding.
@@ -52,9 +55,9 @@ def replace_layers(model: nn.Module, select: Callable[[str, nn.Module], bool], *
     return list(selected.values())
 
 
-def find_layers(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[nn.Module, list[str]]:
+def find_layers(model: nn.Module, kinds: tuple[type[Layer], ...]) -> dict[Layer, list[str]]:
     """The layers of some kinds, each with all its names, besides the parts of FDConv layers."""
-    found: dict[nn.Module, list[str]] = {}
+    found: dict[Layer, list[str]] = {}
     inside = None
     for name, module in model.named_modules(remove_duplicate=False):
         if inside is not None and name.startswith(inside):
@@ -67,13 +70,13 @@ def find_layers(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[nn
     return found
 
 
-def find_plain_layers(model: nn.Module) -> dict[nn.Module, list[str]]:
+def find_plain_layers(model: nn.Module) -> dict[PlainLayer, list[str]]:
     """The convolutions and linear layers that are not FDConv, with all their names."""
-    found = find_layers(model, PLAIN_KINDS)
+    found: dict[PlainLayer, list[str]] = find_layers(model, PLAIN_KINDS)
     return {layer: names for layer, names in found.items() if not isinstance(layer, DYNAMIC_KINDS)}
 
 
-def make_dynamic(layers: Mapping[nn.Module, str], **options: Any) -> dict[nn.Module, FDConv2d | FDLinear]:
+def make_dynamic(layers: Mapping[PlainLayer, str], **options: Any) -> dict[PlainLayer, FDConv2d | FDLinear]:
     """Build FDConv layers of the same function; weights that were one parameter are one parameter again.
 
     Args:
@@ -85,8 +88,8 @@ def make_dynamic(layers: Mapping[nn.Module, str], **options: Any) -> dict[nn.Mod
         TypeError: a subclass has its own forward; the message names the layer.
         ValueError: an option does not fit a layer; the message names the layer.
     """
-    dynamic = {}
-    spectra: dict[nn.Parameter, nn.Parameter] = {}
+    dynamic: dict[PlainLayer, FDConv2d | FDLinear] = {}
+    spectra: dict[Tensor, nn.Parameter] = {}
     for layer, name in layers.items():
         try:
             new = _to_dynamic(layer, options)
@@ -99,20 +102,20 @@ def make_dynamic(layers: Mapping[nn.Module, str], **options: Any) -> dict[nn.Mod
     return dynamic
 
 
-def bare_twin(layer: nn.Module, dtype: torch.dtype) -> nn.Conv2d | nn.Linear:
+def bare_twin(layer: nn.Module, dtype: torch.dtype) -> PlainLayer:
     """The plain layer of the same shape and settings, without memory for its parameters (on the meta device).
 
     Args:
         layer: plain or FDConv.
         dtype: of the twin's parameters.
     """
-    factory = {"device": "meta", "dtype": dtype}
+    factory: dict[str, Any] = {"device": "meta", "dtype": dtype}
     if isinstance(layer, nn.Linear | FDLinear):
         return nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, **factory)
     return nn.Conv2d(**conv_arguments(layer), **factory)
 
 
-def swap_layers(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
+def swap_layers(model: nn.Module, replacements: Mapping[Any, nn.Module]) -> nn.Module:
     """Put layers in the places of others, under all their names.
 
     Returns:
@@ -126,7 +129,7 @@ def swap_layers(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -
     return replacements.get(model, model)
 
 
-def _to_dynamic(layer: nn.Conv2d | nn.Linear, options: dict[str, Any]) -> FDConv2d | FDLinear:
+def _to_dynamic(layer: PlainLayer, options: dict[str, Any]) -> FDConv2d | FDLinear:
     if isinstance(layer, nn.Conv2d):
         return FDConv2d.from_conv(layer, **options)
     known = inspect.signature(FDLinear).parameters

@@ -16,7 +16,7 @@ import math
 from typing import NamedTuple
 
 from timm.optim import get_optimizer_info
-from torch import nn
+from torch import Tensor
 
 from fdconv_zoo.layers.fdw import FourierDisjointWeight
 
@@ -81,7 +81,7 @@ def spectrum_change(fdw: FourierDisjointWeight, optimizer: str) -> Change:
     return Change(rate, factor**-rule.decay / _extra_decay(name, rate))
 
 
-def head_change(weight: nn.Parameter, optimizer: str) -> Change:
+def head_change(weight: Tensor, optimizer: str) -> Change:
     """Settings that move a modulator's logits alike whatever the number of features they are a sum of.
 
     Args:

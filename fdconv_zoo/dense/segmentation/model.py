@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from fdconv_zoo.dense.segmentation.losses import PixelLosses
 from fdconv_zoo.dense.segmentation.per_pixel import DECODERS as PER_PIXEL
 from fdconv_zoo.dense.segmentation.per_pixel import PerPixelNetwork
 from fdconv_zoo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fdconv_zoo.dense.segmentation.mask2former import Mask2Former
 
 DECODERS = (*PER_PIXEL, "mask2former")
 
@@ -64,6 +67,8 @@ class Segmenter(
     Raises:
         ConfigError: a name is unknown, arguments do not fit, or the weights could not be loaded.
     """
+
+    network: "PerPixelNetwork | Mask2Former"
 
     def __init__(
         self,
