@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from fdconv_zoo.analysis.findings import Finding
-from fdconv_zoo.analysis.kernels import disjoint_similarity, group_map, mirrored_pairs
+from fdconv_zoo.analysis.kernels import Array, disjoint_similarity, group_map, largest_similarity, mirrored_pairs
 from fdconv_zoo.analysis.observe import find_dynamic_layers
 from fdconv_zoo.errors import first_of
 from fdconv_zoo.layers import FDConv2d, FDLinear
@@ -78,8 +78,10 @@ def check_groups(model: nn.Module) -> list[Finding]:
     findings = [Finding("groups", "fault", what, tuple(of), remedy=_REGROUP) for what, of in damaged.items()]
     if overlapping:
         worst = max(overlapping.values())
+        similar = max(_largest(disjoint_similarity(layers[name])) for name in overlapping)
         message = (
-            f"groups overlap: by radius, up to {100 * worst:.1f} % of a layer's coefficients belong to another one"
+            f"groups overlap: by radius, up to {100 * worst:.1f} % of a layer's coefficients belong to another one; "
+            f"kernels have cosine similarities of up to {similar:.1e}"
         )
         findings.append(Finding("groups", "fault", message, tuple(overlapping), worst, 0.0, _REGROUP))
     if unequal:
@@ -94,19 +96,17 @@ def check_groups(model: nn.Module) -> list[Finding]:
 def check_kernels(model: nn.Module) -> list[Finding]:
     """Find disjoint kernels that are similar.
 
-    Where groups are consecutive in radius, the two halves of a sinusoid on either side of a border are not counted.
+    The two halves of a sinusoid, on either side of the border between two groups, are not counted. Layers whose groups
+    are damaged or overlap are left to `check_groups`.
     """
     found: dict[str, float] = {}
     largest = 0.0  # with those halves
     for name, layer in find_dynamic_layers(model).items():
-        if _find_damage(layer):
-            continue  # a finding about groups
-        similarity = np.abs(np.nan_to_num(disjoint_similarity(layer)))
-        np.fill_diagonal(similarity, 0)
-        largest = max(largest, float(similarity.max()))
-        if not _misplaced(layer):
-            similarity[mirrored_pairs(layer)] = 0
-        found[name] = float(similarity.max())
+        if _find_damage(layer) or _misplaced(layer):
+            continue
+        similarity = disjoint_similarity(layer)
+        largest = max(largest, _largest(similarity))
+        found[name] = _largest(np.where(mirrored_pairs(layer), 0, similarity))
     worst = max(found.values(), default=0.0)
     if similar := tuple(name for name, value in found.items() if value > SIMILAR):
         return [
@@ -145,8 +145,8 @@ def check_norm_statistics(model: nn.Module) -> list[Finding]:
             Finding(
                 "norm",
                 "fault",
-                "KSM's BatchNorm has the mean 0 and the variance 1 of a fresh layer, though modulators were trained: its "
-                "features are not normalized, and nearly the same for all images",
+                "KSM's BatchNorm has the mean 0 and the variance 1 of a fresh layer, though modulators were trained: "
+                "its features are not normalized, and nearly the same for all images",
                 tuple(fresh),
                 remedy="Do not freeze KSM's BatchNorm with the backbone's: --norm frozen replaces it by one that "
                 "follows the images, in your own loop fdconv_zoo.training.norms.set_norm(model, 'frozen'). With one "
@@ -179,6 +179,11 @@ def _is_used(branch: GlobalBranch) -> bool:
     """Whether a head has left zero: without one, what its norm does has no effect."""
     heads = (branch.channel, branch.filter, branch.spatial, branch.kernel)
     return any(bool(value.any()) for head in heads if head is not None for value in head.parameters())
+
+
+def _largest(similarity: Array) -> float:
+    """The largest off the diagonal; 0 if there is none, or if kernels are zero."""
+    return float(np.nan_to_num(largest_similarity(similarity)))
 
 
 def _find_damage(layer: FDConv2d | FDLinear) -> str | None:

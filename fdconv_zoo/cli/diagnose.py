@@ -27,6 +27,7 @@ from fdconv_zoo.layers.modulator_statistics import ModulatorObserver, ModulatorS
 from fdconv_zoo.store.build import build_model, image_mode, resolve_preprocessing
 from fdconv_zoo.store.files import write_text
 from fdconv_zoo.store.names import CONFIG_FILE, LOCAL
+from fdconv_zoo.training.learning_log import NAME, read_learning
 
 _WIDTH = 100  # of a line, where the output is no terminal
 _COLUMN = 22  # where findings begin
@@ -115,13 +116,11 @@ def _read_records(name: str) -> tuple[dict[str, Any], list[dict[str, Any]], bool
     flags = read_run(name)
     if not flags:
         return {}, [], False
-    from fdconv_zoo.training.learning_log import read_learning  # needs the libraries of training, as the run did
-
     folder = Path(name.removeprefix(LOCAL))
     run = folder.parent if folder.name == "last" else folder
     learning = read_learning(run)
     if not all(isinstance(row, dict) and {"update", "parts", "modulators"} <= row.keys() for row in learning):
-        raise ConfigError(f"{run / 'learning.jsonl'}: it does not hold what --watch measures; remove or restore it")
+        raise ConfigError(f"{run / NAME}: it does not hold what --watch measures; remove or restore it")
     try:
         rows = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         updates = [json.loads(row)["update"] for row in rows]
