@@ -57,6 +57,10 @@ class MismatchError(UserError, RuntimeError):
     """A model does not compute what it should: its measured costs would mean nothing."""
 
 
+class DiagnosisError(UserError):
+    """FDConv does not work in a model; what was found, with its remedy, is printed."""
+
+
 class Terminated(BaseException):
     """SIGTERM asked a run to end. The message says when, and how to continue.
 

@@ -33,6 +33,9 @@ COMMANDS = {
     "detect": Command("detect", "Train or evaluate a network that finds objects, their boxes and masks.", "dense"),
     "predict": Command("commands", "Print the classes of images, or draw what is in images and videos."),
     "visualize": Command("visualize", "Write a report on what FDConv does in a model, with pictures.", "analysis"),
+    "diagnose": Command(
+        "diagnose", "Check a model or a run for the ways in which FDConv fails, with remedies.", "train"
+    ),
     "convert": Command("convert", "Convert a weights file of another project into a folder that timm loads."),
     "export": Command("export", "Export a model to ONNX, and check the result.", "export"),
     "publish": Command("publish", "Publish a model on the Hugging Face Hub."),

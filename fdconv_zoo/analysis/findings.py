@@ -1,0 +1,37 @@
+"""What a check of `fdconv-zoo diagnose` has found."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["fault", "warning", "note", "ok"]
+SEVERITIES: tuple[Severity, ...] = ("fault", "warning", "note", "ok")  # the worst first
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check has found.
+
+    Attributes:
+        check: Name of the check.
+        severity: ``"fault"``: a part of FDConv does not work. ``"warning"``: it may not work as well as it could.
+            ``"note"``: something could not be checked, or is not as usual. ``"ok"``: nothing is wrong.
+        message: What was found, in a sentence.
+        layers: Names of the layers that it was found in.
+        value: The worst value that was measured.
+        limit: What it was compared with.
+        remedy: What to do.
+    """
+
+    check: str
+    severity: Severity
+    message: str
+    layers: tuple[str, ...] = ()
+    value: float | None = None
+    limit: float | None = None
+    remedy: str = ""
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Sort findings by severity; those of the same severity keep their order."""
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
