@@ -3,7 +3,7 @@
 Functions that take ``kernels`` (n, O, I, a, b) also take those that other dynamic convolutions store.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ def kernel_similarity(kernels: Array | Tensor) -> Array:
     return _cosines(flat @ flat.T)
 
 
-def _cosines(products: Array) -> Array:
+def _cosines(products: NDArray[Any]) -> Array:
     """Cosine similarities from scalar products (n, n)."""
     norms = np.sqrt(products.diagonal())
     with np.errstate(invalid="ignore"):
@@ -118,7 +118,7 @@ def _mirrored_columns(layer: FDConv2d | FDLinear) -> list[int]:
     return [0, columns // 2] if columns % 2 == 0 else [0]
 
 
-def _mirror(columns: Array) -> Array:
+def _mirror(columns: NDArray[Any]) -> NDArray[Any]:
     """Put the value at frequency -u in the place of the one at u."""
     return np.roll(columns[::-1], 1, axis=0)
 
