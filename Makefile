@@ -23,7 +23,7 @@ app: $(VENV)/app
 
 # Uploads what is committed as the Space SPACE, such as me/fdconv.
 space: $(VENV)/installed
-	test -n "$(SPACE)"  # make space SPACE=me/fdconv
+	@test -n "$(SPACE)" || { echo "name the Space: make space SPACE=me/fdconv"; exit 1; }
 	rm -rf build/space
 	mkdir -p build/space
 	git archive HEAD app | tar -x -C build/space --strip-components 1

@@ -15,7 +15,6 @@ import gradio as gr
 import looking
 from checkpoints import Checkpoint, Checkpoints
 
-from fdconv_zoo.analysis.page import Table
 from fdconv_zoo.analysis.report import ABOUT_EDGES, ABOUT_MAPS, ABOUT_MODULATORS, ABOUT_MOVEMENT, ReportImage
 from fdconv_zoo.cli.entrance import run_command
 from fdconv_zoo.data import SAMPLE, load_image_data, open_image
@@ -31,6 +30,11 @@ _CSS = """
 .pictures figure {flex: 1 1 260px; max-width: 560px; margin: 0}
 .pictures img {width: 100%; border-radius: 6px; background: white}
 .pictures figcaption {font-size: 0.85em; text-align: center}
+.table {overflow: auto; max-height: 420px; margin-bottom: 1rem}
+.table table {border-collapse: collapse; font-size: 0.9em}
+.table caption {text-align: left; font-weight: 600}
+.table th, .table td {text-align: left; padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--border-color-primary)}
+.table tbody th {font-weight: 400}
 .upload img {width: 100%; height: 100%; object-fit: contain}
 @media (max-width: 500px) {.tab-container button {padding: 0 7px; font-size: 0.85rem}}
 """
@@ -50,17 +54,17 @@ def build(checkpoints: Checkpoints, examples: Sequence[str]) -> gr.Blocks:
     """
 
     def look(name: str, file: str | None, other_file: str | None, layer: str | None) -> Iterator[list]:
-        yield [gr.skip(), gr.skip(), *([None] * 8)]  # if something is wrong, results of what was there before are gone
+        yield [None, gr.skip(), *([None] * 7)]  # if something is wrong, results of what was there before are gone
         with explained():
             checkpoint = checkpoints.load(name)
             layers = looking.band_layers(checkpoint)
             layer = layer if layer in layers else next(iter(layers), None)
             images = read(checkpoint, file, other_file)
-            found = [looking.describe(checkpoint), gr.Dropdown(layers, value=layer)]
+            found = [looking.describe(checkpoint), layer_list(layers, layer)]
             if file:
                 found += [looking.classify(checkpoint, images[0]) or None, bands(checkpoint, images[0], layer)]
                 found += changes(checkpoint, images)
-            yield [*found, *([None] * (10 - len(found)))]
+            yield [*found, *([None] * (9 - len(found)))]
 
     def show_layer(name: str, file: str | None, layer: str | None) -> str | None:
         with explained():
@@ -73,7 +77,7 @@ def build(checkpoints: Checkpoints, examples: Sequence[str]) -> gr.Blocks:
             if not file:
                 raise gr.Error("Add an image first.", print_exception=False)
             found = looking.compare_with_plain(checkpoint, read(checkpoint, file, other_file))
-            return [found.summary, found.prediction or None, frame(found.figures), frame(found.layers)]
+            return [found.summary, found.prediction or None, looking.render_tables(found.figures, found.layers)]
 
     # All events share one limit: a model runs for one visitor at a time, since it is observed while it runs.
     one_at_a_time = dict(concurrency_limit=1, concurrency_id="model")
@@ -91,28 +95,25 @@ def build(checkpoints: Checkpoints, examples: Sequence[str]) -> gr.Blocks:
                 prediction = gr.Label(label="Prediction")
                 with gr.Tabs():
                     with gr.Tab("Bands"):
-                        layer = gr.Dropdown([], label="Layer")
-                        # The list is the checkpoint's, which may have changed since. `bands` checks the value.
-                        layer.preprocess = lambda value: value
+                        layer = layer_list([])
                         maps = gr.HTML()
                         explain(ABOUT_MAPS, ABOUT_EDGES)
                     with gr.Tab("Kernels"):
                         movement = gr.HTML()
                         explain(ABOUT_MOVEMENT)
                     with gr.Tab("Modulators"):
-                        modulators = table("Modulators of each layer")
+                        modulators = gr.HTML()
                         explain(ABOUT_MODULATORS)
                     with gr.Tab("Plain twin"):
                         gr.Markdown("The network with ordinary convolutions that is nearest to this one.")
                         start = gr.Button("Compare with the plain twin", variant="primary")
                         summary = gr.Markdown()
                         plain = gr.Label(label="Prediction of the plain twin")
-                        figures = table("Both models")
-                        deviations = table("Deviation of each layer's output")
-        twin = [summary, plain, figures, deviations]
+                        tables = gr.HTML()
+        twin = [summary, plain, tables]
         shown = [about, layer, prediction, maps, movement, modulators, *twin]
         gr.on(
-            [app.load, name.input, image.change, other.change],
+            [app.load, name.select, image.change, other.change],
             look,
             [name, image, other, layer],
             shown,
@@ -121,7 +122,7 @@ def build(checkpoints: Checkpoints, examples: Sequence[str]) -> gr.Blocks:
             show_progress_on=[prediction, maps, movement, modulators],
             **one_at_a_time,
         )
-        layer.input(show_layer, [name, image, layer], maps, api_name="show_layer", **one_at_a_time)
+        layer.select(show_layer, [name, image, layer], maps, api_name="show_layer", **one_at_a_time)
         start.click(compare, [name, image, other], twin, api_name="compare", **one_at_a_time)
     return app.queue(max_size=_WAITING)
 
@@ -160,7 +161,7 @@ def changes(checkpoint: Checkpoint, images: Sequence[ReportImage]) -> list:
     if len(images) == 1:
         return ["Add a second image to see how far the kernels move from one to the other.", None]
     picture = looking.draw_movement(checkpoint, *images)
-    return [looking.render_pictures([picture]), frame(looking.tabulate_modulators(checkpoint, images))]
+    return [looking.render_pictures([picture]), looking.render_tables(looking.tabulate_modulators(checkpoint, images))]
 
 
 def upload(file: str, label: str) -> gr.Image:
@@ -181,21 +182,16 @@ def upload(file: str, label: str) -> gr.Image:
     return field
 
 
+def layer_list(layers: Sequence[str], value: str | None = None) -> gr.Dropdown:
+    """Make the list of layers. It takes any name, since it may be of another checkpoint by now; `bands` checks it."""
+    return gr.Dropdown(layers, value=value, label="Layer", allow_custom_value=True)
+
+
 def explain(*texts: str) -> None:
     """Add texts that a click opens."""
     with gr.Accordion("What this shows", open=False):
         for text in texts:
             gr.Markdown(text)
-
-
-def table(label: str) -> gr.Dataframe:
-    """Make an empty table."""
-    return gr.Dataframe(label=label, interactive=False, max_height=420, buttons=[])
-
-
-def frame(content: Table) -> dict | None:
-    """Return a table as gradio takes it; None for an empty one."""
-    return {"headers": [*content.columns], "data": [[*row] for row in content.rows]} if content.rows else None
 
 
 def write_examples(folder: str | Path) -> list[str]:

@@ -106,7 +106,7 @@ def check_hub(source: str) -> None:
         HubError: neither is so.
     """
     repo_id = find_weights(source).repo_id
-    if constants.HF_HUB_OFFLINE or cached_files(repo_id):
+    if constants.HF_HUB_OFFLINE or any(True for _ in cached_files(repo_id)):
         return
     with explained(repo_id):
         get_session().head(constants.ENDPOINT, timeout=_PATIENCE)

@@ -216,6 +216,23 @@ def render_pictures(pictures: Sequence[Picture]) -> str:
     return f'<div class="pictures">{"".join(figures)}</div>'
 
 
+def render_tables(*tables: Table) -> str:
+    """Render tables as HTML, without those that are empty."""
+    return "".join(map(_render_table, filter(lambda table: table.rows, tables)))
+
+
+def _render_table(table: Table) -> str:
+    columns = "".join(f'<th scope="col">{escape(title)}</th>' for title in table.columns)
+    rows = (
+        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in others)}</tr>'
+        for first, *others in table.rows
+    )
+    content = (
+        f"<caption>{escape(table.caption)}</caption><thead><tr>{columns}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    )
+    return f'<div class="table" tabindex="0"><table>{content}</table></div>'  # a focus, to scroll it by keyboard
+
+
 def _best(checkpoint: Checkpoint, logits: Tensor, most: int) -> dict[str, float]:
     if not checkpoint.classes:
         return {}
