@@ -15,7 +15,7 @@ import gradio as gr
 import looking
 from checkpoints import Checkpoint, Checkpoints
 
-from fdconv_zoo.analysis.report import ABOUT_EDGES, ABOUT_MAPS, ABOUT_MODULATORS, ABOUT_MOVEMENT, ReportImage
+from fdconv_zoo.analysis.report import ABOUT_MAPS, ABOUT_MODULATORS, ABOUT_MOVEMENT, ReportImage
 from fdconv_zoo.cli.entrance import run_command
 from fdconv_zoo.data import SAMPLE, load_image_data, open_image
 from fdconv_zoo.errors import UserError
@@ -43,6 +43,12 @@ _INTRODUCTION = """# Frequency Dynamic Convolution
 A network with [FDConv](https://arxiv.org/abs/2503.18783) (CVPR 2025) assembles its kernels anew for every image, and
 weighs frequency bands at every pixel. Choose a checkpoint, drop an image, and see what its layers do with it.
 """
+_ABOUT_EDGES = (
+    "The title of a map has its band, in cycles per sample of the layer's input, and Spearman's rank correlation of the "
+    "map with the local gradient energy of the image. Where it is positive, the band is amplified at edges and texture; "
+    "where it is negative, in flat regions. Without a number, the map is the same at every pixel: before training, or "
+    "where the layer's input is too small to have frequencies in the band."
+)
 
 
 def build(checkpoints: Checkpoints, examples: Sequence[str]) -> gr.Blocks:
@@ -97,7 +103,7 @@ def build(checkpoints: Checkpoints, examples: Sequence[str]) -> gr.Blocks:
                     with gr.Tab("Bands"):
                         layer = layer_list([])
                         maps = gr.HTML()
-                        explain(ABOUT_MAPS, ABOUT_EDGES)
+                        explain(ABOUT_MAPS, _ABOUT_EDGES)
                     with gr.Tab("Kernels"):
                         movement = gr.HTML()
                         explain(ABOUT_MOVEMENT)
