@@ -33,7 +33,8 @@ _CSS = """
 .table {overflow: auto; max-height: 420px; margin-bottom: 1rem}
 .table table {border-collapse: collapse; font-size: 0.9em}
 .table caption {text-align: left; font-weight: 600}
-.table th, .table td {text-align: left; padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--border-color-primary)}
+.table th, .table td {text-align: left; padding: 0.25rem 0.6rem; border: 0 solid var(--border-color-primary)}
+.table th, .table td {border-bottom-width: 1px}
 .table tbody th {font-weight: 400}
 .upload img {width: 100%; height: 100%; object-fit: contain}
 @media (max-width: 500px) {.tab-container button {padding: 0 7px; font-size: 0.85rem}}
@@ -44,10 +45,10 @@ A network with [FDConv](https://arxiv.org/abs/2503.18783) (CVPR 2025) assembles 
 weighs frequency bands at every pixel. Choose a checkpoint, drop an image, and see what its layers do with it.
 """
 _ABOUT_EDGES = (
-    "The title of a map has its band, in cycles per sample of the layer's input, and Spearman's rank correlation of the "
-    "map with the local gradient energy of the image. Where it is positive, the band is amplified at edges and texture; "
-    "where it is negative, in flat regions. Without a number, the map is the same at every pixel: before training, or "
-    "where the layer's input is too small to have frequencies in the band."
+    "The title of a map has its band, in cycles per sample of the layer's input, and Spearman's rank correlation of "
+    "the map with the local gradient energy of the image. Where it is positive, the band is amplified at edges and "
+    "texture; where it is negative, in flat regions. Without a number, the map is the same at every pixel: before "
+    "training, or where the layer's input is too small to have frequencies in the band."
 )
 
 
