@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python
 
-.PHONY: demo demo-dense test sanitize lint help dist versions clean
+.PHONY: demo demo-dense app space test sanitize lint help dist versions clean
 
 demo: $(VENV)/installed
 	$(RUN) scripts/train.py --config models/resnet10s_fdconv.fashion_mnist.demo.yaml --output runs/demo --overwrite
@@ -16,6 +16,19 @@ demo-dense: $(VENV)/installed
 	$(RUN) scripts/detect.py --config models/resnet10s_fdconv.fashion_mnist.detect_canvases.yaml \
 		--output runs/demo-detect --overwrite
 	@echo "Pictures of truth and prediction: runs/demo-segment/pictures.png, runs/demo-detect/pictures.png"
+
+# The app of app/README.md; MODELS are models to offer besides the index, such as runs/mine.
+app: $(VENV)/app
+	$(RUN) app/app.py $(MODELS)
+
+# Uploads what is committed as the Space SPACE, such as me/fdconv.
+space: $(VENV)/installed
+	@test -n "$(SPACE)" || { echo "name the Space: make space SPACE=me/fdconv"; exit 1; }
+	rm -rf build/space
+	mkdir -p build/space
+	git archive HEAD app | tar -x -C build/space --strip-components 1
+	git archive HEAD fdconv_zoo models LICENSE | tar -x -C build/space
+	$(VENV)/bin/hf upload --repo-type space $(SPACE) build/space .
 
 test: $(VENV)/installed
 	$(RUN) -m pytest -n auto
@@ -57,4 +70,8 @@ clean:
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(VENV)/app: $(VENV)/installed
+	$(RUN) -m pip install --quiet --editable '.[app]'
 	touch $@

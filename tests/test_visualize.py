@@ -210,7 +210,7 @@ def test_models_without_bands_and_images_of_two_sizes():
 
 def test_pictures_of_gray_images_have_no_channels():
     pixels = torch.tensor([[[[-1.0, 0.0], [0.5, 9.0]]]])
-    np.testing.assert_allclose(visualize._as_picture(pixels, [0.5], [0.2]), [[0.3, 0.5], [0.6, 1]], atol=1e-6)
+    np.testing.assert_allclose(visualize.as_picture(pixels, [0.5], [0.2]), [[0.3, 0.5], [0.6, 1]], atol=1e-6)
 
 
 def test_a_single_layer_and_tokens():

@@ -35,7 +35,7 @@ Array = NDArray[np.floating]
 _MOST_LAYERS = 12  # of a kind, unless the user chooses
 _LONGEST_SIDE = 1024  # of the pictures of predictions, in pixels
 
-_ABOUT_EDGES = (
+ABOUT_EDGES = (
     "Frequency Band Modulation (FBM) splits a layer's input into frequency bands and multiplies each with a map. The "
     "table has Spearman's rank correlation of each map with the local gradient energy of the image, from -1 to 1, "
     "averaged over the images. Where it is positive, the band is amplified at edges and texture; where it is negative, "
@@ -43,23 +43,23 @@ _ABOUT_EDGES = (
     "layer's input is too small to have frequencies in the band. Bands are given in cycles per sample of the layer's "
     "input."
 )
-_ABOUT_MAPS = (
+ABOUT_MAPS = (
     "Red regions of a map amplify the band, blue ones weaken it. The scale is the layer's own. The spectrum of the "
     "layer's input is averaged over channels, before FBM and after it; dashed lines are the edges of the bands."
 )
-_ABOUT_KERNELS = (
+ABOUT_KERNELS = (
     "A layer learns the Fourier coefficients of one plane, O·a rows by I·b columns, for O output and I input channels "
     "and a x b taps. They are divided into groups by frequency, and each group alone is a kernel. No two kernels share "
     "a frequency, so their cosine similarity is 0, except where the border between two groups cuts a pair of mirrored "
     "coefficients in two. The frequencies are those of the plane, not those of images; what a kernel passes of "
     "an image is its response."
 )
-_ABOUT_MODULATORS = (
+ABOUT_MODULATORS = (
     "A modulator multiplies with values between 0 and 2, and 1 changes nothing. Distance is from 1, and variation is "
     "between the images, both as root mean squares. A modulator without variation does the same for every image. "
     "Saturated are values below 0.051 and above 1.949, where less than a tenth of the gradient is left."
 )
-_ABOUT_MOVEMENT = (
+ABOUT_MOVEMENT = (
     "Each layer assembles a kernel for every image. These are the differences between the kernels of the first two "
     "images, as percentages of the norm of the two kernels' mean. 0 means that the kernel does not depend on the image."
 )
@@ -139,12 +139,12 @@ def render_report(model: nn.Module, name: str, images: Sequence[ReportImage], pa
     sections = [
         Section("Images", [Gallery([_image_picture(image) for image in images])]),
         *_band_sections(model, images, pattern),
-        Section("Kernels", [Text(_ABOUT_KERNELS), *(_kernel_details(name, layers[name]) for name in kernels)]),
+        Section("Kernels", [Text(ABOUT_KERNELS), *(_kernel_details(name, layers[name]) for name in kernels)]),
     ]
     if len(images) > 1:
         device = next(model.parameters()).device
         rows = modulator_statistics(model, *(image.pixels.to(device) for image in images))
-        sections.append(_modulator_section(rows))
+        sections.append(Section("Modulators", [Text(ABOUT_MODULATORS), modulator_table(rows)]))
     if len(images) > 1 and layers:
         sections.append(_movement_section(kernel_movement(model, images[0].pixels, images[1].pixels)))
     return render_page(f"FDConv in {name}", summary, [section for section in sections if len(section.parts) > 0])
@@ -174,12 +174,12 @@ def _band_sections(model: nn.Module, images: Sequence[ReportImage], pattern: str
         galleries = []
         for index, image in enumerate(images):
             edges = correlations[name][index][0]
-            drawn_maps = _map_picture(name, image, maps[index][name][0], bands[name], edges)
-            galleries.append(Gallery([drawn_maps, _spectrum_picture(name, image, spectra[index][name])]))
+            drawn_maps = map_picture(name, image, maps[index][name][0], bands[name], edges)
+            galleries.append(Gallery([drawn_maps, spectrum_picture(name, image, spectra[index][name])]))
         parts.append(Details(name, galleries, is_open=not parts))
     return [
-        Section("Bands and edges", [Text(_ABOUT_EDGES), *_correlation_tables(bands, mean_correlations(correlations))]),
-        Section("Modulation maps and spectra", [Text(_ABOUT_MAPS), *parts]),
+        Section("Bands and edges", [Text(ABOUT_EDGES), *_correlation_tables(bands, mean_correlations(correlations))]),
+        Section("Modulation maps and spectra", [Text(ABOUT_MAPS), *parts]),
     ]
 
 
@@ -197,9 +197,18 @@ def _correlation_tables(bands: Mapping[str, Sequence[str]], means: Mapping[str, 
     return tables
 
 
-def _map_picture(
+def map_picture(
     name: str, image: ReportImage, maps: Array, bands: Sequence[str], correlations: Sequence[float]
 ) -> Picture:
+    """Draw an image and the maps of a layer.
+
+    Args:
+        name: Of the layer.
+        image: The image.
+        maps: (M, h, w), the factors of each band.
+        bands: Names of the M bands.
+        correlations: (M,), of each map with edges; NaN where undefined.
+    """
     ranges = ", ".join(
         f"{band}: factors {values.min():.3f} to {values.max():.3f}, correlation {_signed(correlation) or 'undefined'}"
         for band, values, correlation in zip(bands, maps, correlations, strict=True)
@@ -212,7 +221,8 @@ def _map_picture(
     )
 
 
-def _spectrum_picture(name: str, image: ReportImage, spectrum: BandSpectrum) -> Picture:
+def spectrum_picture(name: str, image: ReportImage, spectrum: BandSpectrum) -> Picture:
+    """Draw the power of the input of the layer `name`, before and after FBM, for an image."""
     gain = spectrum.after[0] / np.maximum(spectrum.before[0], np.finfo(float).tiny)
     return drawn(
         draw_spectrum(spectrum),
@@ -254,23 +264,34 @@ def _kernel_details(name: str, layer: FDConv2d | FDLinear) -> Details:
     return Details(f"{name}: {count} kernels of {shape}", [Gallery(pictures)])
 
 
-def _modulator_section(rows: Sequence[ModulatorStatistics]) -> Section:
+def modulator_table(rows: Sequence[ModulatorStatistics]) -> Table:
+    """Make the table of what modulators do."""
     columns = ["layer", "modulator", "distance", "variation", "saturated"]
     cells = [
         (row.layer, row.modulator, f"{row.distance:.3f}", f"{row.variation:.3f}", f"{100 * row.saturated:.1f} %")
         for row in rows
     ]
-    return Section("Modulators", [Text(_ABOUT_MODULATORS), Table("Modulators of each layer", columns, cells)])
+    return Table("Modulators of each layer", columns, cells)
+
+
+def movement_picture(movement: Mapping[str, float]) -> Picture:
+    """Draw how far the kernel of each layer, at least one, moves between two images."""
+    least, most = min(movement, key=movement.__getitem__), max(movement, key=movement.__getitem__)
+    alt = (
+        f"A bar for each layer. Least: {least}, {_percent(movement[least])}. Most: {most}, {_percent(movement[most])}."
+    )
+    return drawn(figures.draw_movement(movement), alt, "Movement of the kernel of each layer")
 
 
 def _movement_section(movement: Mapping[str, float]) -> Section:
-    rows = [(name, f"{100 * value:.3g} %") for name, value in movement.items()]
-    ascending = sorted(rows, key=lambda row: movement[row[0]])
-    (least, low), (most, high) = ascending[0], ascending[-1]
-    alt = f"A bar for each layer. Least: {least}, {low}. Most: {most}, {high}."
-    picture = drawn(figures.draw_movement(movement), alt, "Movement of the kernel of each layer")
+    rows = [(name, _percent(value)) for name, value in movement.items()]
     table = Table("Movement of each layer's kernel", ["layer", "movement"], rows)
-    return Section("Kernel movement", [Text(_ABOUT_MOVEMENT), Gallery([picture]), Details("As a table", [table])])
+    gallery = Gallery([movement_picture(movement)])
+    return Section("Kernel movement", [Text(ABOUT_MOVEMENT), gallery, Details("As a table", [table])])
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.3g} %"
 
 
 def _spread(count: int, most: int) -> list[int]:

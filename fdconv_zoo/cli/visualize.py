@@ -111,7 +111,7 @@ def _classified(
         classes = zip(best.values.tolist(), best.indices.tolist(), strict=True)
         prediction = "\n".join(f"{names[index]} {100 * probability:.1f} %" for probability, index in classes)
         yield ReportImage(
-            _short(name), pixels, _as_picture(pixels, preprocessing["mean"], preprocessing["std"]), prediction
+            _short(name), pixels, as_picture(pixels, preprocessing["mean"], preprocessing["std"]), prediction
         )
 
 
@@ -125,7 +125,7 @@ def _predicted(model: "Segmenter | Detector", images: NamedImages, short_side: i
         for name, image in images:
             seen.clear()
             picture, prediction, _ = predictor(image)
-            seen_picture = _as_picture(seen[0], model.config["mean"], model.config["std"])
+            seen_picture = as_picture(seen[0], model.config["mean"], model.config["std"])
             yield ReportImage(_short(name), seen[0].clone(), seen_picture, prediction, picture)
     finally:
         hook.remove()
@@ -136,7 +136,7 @@ def _short(name: str) -> str:
     return Path(name).name if Path(name).is_file() else name
 
 
-def _as_picture(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+def as_picture(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Undo the normalization of (1, C, H, W): values from 0 to 1, (H, W, 3) or (H, W)."""
     scaled = pixels[0].float() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
     return scaled.clamp(0, 1).permute(1, 2, 0).numpy().squeeze(2 if len(scaled) == 1 else ())

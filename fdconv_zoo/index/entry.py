@@ -172,6 +172,11 @@ class Entry:
         """The tag of the weights; empty if there are none."""
         return self.model.partition(".")[2]
 
+    @property
+    def loads_from(self) -> str:
+        """The name by which timm loads it: where this project published it, otherwise the model's own."""
+        return f"hf-hub:{self.hub_id}" if self.hub_id else self.model
+
 
 def find_entry(name: str | Path) -> Path:
     """Find the file of an entry.
@@ -239,9 +244,7 @@ def read_index(folder: str | Path = MODELS) -> dict[str, Entry]:
 def timm_name(name: str) -> str:
     """Return timm's name of an entry of the index; other names are returned unchanged."""
     entry = read_index().get(name)
-    if entry is None:
-        return name
-    return f"hf-hub:{entry.hub_id}" if entry.hub_id else entry.model
+    return name if entry is None else entry.loads_from
 
 
 def _read(kind: Any, value: Any, key: str) -> Any:
