@@ -511,7 +511,8 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_a_run_is_diagnosed_with_what_it_has_measured(run, capsys, tmp_path):
+def test_a_run_is_diagnosed_with_what_it_has_measured(run, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     main([str(run), "--json", str(tmp_path / "found.json"), "--device", "cpu"])
     found = json.loads((tmp_path / "found.json").read_text())
     assert (found["model"], found["faults"]) == (str(run), 0)

@@ -10,7 +10,7 @@ from fdconv_zoo.profiling.mobile_twins import MODEL
 from fdconv_zoo.profiling.peers import DCD, ODConv
 from fdconv_zoo.store.export import export_model
 
-DYNAMIC = {"mobilenetv2_fdconv": FDConv2d, "mobilenetv2_odconv": ODConv, "mobilenetv2_dcd": DCD}
+DYNAMIC = {"fdconv_mobilenetv2": FDConv2d, "odconv_mobilenetv2": ODConv, "dcd_mobilenetv2": DCD}
 
 
 def test_all_start_from_the_plain_weights_and_load_again(tmp_path):
@@ -21,7 +21,7 @@ def test_all_start_from_the_plain_weights_and_load_again(tmp_path):
             module.running_mean.normal_(std=0.1)
     save_file(plain.state_dict(), tmp_path / "plain.safetensors")
     overlay = {"file": str(tmp_path / "plain.safetensors")}
-    model = timm.create_model("mobilenetv2_plain", pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    model = timm.create_model("plain_mobilenetv2", pretrained=True, pretrained_cfg_overlay=overlay).eval()
     assert relative_error(model(x), plain(x)) < 1e-5
     for name, kind in DYNAMIC.items():
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).eval()
@@ -48,5 +48,5 @@ def test_all_start_from_the_plain_weights_and_load_again(tmp_path):
 
 
 def test_a_classifier_of_few_classes_starts_small():
-    model = timm.create_model("mobilenetv2_plain", num_classes=2)
+    model = timm.create_model("plain_mobilenetv2", num_classes=2)
     assert model.classifier.weight.std() < 0.02

@@ -108,7 +108,7 @@ def test_what_the_package_imports_is_required():
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    chosen = [extras[name] for name in ("train", "dense", "export", "completion")]
+    chosen = [extras[name] for name in ("train", "dense", "analysis", "export", "completion")]
     requirements = [Requirement(line) for line in sum(chosen, project["dependencies"]) if "fdconv-zoo" not in line]
     assert all(requirement.specifier for requirement in requirements)
     imported = set()

@@ -17,7 +17,7 @@ from fdconv_zoo import convert_model
 from fdconv_zoo.profiling.peers import DCD, ODConv, replace_layers
 
 MODEL = "mobilenetv2_100"
-MOBILE_TWINS = ("mobilenetv2_plain", "mobilenetv2_fdconv", "mobilenetv2_odconv", "mobilenetv2_dcd")
+MOBILE_TWINS = ("plain_mobilenetv2", "fdconv_mobilenetv2", "odconv_mobilenetv2", "dcd_mobilenetv2")
 # The pointwise layers of the last four stages, with 97 % of the parameters of the pointwise layers in blocks. The
 # depthwise layers stay plain: as FDConv, their 64,000 parameters would become 1.5 million.
 LAYERS = r"blocks\.[3-6]\.\d+\.conv_pwl?"
@@ -49,24 +49,24 @@ def _channels_last(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 
 
 @register_model
-def mobilenetv2_plain(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def plain_mobilenetv2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The plain twin: timm's mobilenetv2_100."""
-    return _build("mobilenetv2_plain", pretrained, kwargs)
+    return _build("plain_mobilenetv2", pretrained, kwargs)
 
 
 @register_model
-def mobilenetv2_fdconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def fdconv_mobilenetv2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """With FDConv."""
-    return _build("mobilenetv2_fdconv", pretrained, kwargs, lambda model, layers: convert_model(model, include=layers))
+    return _build("fdconv_mobilenetv2", pretrained, kwargs, lambda model, layers: convert_model(model, include=layers))
 
 
 @register_model
-def mobilenetv2_odconv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def odconv_mobilenetv2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """With ODConv, 4 kernels."""
-    return _build("mobilenetv2_odconv", pretrained, kwargs, lambda model, layers: replace_layers(model, layers, ODConv))
+    return _build("odconv_mobilenetv2", pretrained, kwargs, lambda model, layers: replace_layers(model, layers, ODConv))
 
 
 @register_model
-def mobilenetv2_dcd(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def dcd_mobilenetv2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """With DCD."""
-    return _build("mobilenetv2_dcd", pretrained, kwargs, lambda model, layers: replace_layers(model, layers, DCD))
+    return _build("dcd_mobilenetv2", pretrained, kwargs, lambda model, layers: replace_layers(model, layers, DCD))
