@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fdconv_zoo.layers.modes import evaluation_mode
 from fdconv_zoo.layers.modulator_statistics import ModulatorObserver, ModulatorStatistics
 from fdconv_zoo.layers.modulators import find_modulators
 
@@ -31,14 +32,9 @@ def modulator_statistics(model: nn.Module, *batches: Any) -> list[ModulatorStati
             f"The {type(model).__name__} has no modulators: give a model with FDConv layers, such as "
             "timm.create_model('resnet50_fdconv') or what fdconv_zoo.convert_model returns."
         )
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        # Eager: a compiled model does not know hooks that were added later.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"), ModulatorObserver(model) as observer:
-            for batch in batches:
-                model(batch)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    # Eager: a compiled model does not know hooks that were added later.
+    eager = torch.compiler.set_stance("force_eager")
+    with evaluation_mode(model), torch.no_grad(), eager, ModulatorObserver(model) as observer:
+        for batch in batches:
+            model(batch)
     return observer.statistics()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fdconv_zoo.layers import FDConv2d, FDLinear, FrequencyBandModulation
+from fdconv_zoo.layers.modes import evaluation_mode
 
 
 def find_dynamic_layers(model: nn.Module) -> dict[str, FDConv2d | FDLinear]:
@@ -37,15 +38,12 @@ def observe(model: nn.Module, images: Tensor, modules: Iterable[nn.Module]) -> d
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         seen.setdefault(module, (inputs[0], output))
 
-    modes = {module: module.training for module in model.modules()}
     hooks = [module.register_forward_hook(record) for module in modules]
     try:
-        model.eval()
-        parameter = next(model.parameters(), images)
-        model(images.to(parameter.device))
+        with evaluation_mode(model):
+            parameter = next(model.parameters(), images)
+            model(images.to(parameter.device))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return seen

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 
+from fdconv_zoo.layers.modes import evaluation_mode
 from fdconv_zoo.layers.replace import find_plain_layers
 
 # The input of a model: a tensor, its positional arguments, or its keyword arguments.
@@ -40,15 +41,11 @@ def run(
             return on_call(module, next(iter((*args, *kwargs.values()))), output)
         return None
 
-    modes = {module: module.training for module in model.modules()}
     # A global hook: some parents (torch's transformer layers) take another code path if their children have hooks.
-    # Modes are set one by one: train() may be overridden and have other effects.
     # Torch's own type hint leaves out hooks that return another output.
     handle = torch_module.register_module_forward_hook(hook, with_kwargs=True)  # type: ignore[arg-type]
     try:
-        for module in modes:
-            module.training = False
-        with torch.no_grad(), _fixed_randomness(model):
+        with evaluation_mode(model), torch.no_grad(), _fixed_randomness(model):
             if isinstance(example, Mapping):
                 return model(**example)
             return model(*example) if isinstance(example, tuple) else model(example)
@@ -56,8 +53,6 @@ def run(
         handle.remove()
         # torch leaves the mark of the hook's keyword arguments, and with it every later call of a module is slower.
         torch_module._global_forward_hooks_with_kwargs.pop(handle.id, None)
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @dataclass(frozen=True)
