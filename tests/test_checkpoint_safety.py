@@ -187,6 +187,15 @@ def test_code_behind_an_allowed_name_is_not_run(tmp_path):
     assert not trace.exists()
 
 
+@pytest.mark.parametrize("length", [128, int.from_bytes(b"PK", "little"), int.from_bytes(b"\x80\x6c", "little")])
+@pytest.mark.parametrize("name", ["a.safetensors", "a.bin"])
+def test_the_length_of_a_header_is_not_taken_for_a_pickle_or_a_zip(tmp_path, length, name):
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode().ljust(length)
+    (tmp_path / name).write_bytes(struct.pack("<Q", length) + header + struct.pack("<2f", 1, 2))
+    assert (tmp_path / name).read_bytes()[:2] in (b"\x80\0", b"PK", b"\x80\x6c")
+    assert read_checkpoint(tmp_path / name).tensors["w"].tolist() == [1, 2]
+
+
 def test_arguments_of_a_trainer_are_harmless(model, tmp_path):
     torch.save({"state_dict": model.state_dict(), "args": Namespace(lr=0.1)}, tmp_path / "a.pth")
     check_weights_file(tmp_path / "a.pth", model)

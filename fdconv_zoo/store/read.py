@@ -16,6 +16,7 @@ from fdconv_zoo.errors import WeightsError, first_of
 
 # Keys that hold the weights, in timm's order: a moving average before the weights it was computed from.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_LONGEST_HEADER = 100_000_000  # bytes, as the format of safetensors has it
 _PREFIXES = ("module.", "_orig_mod.")  # of models saved while wrapped by DistributedDataParallel or torch.compile
 
 
@@ -74,9 +75,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             start = file.read(64)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}.") from error
-    if start[:2] == b"PK" or start[:1] == b"\x80":
+    # A safetensors file begins with the length of its header, whose bytes can be those that begin a zip or a pickle.
+    is_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER
+    if not is_safetensors and (start[:2] == b"PK" or start[:1] == b"\x80"):
         return _read_torch(path)
-    if start[8:9] == b"{" or path.suffix == ".safetensors":
+    if is_safetensors or path.suffix == ".safetensors" or start[8:9] == b"{":
         return Checkpoint(path, _read_safetensors(path), {}, ())
     if not start:
         raise WeightsError(f"{path} is empty: get the file again.")
