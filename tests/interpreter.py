@@ -47,11 +47,11 @@ if INTERPRETER in os.environ and importlib.util.find_spec("triton") is not None:
     skip_idle_work()
 
 
-def run_in_interpreter(file: str, part: str = "") -> None:
-    """Run the tests of a file, those whose names match a part, which must pass."""
+def run_in_interpreter(file: str) -> None:
+    """Run the tests of a file, which must pass."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", part, file]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", file]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {INTERPRETER: "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

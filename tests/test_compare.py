@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import yaml
+from conftest import blank_pictures
 from PIL import Image
 from safetensors.torch import save_file
 from scipy.stats import ttest_rel
@@ -58,7 +59,8 @@ def test_every_model_is_trained_and_tested_once(dataset, tmp_path, capsys):
     # As two processes that share the seeds, and a last call for the table.
     tested = []
     for seed in (0, 1):
-        alone = compare_seeds(seed)
+        with blank_pictures():
+            alone = compare_seeds(seed)
         tested += alone["runs"]
         assert [run["seed"] for run in alone["runs"]] == [seed] * 2
         assert alone["models"][1]["top1_difference"]["low"] is None
@@ -245,6 +247,7 @@ def trained_twins(tmp_path_factory):
     return folder
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize(
     ("task", "parts", "small", "metrics"),
     [
