@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from scipy.stats import ttest_rel
 from torch import nn
 
-from fdconv_zoo.cli import compare, segment
+from fdconv_zoo.cli import compare, comparison_costs, segment
 from fdconv_zoo.cli.compared import parse_compared
 from fdconv_zoo.cli.comparison_table import as_table, summarize
 from fdconv_zoo.data.sources import SAMPLE_FOLDER
@@ -32,6 +32,11 @@ from fdconv_zoo.training.run_folder import LOCK
 
 TUNED = "resnet10s_fdconv --spectrum-lr 1 --modulator-lr auto"
 MODELS_COMPARED = ["resnet10s_plain", TUNED]
+
+
+@pytest.fixture(autouse=True)
+def _few_timings(monkeypatch):
+    monkeypatch.setattr(comparison_costs, "_REPEATS", 2)
 
 
 @pytest.fixture(scope="module")

@@ -97,13 +97,14 @@ def slow_items(settings):
 
 
 def test_what_fails_is_recorded_and_does_not_stop_the_rest(tmp_path):
+    # Time for what a busy machine does to the first, and four seconds for the one that does not end.
     sections = {
-        "broken": Section("Broken", broken_items, 30),
+        "broken": Section("Broken", broken_items, 300),
         "slow": Section("Slow", slow_items, 2),
-        "none": Section("None", no_items, 29),
+        "none": Section("None", no_items, 298),
     }
     lines = []
-    document = write_report(Settings("cpu"), tmp_path, 60, sections, lines.append)
+    document = write_report(Settings("cpu"), tmp_path, 600, sections, lines.append)
     broken, slow, none = document.sections.values()
     assert broken["tables"]["table"] == [{"found": 1}, {"found": 2}]
     failures = {failure["what"]: failure["details"] for failure in broken["failures"]}
