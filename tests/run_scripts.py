@@ -18,9 +18,11 @@ from fdconv_zoo.training.checkpoint import list_checkpoints
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))  # where a started script finds its neighbours
 
-# A run of seconds on the packaged sample: 2 epochs of 6 updates of 2 batches, with everything random switched on.
+# A run of seconds on the packaged sample: 2 epochs of 6 updates of 2 batches, with everything random switched on. Two of
+# the network's four stages have FDConv layers.
 TINY = [
-    *("--model", "resnet10s_fdconv", "--no-pretrained", "--img-size", "32", "--dataset", "fashion_mnist_sample"),
+    *("--model", "resnet10s_fdconv", "--no-pretrained", "--model-kwargs", "channels=(8,16,24,32)"),
+    *("--img-size", "32", "--dataset", "fashion_mnist_sample"),
     *("--limit", "100", "--epochs", "2", "--batch-size", "8", "--grad-accum", "2", "--workers", "0"),
     *("--mixup", "0.2", "--cutmix", "1.0", "--drop", "0.1", "--drop-path", "0.1", "--ema-decay", "0.9"),
     *("--lr", "0.01", "--layer-decay", "0.9", "--log-every", "3"),

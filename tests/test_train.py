@@ -230,7 +230,7 @@ def test_a_run_says_what_it_does_and_how_to_load_the_result(own_images, capsys):
     printed = capsys.readouterr().out
     for line in (
         "device: cpu, processes: 1, precision: float32",
-        "model: resnet10s_fdconv, 340,162 parameters: 194 trained, 339,968 frozen",
+        "model: resnet10s_fdconv, 53,852 parameters: 66 trained, 53,786 frozen",
         "data: 2 classes, images: 10 for training, 2 for validation",
         "epoch: 2 updates of 4 images, 8 in all; epochs: 1",
         f"output: {flags[-1]}",
