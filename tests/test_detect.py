@@ -22,7 +22,7 @@ detect = load_script("detect")
 pytestmark = pytest.mark.usefixtures("on_one_cpu_thread", "blank_pictures")
 RECIPES = [name for name, entry in read_index().items() if entry.task == "detection"]
 TINY = [
-    *("--model", "resnet10s_fdconv", "--no-pretrained", "--model-kwargs", "num_kernels=8", "--norm", "batch"),
+    *("--model", "resnet10s_fdconv", "--no-pretrained", "--model-kwargs", "channels=(8,16,24,32)", "--norm", "batch"),
     *("--head-kwargs", "box_score_thresh=0.01", "box_detections_per_img=10", "--fpn-channels", "16"),
     *("--min-size", "48", "--epochs", "2", "--batch-size", "4", "--lr", "0.002", "--warmup-epochs", "0"),
     *("--ema-decay", "0.5", "--layer-decay", "0.9", "--log-every", "1", "--workers", "0", "--pictures", "2"),

@@ -28,7 +28,7 @@ segment = load_script("segment")
 pytestmark = pytest.mark.usefixtures("on_one_cpu_thread", "blank_pictures")
 RECIPES = [name for name, entry in read_index().items() if entry.task == "segmentation"]
 TINY = [
-    *("--model", "resnet10s_fdconv", "--no-pretrained", "--model-kwargs", "stem_pool=True", "num_kernels=8"),
+    *("--model", "resnet10s_fdconv", "--no-pretrained", "--model-kwargs", "stem_pool=True", "channels=(8,16,24,32)"),
     *("--decoder", "fpn", "--decoder-kwargs", "decoder_pyramid_channels=32", "decoder_segmentation_channels=64"),
     *("--crop-size", "32", "--epochs", "2", "--batch-size", "4", "--lr", "0.01", "--dice-weight", "0.5"),
     *("--ema-decay", "0.9", "--layer-decay", "0.9", "--log-every", "1", "--workers", "0", "--pictures", "2"),
