@@ -18,8 +18,8 @@ from fdconv_zoo.training.checkpoint import list_checkpoints
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))  # where a started script finds its neighbours
 
-# A run of seconds on the packaged sample: 2 epochs of 6 updates of 2 batches, with everything random switched on. Two of
-# the network's four stages have FDConv layers.
+# A run of seconds on the packaged sample: 2 epochs of 6 updates of 2 batches, with everything random switched on. Two
+# of the network's four stages have FDConv layers.
 TINY = [
     *("--model", "resnet10s_fdconv", "--no-pretrained", "--model-kwargs", "channels=(8,16,24,32)"),
     *("--img-size", "32", "--dataset", "fashion_mnist_sample"),
