@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
-from contract import each_family, images, small
+from contract import FEW_LAYERS, each_family, family, images, small
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
@@ -55,7 +55,8 @@ def run(build, shape, *, path, dtype=torch.float32, autocast=torch.float32, trai
     ids=["float32", "autocast", "bfloat16"],
 )
 def test_families(name, path, dtype, autocast):
-    y = run(lambda: small(name), images(1).shape, path=path, dtype=dtype, autocast=autocast, train=False)
+    arguments = FEW_LAYERS[family(name)]
+    y = run(lambda: small(name, **arguments), images(1).shape, path=path, dtype=dtype, autocast=autocast, train=False)
     assert y.shape == (1, 11)
     assert y.dtype == (autocast if dtype == torch.float32 else dtype)
 
