@@ -25,6 +25,7 @@ from fdconv_zoo.cli.entrance import run_command
 from fdconv_zoo.cli.predict import load_dense_model
 from fdconv_zoo.cli.ranges import check_ranges
 from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.index import timm_name
 from fdconv_zoo.profiling.experiments.forms_of_fbm import measure_forms
 from fdconv_zoo.profiling.experiments.kernel_similarity import mean_similarities, similarity_table
 from fdconv_zoo.profiling.experiments.output import (
@@ -37,7 +38,6 @@ from fdconv_zoo.profiling.experiments.output import (
 )
 from fdconv_zoo.profiling.experiments.swin_stress import measure_swin
 from fdconv_zoo.store.build import build_model
-from fdconv_zoo.store.names import timm_name
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ def measure_swin(
     image_sizes: Sequence[int],
     repeats: int,
     device: torch.device,
-    num_kernels: int = 64,
+    **arguments: Any,
 ) -> list[dict[str, Any]]:
     """Measure a Swin Transformer with FDConv beside its plain twin, at every batch and image size and on every path.
 
@@ -27,7 +27,7 @@ def measure_swin(
         batch_sizes, image_sizes: To measure at; images are square.
         repeats: Number of timings.
         device: To time on.
-        num_kernels: Of each FDConv layer.
+        **arguments: Of both networks.
 
     Returns:
         For each setting a row for the plain twin and for FDConv on each path: ``batch_size``, ``image_size``, ``path``
@@ -37,8 +37,8 @@ def measure_swin(
     """
     table = []
     for size in image_sizes:
-        plain = timm.create_model(name, fdconv_layers=(), img_size=size)
-        model = timm.create_model(name, img_size=size, num_kernels=num_kernels)
+        plain = timm.create_model(name, fdconv_layers=(), img_size=size, **arguments)
+        model = timm.create_model(name, img_size=size, **arguments)
         counted = [count_work(network, (size, size)) for network in (plain, model)]
         paths = paths_on(device)
         # One network on all paths: their copies would only take memory.
