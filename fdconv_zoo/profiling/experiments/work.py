@@ -45,7 +45,8 @@ class Work:
         """What `get_flops.py` of mmdetection and mmsegmentation reports: it counts no other operations.
 
         It calls mmengine's `get_model_complexity_info`, which takes the rules of fvcore: operations it has no rule for,
-        such as FFTs and products of elements, count as 0.
+        such as FFTs and products of elements, count as 0. (Both trace the model. The exact form of FBM is then that of
+        exported programs, with other matrix products than here.)
         """
         return self.products + self.norms
 
