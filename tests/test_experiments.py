@@ -1,16 +1,20 @@
 """The experiments that need no training: counts against fvcore and by hand, similarity of kernels that are set."""
 
 import json
+import re
+import shlex
 
 import numpy as np
 import pytest
 import timm
 import torch
-from run_scripts import load_script
+from run_scripts import ROOT, load_script
 from torch import nn
 
 from fdconv_zoo import FDConv2d, set_path
+from fdconv_zoo.cli import compare
 from fdconv_zoo.errors import ConfigError
+from fdconv_zoo.index import read_entry
 from fdconv_zoo.profiling.experiments.forms_of_fbm import FORMS, paths_on
 from fdconv_zoo.profiling.experiments.kernel_similarity import mean_similarities, similarity
 from fdconv_zoo.profiling.experiments.output import draw_swin, swin_table
@@ -174,3 +178,27 @@ def test_table_and_picture_of_swin(swin_rows, tmp_path):
         expected = [row["forward_ratio"] for row in swin_rows if row["path"] == path]
         assert list(lines[f"{path}, 56x56"].get_ydata()) == expected
     assert set(lines["multiply-adds, 56x56"].get_ydata()) == {swin_rows[1]["total_ratio"]}
+
+
+def commands_of_the_page():
+    text = (ROOT / "docs" / "experiments.md").read_text()
+    found = re.findall(r"^    fdconv-zoo compare (?:[^\n]*\\\n)*[^\n]*", text, re.M)
+    return [shlex.split(command.replace("\\\n", " "))[2:] for command in found]
+
+
+def test_commands_of_the_page_name_models_that_can_be_built():
+    commands = commands_of_the_page()
+    assert len(commands) == 9
+    outputs, models = [], {}
+    for words in commands:
+        args, recipe = compare.build_parser().parse_known_args(words)
+        args.start_from = None  # what another command of the page makes
+        items = compare.parse_compared(args.models)
+        runs = compare.plan_runs(args, items, recipe, compare.TASKS[read_entry(args.config).task])
+        models |= {str((run.args.model, run.args.model_kwargs)): run.args for run in runs[: len(items)]}
+        segments = "segment" in args.config
+        assert all(run.args.model_kwargs.get("stem_pool", False) is segments for run in runs)
+        outputs.append(args.output)
+    assert len(set(outputs)) == len(outputs)
+    for args in models.values():
+        timm.create_model(args.model, **args.model_kwargs)
