@@ -45,6 +45,7 @@ from fdconv_zoo.cli.trained_on import read_run
 from fdconv_zoo.data import load_image_data
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import read_entry
+from fdconv_zoo.profiling.band_twins import BAND_TWINS
 from fdconv_zoo.profiling.learning_curves import draw_learning_curves
 from fdconv_zoo.profiling.mobile_twins import MOBILE_TWINS
 from fdconv_zoo.profiling.paired import CONFIDENCE
@@ -110,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         metavar="MODEL",
         help="the reference, then those to compare with it: timm names, and "
-        f"{', '.join((*TWINS, *MOBILE_TWINS))}; with flags of its own as one word: 'NAME --lr 0.003'",
+        f"{', '.join((*TWINS, *BAND_TWINS, *MOBILE_TWINS))}; with flags of its own as one word: 'NAME --lr 0.003'",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the runs of each model")
     parser.add_argument("--processes", type=int, default=1, help="runs at once, each in a process of its own")
