@@ -15,6 +15,8 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 
+CARDS = sorted(ROOT.glob("model_cards/*.md"))
+
 # The site's page for each file outside docs/, by its path in the repository.
 PAGES = {
     "CHANGELOG.md": "changelog.md",
@@ -22,7 +24,8 @@ PAGES = {
     "README.md": "index.md",
     "app/README.md": "app.md",
     "models/README.md": "models.md",
-    **{path.relative_to(ROOT).as_posix(): f"cards/{path.name}" for path in sorted(ROOT.glob("model_cards/*.md"))},
+    **{f"model_cards/{card.name}": f"cards/{card.name}" for card in CARDS},
+    **{f"models/{card.stem}.yaml": f"cards/{card.name}" for card in CARDS},  # an entry is shown as its card
 }
 
 _LINK = re.compile(r"(?<!!)\[(?P<text>[^\[\]]+)\]\((?P<target>[^\s()#]+)(?P<anchor>#[^\s()]*)?\)")
@@ -41,9 +44,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links to files of the repository into links of the site."""
-    origin = next((source for source, uri in PAGES.items() if uri == page.file.src_uri), f"docs/{page.file.src_uri}")
-    if (ROOT / "docs" / page.file.src_uri).exists():
-        origin = f"docs/{page.file.src_uri}"
+    if page.file.src_uri == "models.md":
+        page.meta["hide"] = ["navigation", "toc"]  # its table takes the whole width
+    origin = f"docs/{page.file.src_uri}"
+    if not (ROOT / origin).exists():
+        origin = next(source for source, uri in PAGES.items() if uri == page.file.src_uri)
 
     def follow(found: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(origin), found["target"]))

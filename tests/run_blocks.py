@@ -14,8 +14,10 @@ import sys
 import tempfile
 import textwrap
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,6 +30,8 @@ REASONS = (
     "takes minutes",
     "takes hours",
 )
+
+LANGUAGES = ("python", "bash")
 
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w-]*)[^\n]*\n(?P<text>.*?)^(?P=indent)``` *$", re.M | re.S)
 _NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*\Z", re.S)
@@ -77,22 +81,27 @@ def run_bash(block: Block, page: Path) -> None:
         raise SystemExit(f"{page}:{block.line}: exit status {result.returncode} of\n\n{block.text}")
 
 
-def run_here(page: Path) -> None:
+def run_here(page: Path, languages: Sequence[str] = LANGUAGES) -> None:
     """Run the blocks of a page in this process, in the working directory."""
     scope: dict[str, object] = {"__name__": "__main__"}
     for block in read_blocks(page):
-        if block.not_run or block.language not in ("python", "bash"):
+        if block.not_run or block.language not in languages:
             continue
         start = time.perf_counter()
         run_python(block, page, scope) if block.language == "python" else run_bash(block, page)
         print(f"{page}:{block.line}: {block.language}, {time.perf_counter() - start:.1f} s", flush=True)
 
 
-def run_page(page: Path) -> subprocess.CompletedProcess[str]:
+def run_page(page: Path, languages: Sequence[str] = LANGUAGES, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the blocks of a page in a process of its own, with an empty folder and empty caches.
 
+    Args:
+        page: the file.
+        languages: which of its blocks to run.
+        **options: of `subprocess.run`, such as where its output goes.
+
     Returns:
-        The ended process, with all output in its ``stdout``. Its status is 0 if no block failed.
+        The ended process. Its status is 0 if no block failed.
     """
     with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as folder:
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -106,28 +115,16 @@ def run_page(page: Path) -> subprocess.CompletedProcess[str]:
             "MPLBACKEND": "agg",
         }
         environment.setdefault("OMP_NUM_THREADS", "1")
-        return subprocess.run(
-            [sys.executable, __file__, "--here", str(page.resolve())],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        command = [sys.executable, __file__, "--here", str(page.resolve()), *languages]
+        return subprocess.run(command, cwd=folder, env=environment, text=True, check=False, **options)
 
 
 def main(arguments: list[str]) -> int:
-    """Run pages and print what they print."""
+    """Run pages; the status is 1 if a block failed."""
     if arguments[:1] == ["--here"]:
-        run_here(Path(arguments[1]))
+        run_here(Path(arguments[1]), arguments[2:])
         return 0
-    failed = 0
-    for page in map(Path, arguments):
-        result = run_page(page)
-        print(result.stdout, end="")
-        failed += result.returncode != 0
-    return min(failed, 1)
+    return max(run_page(Path(name)).returncode != 0 for name in arguments)
 
 
 if __name__ == "__main__":
