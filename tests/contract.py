@@ -30,12 +30,14 @@ SMALL = {
     "swin": dict(depths=(2, 1, 2, 1), embed_dim=24, img_size=SIZE),
     "vit": dict(depth=3, embed_dim=48, num_heads=2, img_size=SIZE),
 }
-# With few FDConv layers, of every kind: tracing takes seconds for each. Stages of 16 or fewer channels are plain.
+# With few FDConv layers, of every kind: tracing takes seconds for each. Stages of 16 or fewer channels are plain, and
+# so is the second layer of an MLP.
+_IN_MLP = dict(fdconv_layers=("mlp.fc1",))
 FEW_LAYERS = {
     "resnet": dict(layers=(1, 1, 1, 1), channels=(8, 8, 8, 24)),
-    "convnext": dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 24), ls_init_value=None),
-    "swin": dict(embed_dim=24, depths=(2,), num_heads=(2,)),
-    "vit": dict(depth=1),
+    "convnext": dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 24), ls_init_value=None, **_IN_MLP),
+    "swin": dict(embed_dim=24, depths=(2,), num_heads=(2,), **_IN_MLP),
+    "vit": dict(depth=1, **_IN_MLP),
 }
 _PLAIN_NAMES = {"convnext_fdconv": "convnext_tiny", "swin_fdconv": "swin_tiny_patch4_window7_224"}
 

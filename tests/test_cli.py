@@ -1,12 +1,10 @@
 import argparse
-import os
+import io
 import re
-import subprocess
 import sys
 
 import pytest
 import yaml
-from run_scripts import ROOT
 
 from fdconv_zoo.cli.entrance import run_command
 from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag
@@ -156,11 +154,10 @@ def test_no_password_reaches_a_message(capsys):
     assert capsys.readouterr().err == "error: http://host/x (and https://host/y) fails: a?b@c\n"
 
 
-def test_names_in_no_encoding_are_printed():
-    code = "from fdconv_zoo.cli.entrance import run_command; run_command(print, 'caf\\udce9')"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.stdout == "caf\\udce9\n", done.stderr
+def test_names_in_no_encoding_are_printed(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    run_command(print, "caf\udce9")
+    assert sys.stdout.buffer.getvalue() == b"caf\\udce9\n"
 
 
 @pytest.mark.parametrize(

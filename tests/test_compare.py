@@ -11,12 +11,13 @@ import pytest
 import timm
 import torch
 import yaml
+from conftest import blank_pictures
 from PIL import Image
 from safetensors.torch import save_file
 from scipy.stats import ttest_rel
 from torch import nn
 
-from fdconv_zoo.cli import compare, segment
+from fdconv_zoo.cli import compare, comparison_costs, segment
 from fdconv_zoo.cli.compared import parse_compared
 from fdconv_zoo.cli.comparison_table import as_table, summarize
 from fdconv_zoo.cli.run_pool import run_side_by_side
@@ -32,6 +33,11 @@ from fdconv_zoo.training.run_folder import LOCK
 
 TUNED = "resnet10s_fdconv --spectrum-lr 1 --modulator-lr auto"
 MODELS_COMPARED = ["resnet10s_plain", TUNED]
+
+
+@pytest.fixture(autouse=True)
+def _few_timings(monkeypatch):
+    monkeypatch.setattr(comparison_costs, "_REPEATS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +96,8 @@ def test_every_model_is_trained_and_tested_once(dataset, tmp_path, capsys):
     # As two processes that share the seeds, and a last call for the table.
     tested = []
     for seed in (0, 1):
-        alone = compare_seeds(seed)
+        with blank_pictures():
+            alone = compare_seeds(seed)
         tested += alone["runs"]
         assert [run["seed"] for run in alone["runs"]] == [seed] * 2
         assert alone["models"][1]["top1_difference"]["low"] is None
@@ -277,6 +284,7 @@ def trained_twins(tmp_path_factory):
     return folder
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize(
     ("task", "parts", "small", "metrics"),
     [

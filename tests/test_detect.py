@@ -19,7 +19,7 @@ from fdconv_zoo.index import MODELS, read_index
 from fdconv_zoo.training.run_folder import LOCK, PATTERNS
 
 detect = load_script("detect")
-pytestmark = pytest.mark.usefixtures("on_one_cpu_thread")
+pytestmark = pytest.mark.usefixtures("on_one_cpu_thread", "blank_pictures")
 RECIPES = [name for name, entry in read_index().items() if entry.task == "detection"]
 TINY = [
     *("--model", "resnet10s_fdconv", "--no-pretrained", "--model-kwargs", "num_kernels=8", "--norm", "batch"),

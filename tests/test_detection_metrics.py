@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from coco_files import annotation, box_polygon, coco, image, write_dataset
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import nn
+from two_processes import run_in_two
 
 from fdconv_zoo.dense.detection.coco import CocoImages
 from fdconv_zoo.dense.detection.curves import draw_curves, write_curves
@@ -375,7 +375,7 @@ def test_two_processes_count_every_image_once(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(worker, args=(tmp_path, port), nprocs=2)
+    run_in_two(worker, tmp_path, port)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first == second
     first["classes"] = []

@@ -2,9 +2,9 @@
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import run_in_two
 
 from fdconv_zoo import FDConv2d, FDLinear
 
@@ -41,7 +41,7 @@ def worker(rank, folder):
 
 
 def test_two_processes_train_like_one(tmp_path):
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    run_in_two(worker, str(tmp_path))
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     model = build().eval()
     train(model, *data())

@@ -34,11 +34,11 @@ def write_idx(path, array):
 
 @pytest.fixture
 def fashion_mnist(tmp_path):
-    """600 images of two classes that differ, and 100 to test on, in the format of the real ones."""
+    """96 images of two classes that differ, and 50 to test on, in the format of the real ones."""
     folder = tmp_path / "idx"
     folder.mkdir()
     random = np.random.default_rng(0)
-    for part, count in (("train", 600), ("t10k", 100)):
+    for part, count in (("train", 96), ("t10k", 50)):
         labels = random.integers(0, 2, count).astype(np.uint8)
         images = random.integers(0, 60, (count, 28, 28)) + 150 * labels[:, None, None] * (np.arange(28) < 14)
         write_idx(folder / f"{part}-images-idx3-ubyte.gz", images.astype(np.uint8))
@@ -53,7 +53,7 @@ def test_the_small_form_runs_without_what_a_gpu_machine_lacks(tmp_path, fashion_
         (blocked / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name}')")
     test = tmp_path / "test_one.py"
     test.write_text("def test_it():\n    pass\n")
-    command = [sys.executable, str(ROOT / "scripts" / "gpu_report.py"), "--small", "--device", "cpu", "--minutes", "4"]
+    command = [sys.executable, str(ROOT / "scripts" / "gpu_report.py"), "--small", "--device", "cpu", "--minutes", "20"]
     command += ["--out", str(tmp_path / "out"), "--tests", str(test), "--fashion-mnist", str(fashion_mnist)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(blocked), str(ROOT)]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
@@ -97,13 +97,14 @@ def slow_items(settings):
 
 
 def test_what_fails_is_recorded_and_does_not_stop_the_rest(tmp_path):
+    # Time for what a busy machine does to the first, and four seconds for the one that does not end.
     sections = {
-        "broken": Section("Broken", broken_items, 30),
-        "slow": Section("Slow", slow_items, 5),
-        "none": Section("None", no_items, 29),
+        "broken": Section("Broken", broken_items, 300),
+        "slow": Section("Slow", slow_items, 2),
+        "none": Section("None", no_items, 298),
     }
     lines = []
-    document = write_report(Settings("cpu"), tmp_path, 60, sections, lines.append)
+    document = write_report(Settings("cpu"), tmp_path, 600, sections, lines.append)
     broken, slow, none = document.sections.values()
     assert broken["tables"]["table"] == [{"found": 1}, {"found": 2}]
     failures = {failure["what"]: failure["details"] for failure in broken["failures"]}
@@ -194,8 +195,8 @@ def test_ways_to_convolve_agree_with_autograd(layout):
 
 def test_fashion_mnist_is_read(fashion_mnist, tmp_path):
     images, labels, test_images, test_labels = load(fashion_mnist, torch.device("cpu"))
-    assert images.shape == (600, 1, 32, 32)
-    assert test_images.shape == (100, 1, 32, 32)
+    assert images.shape == (96, 1, 32, 32)
+    assert test_images.shape == (50, 1, 32, 32)
     raw = read_idx(fashion_mnist / "train-images-idx3-ubyte")
     assert torch.allclose(images[:, 0, 2:-2, 2:-2] * 0.353 + 0.286, raw / 255, atol=1e-6)
     assert labels.dtype == torch.long

@@ -12,11 +12,12 @@ from torch import nn
 from fdconv_zoo.ops.dft_by_products import inverse_transform_by_products
 
 # One reduced model of each family, with layers of every kind that the family has. Stages of 16 or fewer channels are
-# plain: torch's exporter needs seconds for each FDConv layer.
+# plain, and so is the second layer of an MLP: torch's exporter needs seconds for each FDConv layer.
+IN_MLP = dict(fdconv_layers=("mlp.fc1",))
 FAMILIES = [
     ("resnet50_fdconv", dict(layers=(1, 1, 1, 1), channels=(8, 8, 8, 24))),
-    ("convnext_atto_fdconv", dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 24), ls_init_value=None)),
-    ("swin_fdconv", dict(embed_dim=24, depths=(2,), num_heads=(2,), img_size=56, strict_img_size=False)),
+    ("convnext_atto_fdconv", dict(depths=(1, 1, 1, 1), dims=(8, 8, 16, 24), ls_init_value=None, **IN_MLP)),
+    ("swin_fdconv", dict(embed_dim=24, depths=(2,), num_heads=(2,), img_size=56, strict_img_size=False, **IN_MLP)),
 ]
 
 

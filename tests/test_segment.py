@@ -25,7 +25,7 @@ from fdconv_zoo.index import MODELS, read_index
 from fdconv_zoo.training.run_folder import LOCK, PATTERNS
 
 segment = load_script("segment")
-pytestmark = pytest.mark.usefixtures("on_one_cpu_thread")
+pytestmark = pytest.mark.usefixtures("on_one_cpu_thread", "blank_pictures")
 RECIPES = [name for name, entry in read_index().items() if entry.task == "segmentation"]
 TINY = [
     *("--model", "resnet10s_fdconv", "--no-pretrained", "--model-kwargs", "stem_pool=True", "num_kernels=8"),

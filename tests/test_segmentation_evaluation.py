@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
+from two_processes import run_in_two
 
 pytest.importorskip("segmentation_models_pytorch", reason="the segmentation library is not installed")
 pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
@@ -326,7 +326,7 @@ def worker(rank, folder):
 
 
 def test_two_processes_count_every_image_once(tmp_path):
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    run_in_two(worker, str(tmp_path))
     iou, _, pixel_accuracy = metrics_pixel_by_pixel(predicted_pairs(Toy(3), make_dataset()))
     for rank in range(2):
         for result in torch.load(tmp_path / f"rank{rank}.pt", weights_only=True):

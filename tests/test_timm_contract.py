@@ -65,13 +65,14 @@ def test_full_size_on_the_meta_device(name):
     except NotImplementedError:
         pytest.skip("this timm cannot build the plain model without memory")
     with torch.device("meta"):
-        model, twin = timm.create_model(name), timm.create_model(name, fdconv_layers=())
+        model, twin = timm.create_model(name).eval(), timm.create_model(name, fdconv_layers=())
         x = torch.empty(2, *model.pretrained_cfg["input_size"])
     assert shapes(twin) == shapes(plain)
     assert model.feature_info == plain.feature_info
     assert num_parameters(plain) < num_parameters(model) < 1.4 * num_parameters(plain)
-    assert model(x).shape == (2, model.pretrained_cfg["num_classes"] or model.num_features)
-    features = channels_first(name, model.forward_features(x))
+    features = model.forward_features(x)
+    assert model.forward_head(features).shape == (2, model.pretrained_cfg["num_classes"] or model.num_features)
+    features = channels_first(name, features)
     # ViTs have no pool_size in their configurations: 16 pixels a patch.
     pool_size = model.pretrained_cfg["pool_size"] or [length // 16 for length in x.shape[2:]]
     assert features.shape == (2, model.num_features, *pool_size)

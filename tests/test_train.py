@@ -41,7 +41,7 @@ from fdconv_zoo.training.learning_log import read_learning
 
 train = load_script("train")
 validate = load_script("validate")
-pytestmark = pytest.mark.usefixtures("on_one_cpu_thread")
+pytestmark = pytest.mark.usefixtures("on_one_cpu_thread", "blank_pictures")
 
 
 @pytest.fixture(scope="module")

@@ -27,9 +27,8 @@ EDGES = (1 / 4, 1 / 8 + 1e-8, 1 / 16 + 1e-8)
 
 
 @outside
-@pytest.mark.parametrize("part", ["kernels", "not kernels"])
-def test_in_the_interpreter(part):
-    run_in_interpreter(__file__, part)
+def test_in_the_interpreter():
+    run_in_interpreter(__file__)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from contract import (
     save_weights,
     small,
 )
-from test_onnx import needs_exporter, off_neutral, run
+from test_onnx import IN_MLP, needs_exporter, off_neutral, run
 from torch import nn
 from torch.export import export
 
@@ -143,7 +143,7 @@ def test_loads_facebooks_dinov3(tmp_path):
 
 def test_onnx_of_free_batch_and_size(tmp_path):
     needs_exporter()
-    model = off_neutral(small(TINY, depth=1, dynamic_img_size=True))
+    model = off_neutral(small(TINY, depth=1, dynamic_img_size=True, **IN_MLP))
     free = {0: "batch", 2: "height", 3: "width"}
     program = torch.onnx.export(model, (images(),), dynamo=True, dynamic_shapes=(free,), verbose=False)
     file = str(tmp_path / "model.onnx")

@@ -214,7 +214,7 @@ def weights(folder):
     return [(folder / name).read_bytes() for name in names]
 
 
-@pytest.mark.usefixtures("on_one_cpu_thread")
+@pytest.mark.usefixtures("on_one_cpu_thread", "blank_pictures")
 def test_watching_changes_no_bit_of_the_weights(watched, tmp_path):
     run_on_the_cpu(train, *RUN, "--output", tmp_path / "run")
     assert weights(tmp_path / "run") == weights(watched)
@@ -232,7 +232,7 @@ def test_a_watched_run_leaves_rows_a_picture_and_tracked_figures(watched):
         assert len(figures[name]) == 4, name
 
 
-@pytest.mark.usefixtures("on_one_cpu_thread")
+@pytest.mark.usefixtures("on_one_cpu_thread", "blank_pictures")
 def test_a_resumed_run_goes_on_in_the_same_file(watched, tmp_path, monkeypatch):
     folder, log = tmp_path / "run", trainer.Trainer.log_learning
 

@@ -28,6 +28,8 @@ MODELS = (
     "vit_tiny_patch16_224_fdconv",
 )
 SMALL_MODELS = ("resnet10s_fdconv",)
+# Stages of 16 or fewer channels are plain: tracing takes a second for each FDConv layer.
+FEW_LAYERS = MappingProxyType({"channels": (8, 8, 8, 24)})
 
 
 class Case(NamedTuple):
@@ -104,8 +106,9 @@ def items(settings: Settings) -> list[Item]:
     found = [*whole(newest), *graphs(newest), *layers]
     for path in others:
         found += [*whole(path), *graphs(path)]
+    arguments = FEW_LAYERS if settings.small else {}
     found += [
-        Item(f"torch.compile, {path}", partial(_check_compiled, compiled, path, device), limit=90)
+        Item(f"torch.compile, {path}", partial(_check_compiled, compiled, arguments, path, device), limit=90)
         for path in (settings.paths[-1:] if settings.small else reversed(settings.paths))
     ]
     return found
@@ -190,10 +193,10 @@ def _check_model(name: str, path: str, side: int, device: torch.device, recorder
             recorder.row("models: gradients", model=name, path=path, dtype=_short(dtype), result="as expected")
 
 
-def example(name: str, side: int, batch: int = 2) -> tuple[nn.Module, Tensor]:
+def example(name: str, side: int, batch: int = 2, **arguments: Any) -> tuple[nn.Module, Tensor]:
     """A model in eval mode with modulators that do something, and images of as many pixels a side."""
     torch.manual_seed(0)
-    model = timm.create_model(name).eval()
+    model = timm.create_model(name, **arguments).eval()
     randomize_constants(model)
     randomize_modulators(model)
     return model, torch.randn(batch, 3, side, side) + torch.randn(batch, 3, 1, 1)
@@ -259,8 +262,10 @@ def _distance(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).norm() / expected.norm().clamp_min(1e-12)).item()
 
 
-def _check_compiled(name: str, path: str, device: torch.device, recorder: Recorder) -> None:
-    model, x = example(name, 64)
+def _check_compiled(
+    name: str, arguments: Mapping[str, Any], path: str, device: torch.device, recorder: Recorder
+) -> None:
+    model, x = example(name, 64, **arguments)
     model, x = model.to(device), x.to(device)
     set_path(model, path)
     torch._dynamo.reset()

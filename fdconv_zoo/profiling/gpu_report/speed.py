@@ -35,6 +35,7 @@ class Setting(NamedTuple):
         dtype: of autocast; float32 disables it.
         channels_last: memory format of weights and images.
         benchmark: let cuDNN try its algorithms.
+        seconds: of timing, for all models.
     """
 
     training: bool
@@ -43,6 +44,7 @@ class Setting(NamedTuple):
     dtype: torch.dtype = torch.bfloat16
     channels_last: bool = True
     benchmark: bool = False
+    seconds: float = 2
 
     def describe(self) -> str:
         """The setting in words."""
@@ -75,9 +77,11 @@ MORE_SETTINGS = (
     Setting(True, 2, DETECTION, benchmark=True),
     Setting(True, 64, CLASSIFICATION, benchmark=True),
 )
-SMALL_SETTINGS = (Setting(False, 1, (32, 48)), Setting(True, 2, (32, 32), torch.float32, channels_last=False))
+SMALL_SETTINGS = (
+    Setting(False, 1, (32, 48), seconds=0),
+    Setting(True, 2, (32, 32), torch.float32, channels_last=False, seconds=0),
+)
 MEMORY, SMALL_MEMORY = Setting(True, 16, CLASSIFICATION), Setting(True, 2, (32, 32))
-SECONDS = 2  # of timing, for all models of a setting
 
 
 def items(settings: Settings) -> list[Item]:
@@ -147,19 +151,21 @@ def _time(setting: Setting, models: Models, device: torch.device, recorder: Reco
                 step = setting.step(model, x)
                 firsts[name] = first_call(step, device)
                 steps[name] = step
-        _record_times(setting.describe(), steps, firsts, device, recorder)
+        _record_times(setting, "", steps, firsts, device, recorder)
     for model in models(setting.channels_last).values():
         model.zero_grad(set_to_none=True)
 
 
 def _record_times(
-    table: str,
+    setting: Setting,
+    kind: str,
     steps: Mapping[str, Step],
     firsts: Mapping[str, float],
     device: torch.device,
     recorder: Recorder,
 ) -> None:
-    times = interleave(steps, device, min(SECONDS, recorder.seconds_left / 2))
+    table = kind + setting.describe()
+    times = interleave(steps, device, min(setting.seconds, recorder.seconds_left / 2))
     plain = times.get("plain")
     for name, own in times.items():
         figures = {"device/ms": own.device, "x plain": plain and own.device / plain.device}
@@ -198,7 +204,7 @@ def _time_graphs(setting: Setting, models: Models, device: torch.device, recorde
         except DeviceLostError:  # for more captures, not for the replay of those that are done
             lost = True
             break
-    _record_times(f"CUDA graph, {setting.describe()}", replays, firsts, device, recorder)
+    _record_times(setting, "CUDA graph, ", replays, firsts, device, recorder)
     if lost:
         raise DeviceLostError
 
@@ -212,4 +218,4 @@ def _time_compiled(setting: Setting, models: Models, device: torch.device, recor
             step = setting.step(torch.compile(model, fullgraph=True), x)
             firsts[name] = first_call(step, device)
             steps[name] = step
-    _record_times(f"torch.compile, {setting.describe()}", steps, firsts, device, recorder)
+    _record_times(setting, "torch.compile, ", steps, firsts, device, recorder)
