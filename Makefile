@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python
 
-.PHONY: demo demo-dense app space test sanitize lint help dist versions clean
+.PHONY: demo demo-dense app space test sanitize lint help docs dist versions clean
 
 demo: $(VENV)/installed
 	$(RUN) scripts/train.py --config models/resnet10s_fdconv.fashion_mnist.demo.yaml --output runs/demo --overwrite
@@ -52,6 +52,10 @@ lint: $(VENV)/installed
 help: $(VENV)/installed
 	$(RUN) scripts/write_help.py
 
+# The site of docs/, in site/. To read it: python3 -m http.server -d site
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
 # Wheel and sdist, checked as the package index checks them.
 dist: $(VENV)/installed
 	rm -rf dist
@@ -65,7 +69,7 @@ versions: $(VENV)/installed
 	$(RUN) scripts/check_versions.py
 
 clean:
-	rm -rf $(VENV) runs dist
+	rm -rf $(VENV) runs dist site
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -75,4 +79,8 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/app: $(VENV)/installed
 	$(RUN) -m pip install --quiet --editable '.[app]'
+	touch $@
+
+$(VENV)/docs: $(VENV)/installed
+	$(RUN) -m pip install --quiet --editable '.[docs]'
 	touch $@

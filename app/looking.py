@@ -122,7 +122,7 @@ def draw_bands(checkpoint: Checkpoint, image: ReportImage, layer: str) -> list[P
         image: The image.
         layer: One of `band_layers`.
     """
-    names = band_names(find_band_modulations(checkpoint.model)[layer].band_edges)
+    names = band_names(find_band_modulations(checkpoint.model)[layer].edges())
     maps = modulation_maps(checkpoint.model, image.pixels, [layer])[layer]
     correlations = edge_correlations(maps, image.pixels)[0]
     spectrum = band_spectra(checkpoint.model, image.pixels, [layer])[layer]

@@ -1,11 +1,9 @@
-"""Runs the examples of a document, so that what users copy is what is tested; and what such tests share."""
+"""Runs the examples under a heading of a document, for tests of what they compute; and what such tests share."""
 
-import re
-from pathlib import Path
-
+from run_blocks import ROOT, read_blocks, run_python
 from torch import Tensor, nn
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+DOCS = ROOT / "docs"
 
 
 def run_examples(document: str, heading: str, **names: object) -> dict[str, object]:
@@ -19,13 +17,12 @@ def run_examples(document: str, heading: str, **names: object) -> dict[str, obje
     Returns:
         All names that are defined after the last block.
     """
-    sections = re.split(r"^#+ (.+)\n", (DOCS / document).read_text(encoding="utf-8"), flags=re.MULTILINE)
-    text = dict(zip(sections[1::2], sections[2::2], strict=True))[heading]
-    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    page = DOCS / document
+    blocks = [block for block in read_blocks(page) if block.language == "python" and block.heading == heading]
     assert blocks, f"no examples under {heading!r}"
     scope = dict(names)
     for block in blocks:
-        exec(compile(block, f"{document}: {heading}", "exec"), scope)
+        run_python(block, page, scope)
     return scope
 
 

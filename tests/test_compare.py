@@ -20,6 +20,7 @@ from torch import nn
 from fdconv_zoo.cli import compare, comparison_costs, segment
 from fdconv_zoo.cli.compared import parse_compared
 from fdconv_zoo.cli.comparison_table import as_table, summarize
+from fdconv_zoo.cli.run_pool import run_side_by_side
 from fdconv_zoo.data.sources import SAMPLE_FOLDER
 from fdconv_zoo.dense.canvases import write_canvases
 from fdconv_zoo.dense.detection.model import Detector
@@ -52,6 +53,37 @@ def recipe(dataset, output, *flags):
     own = ["--config", MODELS / "resnet10s_fdconv.fashion_mnist.yaml", "--dataset", dataset, "--output", output]
     own += ["--epochs", 1, "--batch-size", 20, "--warmup-epochs", 0]
     return [str(flag) for flag in (*own, *flags)]
+
+
+def test_runs_side_by_side_are_those_of_one_process(dataset, tmp_path, capfd):
+    flags = ["--models", "resnet10s_plain", "--epochs", 1, "--batch-size", 20, "--seeds", 0, 1]
+    found = []
+    for name, processes in (("one", 1), ("two", 2)):
+        capfd.readouterr()
+        compare.main(recipe(dataset, tmp_path / name, *flags, "--processes", processes))
+        found.append(json.loads((tmp_path / name / "comparison.json").read_text())["runs"])
+    printed = capfd.readouterr().out
+    assert found[0] == found[1]
+    assert "epoch 1/1" not in printed
+    assert "| `resnet10s_plain` |" in printed
+    logs = [(tmp_path / "two" / f"resnet10s_plain-seed{seed}.log").read_text() for seed in (0, 1)]
+    assert all("epoch 1/1: training loss" in log and "top-1" in log for log in logs)
+
+
+def _fail_or_write(path):
+    if path.suffix == ".bad":
+        raise DataError(f"{path.name} is bad")
+    print("writing", path.name)
+    path.write_text("done")
+
+
+def test_a_run_that_fails_is_named_with_its_log(tmp_path):
+    items = [tmp_path / name for name in ("a", "b.bad", "c")]
+    logs = [tmp_path / "logs" / f"{item.name}.log" for item in items]
+    with pytest.raises(RunFolderError, match=r"a run failed: b\.bad is bad.* What it printed is in .*b\.bad\.log"):
+        run_side_by_side(_fail_or_write, items, logs, 1)
+    assert [item.exists() for item in items] == [True, False, False]
+    assert logs[0].read_text() == "writing a\n"
 
 
 def test_every_model_is_trained_and_tested_once(dataset, tmp_path, capsys):

@@ -12,7 +12,7 @@ HEADING = "Detection: torchvision"
 @pytest.fixture(scope="module")
 def scope():
     torch.manual_seed(0)
-    return run_examples("interoperation.md", HEADING)
+    return run_examples("guides/other_libraries.md", HEADING)
 
 
 def assert_trains(detector, images, targets):

@@ -24,7 +24,7 @@ def assert_every_parameter_learns(model, loss):
 
 
 def test_examples():
-    scope = run_examples("interoperation.md", "Segmentation: segmentation_models_pytorch")
+    scope = run_examples("guides/other_libraries.md", "Segmentation: segmentation_models_pytorch")
     for name in ("masks", "deeplab_masks", "upernet_masks"):
         assert scope[name].shape == (2, 3, 64, 64)
         assert torch.isfinite(scope[name]).all()

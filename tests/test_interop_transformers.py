@@ -15,11 +15,12 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 CLASSES = ["cat", "dog", "horse", "ship"]
 
 
-def test_classifier_from_a_folder(tmp_path):
+def test_classifier_from_a_folder(tmp_path, monkeypatch):
     arguments = dict(num_kernels=16)
     model = randomize(timm.create_model("resnet10s_fdconv", num_classes=4, **arguments), std=0.1).eval()
-    export_model(model, tmp_path, class_names=CLASSES, preprocessing={}, model_args=arguments)
-    scope = run_examples("interoperation.md", "Classification: transformers", folder=str(tmp_path))
+    export_model(model, tmp_path / "folder", class_names=CLASSES, preprocessing={}, model_args=arguments)
+    monkeypatch.chdir(tmp_path)
+    scope = run_examples("guides/other_libraries.md", "Classification: transformers")
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(scope["model"](x).logits, model(x))
@@ -43,7 +44,7 @@ def test_classifier_there_and_back(tmp_path):
 
 
 def test_backbone_and_mask2former(tmp_path):
-    scope = run_examples("interoperation.md", "Backbones: transformers")
+    scope = run_examples("guides/other_libraries.md", "Backbones: transformers")
     backbone, model = scope["backbone"], scope["model"]
     assert [feature.shape[1] for feature in scope["feature_maps"]] == backbone.channels == [64, 128, 256, 512]
     assert [feature.shape[-1] for feature in scope["feature_maps"]] == [16, 8, 4, 2]

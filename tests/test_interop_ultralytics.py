@@ -137,12 +137,12 @@ def test_plan_changes_nothing(network, capsys):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_examples(dataset, offline):
-    scope = run_examples("ultralytics.md", "Convert")
+    scope = run_examples("guides/ultralytics.md", "Convert")
     assert converted(scope["yolo"].model) == DOWNSAMPLING
 
     settings = dict(epochs=1, imgsz=64, batch=2, workers=0, device="cpu", optimizer="SGD", lr0=0.1, warmup_epochs=0)
     settings |= dict(plots=False, amp=False, mosaic=0, verbose=False)
-    scope = run_examples("ultralytics.md", "Train", data=str(dataset), settings=settings)
+    scope = run_examples("guides/ultralytics.md", "Train", data=str(dataset), settings=settings)
     model = scope["yolo"].model
     assert converted(model) == DOWNSAMPLING
     heads = {n: p for n, p in modulators(model).items() if n.endswith(("filter.bias", "attention.bias"))}
@@ -150,7 +150,7 @@ def test_examples(dataset, offline):
     assert all(parameter.any() and torch.isfinite(parameter).all() for parameter in heads.values())
 
     image = str(offline / "data" / "images" / "0.png")
-    scope = run_examples("ultralytics.md", "Predict", YOLO=scope["YOLO"], yolo=scope["yolo"], image=image)
+    scope = run_examples("guides/ultralytics.md", "Predict", YOLO=scope["YOLO"], yolo=scope["yolo"], image=image)
     model = scope["yolo"].model
     assert converted(model) == DOWNSAMPLING
     assert scope["results"][0].orig_shape == (64, 64)
@@ -158,7 +158,7 @@ def test_examples(dataset, offline):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     for branch in (*off_neutral(model).model[-1].cv2, *model.model[-1].cv3):
         nn.init.normal_(branch[-1].weight)  # else boxes and scores hardly depend on the image
-    file = run_examples("ultralytics.md", "Export", yolo=scope["yolo"])["file"]
+    file = run_examples("guides/ultralytics.md", "Export", yolo=scope["yolo"])["file"]
     session = onnxruntime.InferenceSession(file)
     images = torch.rand(1, 3, 64, 64)
     output = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])

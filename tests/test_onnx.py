@@ -56,12 +56,13 @@ def test_onnx_of_free_batch_and_size(tmp_path, name, reduced):
             assert relative_error(run(file, x), model(x)) < 1e-5
 
 
-def test_onnx_example(tmp_path):
+def test_onnx_example(tmp_path, monkeypatch):
     needs_exporter()
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    scope = run_examples("interoperation.md", "ONNX", file=str(tmp_path / "model.onnx"))
+    monkeypatch.chdir(tmp_path)
+    model, x = run_examples("guides/deploy.md", "ONNX in Python")["model"], torch.rand(3, 3, 64, 64)
     with torch.no_grad():
-        assert relative_error(torch.from_numpy(scope["logits"]), scope["model"](scope["images"])) < 1e-5
+        assert relative_error(run("convnext.onnx", x), model(x)) < 1e-5
 
 
 @settings(max_examples=30)
@@ -76,8 +77,9 @@ def test_inverse_transform_by_products(rows, cols, batch):
     assert relative_error(single, expected) < 1e-5
 
 
-def test_torch_export_example(tmp_path):
-    scope = run_examples("interoperation.md", "torch.export", file=str(tmp_path / "model.pt2"))
+def test_torch_export_example(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = run_examples("guides/deploy.md", "torch.export")
     with torch.no_grad():
         assert relative_error(scope["logits"], scope["model"](scope["images"])) < 1e-5
 

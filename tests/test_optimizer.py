@@ -27,7 +27,7 @@ def rate_of(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> float:
 def test_spectra_and_modulators_have_learning_rates_of_their_own(layer_decay):
     model = timm.create_model("resnet10s_fdconv")
     flags = ["--lr", "0.1", *(["--layer-decay", layer_decay] if layer_decay else [])]
-    plain = build_optimizer(parse(*flags), model)
+    plain = build_optimizer(parse(*flags, "--spectrum-lr", "1", "--modulator-lr", "1"), model)
     scaled = build_optimizer(parse(*flags, "--spectrum-lr", "4", "--modulator-lr", "0.1"), model)
     for update in (0, 3, 150):
         for optimizer in (plain, scaled):

@@ -203,12 +203,17 @@ def test_the_commands_take_numbers_and_auto(model):
     parser = argparse.ArgumentParser()
     add_optimization_flags(parser)
     defaults = parser.parse_args([])
-    assert (defaults.spectrum_lr, defaults.modulator_lr) == (1.0, 1.0)
-    auto = parser.parse_args(["--spectrum-lr", "auto", "--modulator-lr", "auto", "--opt", "sgd", "--lr", "0.1"])
-    optimizer = build_optimizer(auto, model)
-    CosineLRScheduler(optimizer, 20)
-    expected = param_groups(model, 0.1, auto.weight_decay, optimizer="sgd")
-    assert rates(model, optimizer) == pytest.approx(settings(model, expected))
+    assert (defaults.spectrum_lr, defaults.modulator_lr) == ("auto", "auto")
+    flags = ["--opt", "sgd", "--lr", "0.1"]
+    for factors, given in (
+        ([], {}),
+        (["--spectrum-lr", "1", "--modulator-lr", "1"], dict(spectrum_lr=1, modulator_lr=1)),
+    ):
+        args = parser.parse_args([*flags, *factors])
+        optimizer = build_optimizer(args, model)
+        CosineLRScheduler(optimizer, 20)
+        expected = param_groups(model, 0.1, args.weight_decay, optimizer="sgd", **given)
+        assert rates(model, optimizer) == pytest.approx(settings(model, expected))
 
 
 def test_groups_of_numbers_stay_where_runs_that_are_continued_look_for_them(model):

@@ -377,7 +377,7 @@ def test_grayscale_models_are_exported_with_their_channel(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
     # The first update has the warm-up's small learning rate; the next ones leave the weights without bounds.
-    flags = ["--lr", "1e38", "--warmup-epochs", "1", "--opt", "sgd", "--clip-grad", "0", "--checkpoint-every", "1"]
+    flags = ["--lr", "1e36", "--warmup-epochs", "1", "--opt", "sgd", "--clip-grad", "0", "--checkpoint-every", "1"]
     with pytest.raises(NonFiniteError, match=r"is kept: .*update-00000000\d\. Try a lower --lr"):
         train.main([*TINY, *flags, "--output", str(tmp_path / "run")])
     weights = load_file(checkpoint.list_checkpoints(tmp_path / "run/checkpoints")[-1] / "model.safetensors")

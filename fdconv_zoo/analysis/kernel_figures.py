@@ -99,7 +99,7 @@ def draw_movement(movement: Mapping[str, float]) -> Figure:
     axes = figure.subplots()
     names = [name.replace("$", r"\$") for name in movement]  # no formulas
     bars = axes.barh(range(len(names)), [100 * value for value in movement.values()], color="C0")
-    axes.bar_label(bars, fmt="%.2g", padding=3, fontsize=8)
+    axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 115 * max(movement.values()) or 1)

@@ -159,7 +159,7 @@ def _image_picture(image: ReportImage) -> Picture:
 
 
 def _band_sections(model: nn.Module, images: Sequence[ReportImage], pattern: str | None) -> list[Section]:
-    bands = {name: band_names(fbm.band_edges) for name, fbm in find_band_modulations(model).items()}
+    bands = {name: band_names(fbm.edges()) for name, fbm in find_band_modulations(model).items()}
     if not bands:
         return [Section("Bands", [Text("No layer of this model has Frequency Band Modulation.")])]
     chosen = choose_layers([*bands], pattern)

@@ -69,7 +69,7 @@ def band_spectra(model: nn.Module, images: Tensor, layers: Collection[str] | Non
     for name, fbm in chosen.items():
         if fbm in seen:
             (frequencies, before), (_, after) = map(radial_power, seen[fbm])
-            spectra[name] = BandSpectrum(frequencies, before, after, fbm.band_edges)
+            spectra[name] = BandSpectrum(frequencies, before, after, fbm.edges())
     return spectra
 
 

@@ -21,7 +21,8 @@ OPTIONS = {
     "ksm_local": "Use the local branch of Kernel Spatial Modulation.",
     "fbm": "Use Frequency Band Modulation; None: in layers with 3x3 kernels.",
     "band_edges": "Frequencies between the bands, falling, in cycles per sample.",
-    "band_mask": '"exact", or "reference" for weights trained with the code of the paper\'s authors.',
+    "band_mask": '"exact", "learned" for edges that are parameters and start at band_edges, or "reference" for weights '
+    "trained with the code of the paper's authors.",
     "stored_groups": "Keep the groups of Fourier coefficients in the state dict, for those authors' checkpoints.",
 }
 _BANDS = LAYER_OPTIONS - inspect.signature(FDLinear).parameters.keys()

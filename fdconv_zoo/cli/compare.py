@@ -16,13 +16,15 @@ Each run keeps its last epoch's weights: none is chosen by its results. Classifi
 training does not see. For segmentation and detection, the figures are those of the validation images, or of
 `--test-dataset`.
 
-Killed and started again, the command continues with what is not done. Several processes may share the work: give each
-some of the `--seeds` and the same `--output`, and at the end call once with all seeds. Each call ends by measuring the
-models' training steps, interleaved. It prints the table of its seeds, and writes `comparison.json`, with every run's
-results, and `curves.png`.
+Killed and started again, the command continues with what is not done. `--processes 8` makes eight runs at once on one
+device: small networks leave most of a GPU idle, and share it best under NVIDIA's MPS (`nvidia-cuda-mps-control -d`).
+Several machines may share the work: give each some of the `--seeds` and the same `--output`, and at the end call once
+with all seeds. Each call ends by measuring the models' training steps, interleaved. It prints the table of its seeds,
+and writes `comparison.json`, with every run's results, and `curves.png`.
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ from fdconv_zoo.cli.comparison_costs import measure_costs
 from fdconv_zoo.cli.comparison_table import as_table, summarize
 from fdconv_zoo.cli.detect import DetectionTask
 from fdconv_zoo.cli.recipes import HelpFormatter
+from fdconv_zoo.cli.run_pool import run_side_by_side
 from fdconv_zoo.cli.segment import SegmentationTask
 from fdconv_zoo.cli.task import CommandTask, checked_arguments, run_task
 from fdconv_zoo.cli.train import ClassificationTask
@@ -42,6 +45,7 @@ from fdconv_zoo.cli.trained_on import read_run
 from fdconv_zoo.data import load_image_data
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import read_entry
+from fdconv_zoo.profiling.band_twins import BAND_TWINS
 from fdconv_zoo.profiling.learning_curves import draw_learning_curves
 from fdconv_zoo.profiling.mobile_twins import MOBILE_TWINS
 from fdconv_zoo.profiling.paired import CONFIDENCE
@@ -107,9 +111,10 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         metavar="MODEL",
         help="the reference, then those to compare with it: timm names, and "
-        f"{', '.join((*TWINS, *MOBILE_TWINS))}; with flags of its own as one word: 'NAME --lr 0.003'",
+        f"{', '.join((*TWINS, *BAND_TWINS, *MOBILE_TWINS))}; with flags of its own as one word: 'NAME --lr 0.003'",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the runs of each model")
+    parser.add_argument("--processes", type=int, default=1, help="runs at once, each in a process of its own")
     parser.add_argument(
         "--start-from",
         type=Path,
@@ -124,13 +129,21 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; `argv` is the command line without the program."""
     args, recipe = build_parser().parse_known_args(argv)
+    if args.processes < 1:
+        raise ConfigError(f"--processes {args.processes}: give at least 1")
     task_type = TASKS[read_entry(args.config).task]
     metrics = METRICS[task_type]
     items = parse_compared(args.models)
     runs = plan_runs(args, items, recipe, task_type)
     check_test(args, task_type, runs)
     check_done(runs)
-    rows = [train_and_test(run, task_type, args.test_split, args.test_dataset) for run in runs]
+    job = functools.partial(
+        train_and_test, task_type=task_type, test_split=args.test_split, test_dataset=args.test_dataset
+    )
+    if args.processes > 1:
+        todo = [run for run in runs if not run.done.exists()]
+        run_side_by_side(job, todo, [run.folder.with_name(f"{run.folder.name}.log") for run in todo], args.processes)
+    rows = [job(run) for run in runs]
     histories = {item.text: [read_history(run) for run in runs if run.item is item] for item in items}
     draw_learning_curves(histories, args.output / "curves.png", metrics)
     costs = measure_costs(task_type, [run.args for run in runs[: len(items)]])

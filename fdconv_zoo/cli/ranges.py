@@ -116,6 +116,10 @@ RANGES = {  # by the flag's name with underscores
     "pictures": NOT_NEGATIVE,
     "top": COUNT,
     "score": PROBABILITY,
+    # measurement
+    "count_size": SIDE,
+    "image_size": SIDE,
+    "repeats": COUNT,
 }
 _ASCENDING = ("scale", "ratio", "scale_jitter")  # lower and upper end of a range
 

@@ -1,17 +1,27 @@
 """FBM: Frequency Band Modulation (FDConv, section 3.3, https://arxiv.org/abs/2503.18783)."""
 
+import copy
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fdconv_zoo.layers.plain import check_plain, conv_arguments, example_size
 from fdconv_zoo.layers.precision import no_autocast, transform_dtype
 from fdconv_zoo.layers.programs import TracedForScript, fx_leaf
-from fdconv_zoo.ops import Path, choose_path, modulate, modulate_bands, modulate_bands_stretched
+from fdconv_zoo.ops import (
+    Path,
+    choose_path,
+    modulate,
+    modulate_bands,
+    modulate_bands_softly,
+    modulate_bands_stretched,
+)
 
-BandMask = Literal["exact", "reference"]
+BandMask = Literal["exact", "reference", "learned"]
 
 # The paper cuts at a quarter, an eighth and a sixteenth of the sampling rate, and lets pass what lies strictly below.
 # In the authors' code rounding admits the sinusoids at exactly an eighth and a sixteenth (not at a quarter): the
@@ -33,7 +43,9 @@ class FrequencyBandModulation(TracedForScript):
         band_edges: falling cutoff frequencies in cycles per sample, each in (0, 0.5]; M edges make M + 1 bands. A
             low-pass keeps ``max(|u|, |v|)`` strictly below its edge.
         band_mask: ``"exact"``: the bands as defined, at every feature size. ``"reference"``: the paper authors'
-            masks, made at 64x64 and stretched, for checkpoints trained with their code.
+            masks, made at 64x64 and stretched, for checkpoints trained with their code. ``"learned"``: soft masks whose
+            edges are parameters and start at ``band_edges``; the bands still sum up to the input. The last two are
+            computed by torch's operations, whatever the path.
 
     Raises:
         ValueError: edges that do not fall or leave the range, or an unknown ``band_mask``.
@@ -55,17 +67,33 @@ class FrequencyBandModulation(TracedForScript):
             raise ValueError(f"band_edges is {edges}: give frequencies that fall, at most 0.5 and above 0.")
         if band_mask not in get_args(BandMask):
             raise ValueError(f"band_mask is {band_mask!r}: it must be one of {get_args(BandMask)}.")
+        if band_mask == "learned" and edges[0] >= 0.5:
+            raise ValueError(f'band_edges is {edges}: with band_mask="learned", edges start below 0.5.')
         self.band_edges = edges
         self.band_mask = band_mask
         self.path: Path | None = None
         self.attention = nn.Conv2d(channels, len(edges), 3, padding=1, device=device, dtype=dtype)
+        # The share of each edge in the one above it, as a logit, so that edges fall and stay in (0, 0.5).
+        self.edge_logits: Tensor | None = None
+        if band_mask == "learned":
+            self.edge_logits = nn.Parameter(torch.empty(len(edges), device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Make every band's weight 1."""
+        """Make every band's weight 1, and put learned edges back to where they start."""
         for parameter in (self.attention.weight, self.attention.bias):
             if parameter is not None:
                 nn.init.zeros_(parameter)
+        if self.edge_logits is not None:
+            shares = [low / high for high, low in zip((0.5, *self.band_edges), self.band_edges, strict=False)]
+            with torch.no_grad():
+                self.edge_logits.copy_(torch.tensor([math.log(share / (1 - share)) for share in shares]))
+
+    def edges(self) -> tuple[float, ...]:
+        """The edges as they are now, falling, in cycles per sample: ``band_edges``, or what they were trained to be."""
+        if self.edge_logits is None:
+            return self.band_edges
+        return tuple(_learned_edges(self.edge_logits.detach().double()).tolist())
 
     @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
@@ -76,9 +104,16 @@ class FrequencyBandModulation(TracedForScript):
         with no_autocast(x.device.type):
             dtype = transform_dtype(x)
             (weights,) = modulate([logits], [1.0], [1], dtype, self.path)
-            if self.band_mask == "exact":
-                return modulate_bands(x, weights, self.band_edges, self.path)
-            return modulate_bands_stretched(x.to(dtype), weights, self.band_edges, _REFERENCE_MASK_SIZE).to(x.dtype)
+            return self.weigh(x, weights)
+
+    def weigh(self, x: Tensor, weights: Tensor) -> Tensor:
+        """The sum of the bands of x (B, C, H, W) by weights (B, M, H, W), highest band first, in float32 or wider."""
+        if self.band_mask == "exact":
+            return modulate_bands(x, weights, self.band_edges, self.path)
+        wide = x.to(weights.dtype)
+        if self.edge_logits is not None:
+            return modulate_bands_softly(wide, weights, _learned_edges(self.edge_logits.to(wide.dtype))).to(x.dtype)
+        return modulate_bands_stretched(wide, weights, self.band_edges, _REFERENCE_MASK_SIZE).to(x.dtype)
 
     def example_input(self) -> Tensor:
         """(2, C, H, W) of zeros."""
@@ -88,10 +123,14 @@ class FrequencyBandModulation(TracedForScript):
         """Settings that ``print(module)`` shows."""
         edges = ", ".join(f"{edge:g}" for edge in self.band_edges)
         weight = self.attention.weight
-        path = (
-            "plain" if self.band_mask == "reference" else choose_path(weight.device, transform_dtype(weight), self.path)
-        )
+        is_exact = self.band_mask == "exact"
+        path = choose_path(weight.device, transform_dtype(weight), self.path) if is_exact else "plain"
         return f"band_edges=({edges}), band_mask={self.band_mask!r}, path={path!r}"
+
+
+def _learned_edges(logits: Tensor) -> Tensor:
+    """(M,): each edge is a share of the one above it, the first of 0.5."""
+    return 0.5 * F.logsigmoid(logits).cumsum(0).exp()  # ONNX has no product of this kind
 
 
 class BandModulatedConv2d(nn.Conv2d, TracedForScript):
@@ -151,6 +190,7 @@ class BandModulatedConv2d(nn.Conv2d, TracedForScript):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         if prefix + "weight" in state_dict and prefix + "fbm.attention.weight" not in state_dict:
             device = state_dict[prefix + "weight"].device  # the layer itself may have no memory yet
-            neutral = {key: torch.zeros_like(value, device=device) for key, value in self.fbm.state_dict().items()}
-            state_dict.update({f"{prefix}fbm.{key}": value for key, value in neutral.items()})
+            neutral = copy.deepcopy(self.fbm).to_empty(device=device)
+            neutral.reset_parameters()
+            state_dict.update({f"{prefix}fbm.{key}": value for key, value in neutral.state_dict().items()})
         super()._load_from_state_dict(state_dict, prefix, *args)

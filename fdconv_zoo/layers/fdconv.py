@@ -38,7 +38,8 @@ class FDConv2d(DynamicKernel):
         ksm_global, ksm_local: switch KSM's branches.
         fbm: switch FBM; None: on for 3x3 kernels, as in the paper.
         band_edges: of FBM, falling frequencies in cycles per sample.
-        band_mask: of FBM, ``"exact"`` or ``"reference"`` (the authors' stretched masks, for their checkpoints).
+        band_mask: of FBM, ``"exact"``, ``"learned"`` (soft masks whose edges are parameters) or ``"reference"`` (the
+            authors' stretched masks, for their checkpoints).
         stored_groups: make the groups of Fourier coefficients a part of the state dict, for the authors' checkpoints.
 
     Raises:

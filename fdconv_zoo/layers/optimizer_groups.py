@@ -51,7 +51,8 @@ def param_groups(
         no_weight_decay: names of more parameters without weight decay; ``*`` stands for any characters.
         spectrum_lr: factor of the spectra's learning rate; it leaves the weight decay. ``"auto"``: as above.
         modulator_lr: factor of the learning rate of all parameters of KSM and FBM. ``"auto"``: of those layers alone
-            that predict modulators, as above; their biases and what lies before them learn at ``lr``.
+            that predict modulators, as above; their biases, what lies before them and learned edges of bands learn at
+            ``lr``.
 
     Returns:
         Dictionaries with ``"params"``, ``"weight_decay"``, and ``"lr"`` or ``"lr_scale"``. For Muon,

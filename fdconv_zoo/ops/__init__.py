@@ -1,6 +1,6 @@
 """The hot operations of FDConv as plain functions: assembling kernels and convolving with them, splitting bands."""
 
-from fdconv_zoo.ops.bands_plain import low_pass_basis, modulate_bands_stretched
+from fdconv_zoo.ops.bands_plain import low_pass_basis, modulate_bands_softly, modulate_bands_stretched, weigh_bands
 from fdconv_zoo.ops.convolution import POINTWISE, Geometry, convolve
 from fdconv_zoo.ops.dispatch import (
     Path,
@@ -38,9 +38,11 @@ __all__ = [
     "mix_spectrum",
     "modulate",
     "modulate_bands",
+    "modulate_bands_softly",
     "modulate_bands_stretched",
     "neighbors",
     "pool",
     "predict_modulators",
     "star_relu",
+    "weigh_bands",
 ]

@@ -44,18 +44,43 @@ def low_pass_projectors(
 
     Their shapes, unlike the basis's, do not depend on how many sinusoids pass. Arguments: see :func:`low_pass_basis`.
     """
-    time = torch.arange(size, device=device)
-    length = torch.ones_like(time).sum()  # a tensor: exporters to ONNX know few operations on free sizes
+    time, length = _axis(size, device)
     frequency = torch.minimum(time, length - time)
-    # In float64, since a cutoff can lie closer to a frequency than float32 resolves.
-    waves = (torch.remainder(time[:, None] * time, length).double() * (2 * math.pi / length.double())).cos()
-    delay = torch.remainder(time[:, None] - time, length)
     projectors = []
     for cutoff in cutoffs:
         passes = (frequency < cutoff * length.double() - 1e-9) | (frequency == 0)
-        impulse_response = (waves * passes).sum(1) / length.double()
-        projectors.append(impulse_response.to(dtype)[delay])
+        # In float64, since a cutoff can lie closer to a frequency than float32 resolves.
+        projectors.append(_circulant(passes.double(), time, length).to(dtype))
     return projectors
+
+
+def soft_low_pass(size: Tensor | int, edge: Tensor) -> Tensor:
+    """A low-pass (size, size) that can be differentiated by its edge.
+
+    Frequency f passes by ``1 / (1 + (f / edge)^8)``, the power that a Butterworth filter of order 4 lets through: all
+    of 0, half at the edge, less than 0.4 % an octave above it. So it is as steep at every edge, in octaves.
+
+    Args:
+        size: number of samples.
+        edge: (), in cycles per sample, above 0.
+    """
+    time, length = _axis(size, edge.device)
+    frequency = torch.minimum(time, length - time).to(edge.dtype) / length.to(edge.dtype)
+    # The same as a sigmoid: it neither overflows nor makes NaN of the gradient, for frequency 0 (log: -inf) as well.
+    return _circulant(torch.sigmoid(8 * (edge.log() - frequency.log())), time, length)
+
+
+def _axis(size: Tensor | int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """0, 1, ..., size - 1, and the size itself as a tensor: exporters to ONNX know few operations on free sizes."""
+    time = torch.arange(size, device=device)
+    return time, torch.ones_like(time).sum()
+
+
+def _circulant(response: Tensor, time: Tensor, length: Tensor) -> Tensor:
+    """The filter (N, N) with a response (N,) to the frequencies 0, 1/N, ..., the same for f and 1 - f."""
+    angle = torch.remainder(time[:, None] * time, length).to(response.dtype) * (2 * math.pi / length.to(response.dtype))
+    impulse_response = (angle.cos() * response).sum(1) / length.to(response.dtype)
+    return impulse_response[torch.remainder(time[:, None] - time, length)]
 
 
 class LowPasses:
@@ -104,7 +129,7 @@ def modulate_bands_plain(x: Tensor, attention: Tensor, band_edges: Sequence[floa
         low_passes = LowPasses(*bases, band_edges)
         coefficients = low_passes.analyze(x.flatten(0, 1))
         maps = (low_passes.synthesize(coefficients, band).view(x.shape) for band in range(len(band_edges)))
-    return _weigh_bands(x, attention, maps).to(dtype)
+    return weigh_bands(x, attention, maps).to(dtype)
 
 
 def modulate_bands_stretched(x: Tensor, attention: Tensor, band_edges: Sequence[float], mask_size: int) -> Tensor:
@@ -126,10 +151,21 @@ def modulate_bands_stretched(x: Tensor, attention: Tensor, band_edges: Sequence[
         mask = _stretched_mask((height, width // 2 + 1), edge, mask_size, x.device)
         return torch.fft.irfft2(spectrum * mask, s=(height, width))
 
-    return _weigh_bands(x, attention, map(low_pass, band_edges))
+    return weigh_bands(x, attention, map(low_pass, band_edges))
 
 
-def _weigh_bands(x: Tensor, attention: Tensor, low_passes: Iterable[Tensor]) -> Tensor:
+def modulate_bands_softly(x: Tensor, attention: Tensor, edges: Tensor) -> Tensor:
+    """Frequency Band Modulation with soft masks: :func:`soft_low_pass` along rows and columns.
+
+    The bands between the low-passes sum up to x, whatever the edges. Arguments and result are those of
+    :func:`modulate_bands_plain`, and ``edges``: (M,) in place of ``band_edges``, to be learned.
+    """
+    height, width = x.shape[2:]
+    maps = (soft_low_pass(height, edge) @ (x @ soft_low_pass(width, edge)) for edge in edges.unbind())
+    return weigh_bands(x, attention, maps)
+
+
+def weigh_bands(x: Tensor, attention: Tensor, low_passes: Iterable[Tensor]) -> Tensor:
     """The sum of :func:`modulate_bands_plain` over the low-passes (B, C, H, W) of x, one at a time."""
     weights = attention.unsqueeze(2).unbind(1)
     result = weights[0] * x

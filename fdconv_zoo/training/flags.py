@@ -34,9 +34,11 @@ def add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     optim.add_argument("--updates-per-epoch", type=int, help="shorten an epoch; required for a stream")
     optim.add_argument("--opt", default="adamw", help="any optimizer of timm")
     optim.add_argument("--lr", type=float, default=3e-4, help="learning rate after the warm-up")
-    factor = {"type": parse_factor, "default": 1.0, "metavar": "X|auto"}
-    optim.add_argument("--spectrum-lr", help="factor of --lr for Fourier coefficients; auto: by layer", **factor)
-    optim.add_argument("--modulator-lr", help="factor of --lr for KSM and FBM; auto: by layer", **factor)
+    factor = {"type": parse_factor, "default": "auto", "metavar": "X|auto"}
+    optim.add_argument(
+        "--spectrum-lr", help="factor of --lr for Fourier coefficients; auto: by layer; paper: 1", **factor
+    )
+    optim.add_argument("--modulator-lr", help="factor of --lr for KSM and FBM; auto: by layer; paper: 1", **factor)
     optim.add_argument("--weight-decay", type=float, default=0.05, help="not applied to norms and biases")
     optim.add_argument("--layer-decay", type=float, help="factor of --lr from each layer to the one before it")
     optim.add_argument(

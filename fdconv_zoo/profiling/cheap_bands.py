@@ -1,0 +1,64 @@
+"""Cheap approximations of Frequency Band Modulation, for experiments on what its exact bands are worth.
+
+They have the parameters of the exact form, and like it return their input bit for bit while they are neutral.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fdconv_zoo.layers import FrequencyBandModulation
+from fdconv_zoo.layers.fdconv import FDConv2d
+from fdconv_zoo.ops import modulate_bands, weigh_bands
+
+
+class PooledBands(FrequencyBandModulation):
+    """Bands between the levels of a pooling pyramid, as of a Laplacian pyramid.
+
+    The low-pass at the edge 1/4 is the mean over 2x2 pixels, interpolated linearly; that at 1/8 the mean over 4x4, and
+    so on. Other edges are taken for the nearest of these.
+    """
+
+    def weigh(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Weigh the bands of x (B, C, H, W) by weights (B, M, H, W)."""
+        wide = x.to(weights.dtype)
+
+        def low_pass(edge: float) -> Tensor:
+            side = 2 ** max(round(0.5 / edge).bit_length() - 1, 1)
+            return _enlarge(_pool(wide, side), x)
+
+        return weigh_bands(wide, weights, map(low_pass, self.band_edges)).to(x.dtype)
+
+
+class HalfResolutionBands(FrequencyBandModulation):
+    """Exact bands of the map at half its resolution, with the weights at half theirs; the highest band is the rest.
+
+    What lies below an edge of 1/4 of the sampling rate has a place at half the resolution, up to the aliases and the
+    attenuation of pooling and interpolation.
+    """
+
+    def weigh(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Weigh the bands of x (B, C, H, W) by weights (B, M, H, W)."""
+        wide = x.to(weights.dtype)
+        small, small_weights = _pool(wide, 2), _pool(weights, 2)
+        edges = [min(2 * edge, 0.5) for edge in self.band_edges]
+        lower = modulate_bands(small, small_weights, edges, self.path) - small_weights[:, :1] * small
+        return (weights[:, :1] * wide + _enlarge(lower, x)).to(x.dtype)
+
+
+def replace_bands(model: nn.Module, kind: type[FrequencyBandModulation]) -> None:
+    """Replace FBM in all FDConv layers of a model, in place, by an approximation with the same parameters."""
+    for layer in model.modules():
+        if isinstance(layer, FDConv2d) and layer.fbm is not None:
+            attention = layer.fbm.attention
+            fbm = kind(attention.in_channels, layer.fbm.band_edges, device="meta", dtype=attention.weight.dtype)
+            fbm.attention, fbm.path = attention, layer.fbm.path
+            layer.fbm = fbm.train(layer.training)
+
+
+def _pool(x: Tensor, side: int) -> Tensor:
+    """Mean over squares; those at the border may be smaller."""
+    return F.avg_pool2d(x, side, ceil_mode=True, count_include_pad=False)
+
+
+def _enlarge(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, like.shape[2:], mode="bilinear")
