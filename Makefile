@@ -74,7 +74,7 @@ clean:
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --no-compile --editable '.[dev]'
-	$(RUN) -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; pip compiles on one
+	$(RUN) -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores, where pip uses one; a few packages have files that do not compile
 	touch $@
 
 $(VENV)/app: $(VENV)/installed

@@ -55,7 +55,7 @@ def draw_image_and_factors(photo: Image.Image, model: torch.nn.Module) -> Figure
     top[0].set_title("image")
     bottom[0].imshow(lowest.clip(0, 1))
     bottom[0].set_title("below 0.0625: kept")
-    names = band_names([1 / 4, 1 / 8, 1 / 16])
+    names = band_names(BAND_EDGES)
     for panel, below, band, factors, name in zip(top[1:], bottom[1:], bands, maps, names, strict=True):
         panel.imshow((0.5 + 2 * band).clip(0, 1))
         panel.set_title(name)

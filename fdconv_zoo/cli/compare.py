@@ -17,7 +17,7 @@ training does not see. For segmentation and detection, the figures are those of 
 `--test-dataset`.
 
 Killed and started again, the command continues with what is not done. `--processes 8` makes eight runs at once on one
-device: small networks leave most of a GPU idle, and share it best under NVIDIA's MPS (`nvidia-cuda-mps-control -d`).
+device: small networks leave most of a GPU idle, and share it better under NVIDIA's MPS (`nvidia-cuda-mps-control -d`).
 Several machines may share the work: give each some of the `--seeds` and the same `--output`, and at the end call once
 with all seeds. Each call ends by measuring the models' training steps, interleaved. It prints the table of its seeds,
 and writes `comparison.json`, with every run's results, and `curves.png`.
@@ -36,6 +36,7 @@ from fdconv_zoo.cli.compared import Compared, parse_compared, refuse_reserved
 from fdconv_zoo.cli.comparison_costs import measure_costs
 from fdconv_zoo.cli.comparison_table import as_table, summarize
 from fdconv_zoo.cli.detect import DetectionTask
+from fdconv_zoo.cli.ranges import check_ranges
 from fdconv_zoo.cli.recipes import HelpFormatter
 from fdconv_zoo.cli.run_pool import run_side_by_side
 from fdconv_zoo.cli.segment import SegmentationTask
@@ -129,8 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; `argv` is the command line without the program."""
     args, recipe = build_parser().parse_known_args(argv)
-    if args.processes < 1:
-        raise ConfigError(f"--processes {args.processes}: give at least 1")
+    check_ranges(args)
     task_type = TASKS[read_entry(args.config).task]
     metrics = METRICS[task_type]
     items = parse_compared(args.models)

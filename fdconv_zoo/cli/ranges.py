@@ -120,6 +120,7 @@ RANGES = {  # by the flag's name with underscores
     "count_size": SIDE,
     "image_size": SIDE,
     "repeats": COUNT,
+    "processes": COUNT,
 }
 _ASCENDING = ("scale", "ratio", "scale_jitter")  # lower and upper end of a range
 

@@ -42,7 +42,8 @@ def run_side_by_side(job: Callable[[Any], Any], items: Sequence[Any], logs: Sequ
                 log = running.pop(future)
                 if (error := future.exception()) is not None:
                     failed.append((error, log))
-    for error, log in failed:
+    if failed:
+        error, log = failed[0]
         reason = f": {error}" if isinstance(error, UserError) else f" ({type(error).__name__})"
         raise RunFolderError(f"a run failed{reason}. What it printed is in {log}") from error
 

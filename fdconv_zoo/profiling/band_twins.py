@@ -12,7 +12,7 @@ from torch import nn
 
 from fdconv_zoo import to_plain
 from fdconv_zoo.layers import FDConv2d
-from fdconv_zoo.profiling.cheap_bands import HalfResolutionBands, PooledBands, replace_bands
+from fdconv_zoo.profiling.cheap_bands import HalfResolutionBands, PooledBands, remove_bands, replace_bands
 from fdconv_zoo.profiling.twins import build_twin
 
 BAND_TWINS = ("resnet10s_fbm_pooled", "resnet10s_fbm_half", "resnet10s_fbm_soft", "resnet10s_stages")
@@ -76,8 +76,6 @@ def resnet10s_stages(
             if int(stage[1]) not in fdconv_stages:
                 to_plain(child)
             elif int(stage[1]) not in fbm_stages:
-                for layer in child.modules():
-                    if isinstance(layer, FDConv2d):
-                        layer.fbm = None
+                remove_bands(child)
 
     return build_twin("resnet10s_stages", pretrained, kwargs, change=restrict)

@@ -55,6 +55,13 @@ def replace_bands(model: nn.Module, kind: type[FrequencyBandModulation]) -> None
             layer.fbm = fbm.train(layer.training)
 
 
+def remove_bands(model: nn.Module) -> None:
+    """Remove FBM from all FDConv layers of a model, in place."""
+    for layer in model.modules():
+        if isinstance(layer, FDConv2d):
+            layer.fbm = None
+
+
 def _pool(x: Tensor, side: int) -> Tensor:
     """Mean over squares; those at the border may be smaller."""
     return F.avg_pool2d(x, side, ceil_mode=True, count_include_pad=False)

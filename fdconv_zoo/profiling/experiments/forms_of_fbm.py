@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from fdconv_zoo import ops, set_path
-from fdconv_zoo.layers import FDConv2d
-from fdconv_zoo.profiling.cheap_bands import HalfResolutionBands, PooledBands, replace_bands
+from fdconv_zoo.profiling.cheap_bands import HalfResolutionBands, PooledBands, remove_bands, replace_bands
 from fdconv_zoo.profiling.experiments.work import count_work
 from fdconv_zoo.profiling.timing import forward_step, time_interleaved, training_step
 
@@ -18,9 +17,8 @@ EXACT = "exact"
 
 
 def _last_stages(model: nn.Module) -> None:
-    for name, layer in model.named_modules():
-        if isinstance(layer, FDConv2d) and not name.startswith(("layer3.", "layer4.")):
-            layer.fbm = None
+    for stage in (model.layer1, model.layer2):
+        remove_bands(stage)
 
 
 # Arguments of the model, and what else is changed.
@@ -78,8 +76,7 @@ def measure_forms(
     rows, models = [], []
 
     def add(model: nn.Module, form: str, path: ops.Path | None = None) -> None:
-        work = count_work(model, count_size)
-        rows.append({"form": form, "path": path, **vars(work), "get_flops": work.get_flops, "total": work.total})
+        rows.append({"form": form, "path": path, **count_work(model, count_size).as_row()})
         set_path(model, path)
         models.append(model.to(device))
 

@@ -51,10 +51,14 @@ def forms_table(rows: Sequence[dict[str, Any]]) -> str:
         cells.append([row["form"], row["path"] or "", f"{row['get_flops'] / 1e9:.2f}", *added])
         for kind in ("forward", "training"):
             cells[-1] += [
-                f"{1e3 * row[f'{kind}_seconds']:.1f} ± {1e3 * row[f'{kind}_iqr_seconds']:.1f}",
+                _milliseconds(row, kind),
                 f"{row[f'{kind}_seconds'] / plain[f'{kind}_seconds']:.2f}",
             ]
     return markdown(titles, cells)
+
+
+def _milliseconds(row: dict[str, Any], kind: str) -> str:
+    return f"{1e3 * row[f'{kind}_seconds']:.1f} ± {1e3 * row[f'{kind}_iqr_seconds']:.1f}"
 
 
 def draw_forms(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -91,10 +95,7 @@ def swin_table(rows: Sequence[dict[str, Any]]) -> str:
         cells.append([str(row["image_size"]), str(row["batch_size"]), row["path"] or "plain twin"])
         cells[-1] += [f"{row['get_flops_ratio']:.2f}", f"{row['total_ratio']:.2f}"]
         for kind in ("forward", "training"):
-            cells[-1] += [
-                f"{1e3 * row[f'{kind}_seconds']:.1f} ± {1e3 * row[f'{kind}_iqr_seconds']:.1f}",
-                f"{row[f'{kind}_ratio']:.2f}",
-            ]
+            cells[-1] += [_milliseconds(row, kind), f"{row[f'{kind}_ratio']:.2f}"]
     return markdown(titles, cells)
 
 

@@ -46,14 +46,7 @@ def measure_swin(
         networks = [plain, *(_OnPath(model, path) for path in paths)]
         for batch_size in batch_sizes:
             rows = [
-                {
-                    "batch_size": batch_size,
-                    "image_size": size,
-                    "path": path,
-                    **vars(work),
-                    "get_flops": work.get_flops,
-                    "total": work.total,
-                }
+                {"batch_size": batch_size, "image_size": size, "path": path, **work.as_row()}
                 for path, work in zip((None, *paths), (counted[0], *[counted[1]] * len(paths)), strict=True)
             ]
             add_times(rows, networks, torch.randn(batch_size, 3, size, size, device=device), repeats)

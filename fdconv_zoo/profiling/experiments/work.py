@@ -55,6 +55,10 @@ class Work:
         """All kinds together."""
         return self.products + self.norms + self.transforms + self.elementwise
 
+    def as_row(self) -> dict[str, float]:
+        """All figures by name: the kinds, ``get_flops`` and ``total``."""
+        return {**vars(self), "get_flops": self.get_flops, "total": self.total}
+
     def __sub__(self, other: "Work") -> "Work":
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return Work(*(mine - theirs for mine, theirs in pairs))
