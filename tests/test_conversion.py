@@ -60,7 +60,9 @@ MODELS = {
             "ViT", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32,
         ), 32, (0, 12),
     ),
-    "transformers segformer": (hugging_face("Segformer", decoder_hidden_size=32, **STAGES), 64, (11, 28)),
+    "transformers segformer": (
+        hugging_face("Segformer", decoder_hidden_size=32, num_attention_heads=[1, 2, 3, 8], **STAGES), 64, (11, 28),
+    ),
     "transformers convnext": (hugging_face("ConvNext", **STAGES), 32, (7, 8)),
 }  # fmt: skip
 

@@ -177,10 +177,10 @@ def by_distributed_state_dict(model, kwargs, folder):
 
 
 def by_distributed_checkpoint(model, kwargs, folder):
-    dcp.save(model.state_dict(), checkpoint_id=folder / "dcp", no_dist=True)
+    dcp.save(model.state_dict(), checkpoint_id=folder / "dcp")
     new = build(**kwargs)
     state_dict = new.state_dict()
-    dcp.load(state_dict, checkpoint_id=folder / "dcp", no_dist=True)
+    dcp.load(state_dict, checkpoint_id=folder / "dcp")
     new.load_state_dict(state_dict)
     return new
 
@@ -420,6 +420,9 @@ def test_fake_tensors_stay_in_their_mode(path):
         assert all(type(parameter.grad) is torch.Tensor for parameter in real.parameters())
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.6.") and not torch.cuda.is_available(), reason="torch 2.6 needs a GPU's driver"
+)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("train", [False, True])
 def test_fake_tensors_of_a_gpu(path, train):

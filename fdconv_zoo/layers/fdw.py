@@ -121,10 +121,9 @@ class FourierDisjointWeight(nn.Module):
         else:
             attention = kernel_attention.to(spectrum.dtype) * (self.scale * self.num_kernels)
         groups = self.group_index.to("meta") if spectrum.is_meta else self.group_index
+        spectrum = spectrum if mix else hand_on(self, spectrum)
         weights = DisjointWeights(spectrum, groups, attention, self.kernel_shape)
-        if mix:
-            return mix_spectrum(weights)
-        return weights._replace(spectrum=hand_on(self, spectrum))
+        return mix_spectrum(weights) if mix else weights
 
     def derive_groups(self, device: torch.device | str | None = None) -> Tensor:
         """The ``group_index`` that follows from the shape, on a device."""

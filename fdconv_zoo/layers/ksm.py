@@ -107,10 +107,10 @@ class GlobalBranch(nn.Module):
         temperatures = [self.kernel_temperature if name == "kernel" else self.temperature for name in logits]
         counts = [self.num_kernels if name == "kernel" else 1 for name in logits]
         found = modulate(list(logits.values()), temperatures, counts, hidden.dtype, self.path)
-        modulators = KernelModulators(**dict(zip(logits, found, strict=True)))
-        if modulators.spatial is not None:
-            modulators = modulators._replace(spatial=modulators.spatial.unflatten(1, self.kernel_size))
-        return modulators
+        modulators = dict(zip(logits, found, strict=True))
+        if self.spatial is not None:
+            modulators["spatial"] = modulators["spatial"].unflatten(1, self.kernel_size)
+        return KernelModulators(**modulators)
 
     def tensors(self) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """Tensors and statistics that :func:`predict_modulators` takes, if that does the same as calling the branch.
@@ -242,7 +242,7 @@ class LocalBranch(nn.Module):
         factors = self.conv(self.norm(pooled))
         if assemble:
             return local_factors(factors, self.kernel_size)
-        return factors._replace(taps=hand_through(self, factors.taps))
+        return LocalFactors(hand_through(self, factors.taps), factors.windows)
 
 
 class KernelSpatialModulation(nn.Module):
@@ -302,7 +302,8 @@ class KernelSpatialModulation(nn.Module):
             pooled: (B, I).
             assemble: False leaves the local factors to the operation that uses them.
         """
-        if not assemble:
+        # Compilers get the modules; torch 2.6's cannot follow an exception.
+        if not assemble and not torch.compiler.is_compiling():
             with suppress(TouchedError):
                 return self._predict_at_once(pooled)
         modulators = KernelModulators()
@@ -313,8 +314,9 @@ class KernelSpatialModulation(nn.Module):
                 pooled = pooled.to(parameter_dtype(self.local_branch.norm))
                 local = self.local_branch(pooled, assemble=assemble)
                 if not assemble:
-                    local = local._replace(taps=hand_through(self, local.taps))
-                modulators = modulators._replace(local=local)
+                    local = LocalFactors(hand_through(self, local.taps), local.windows)
+                kernel, channel, outputs, spatial, _ = modulators
+                modulators = KernelModulators(kernel, channel, outputs, spatial, local)
         return modulators
 
     def _predict_at_once(self, pooled: Tensor) -> KernelModulators:

@@ -20,11 +20,6 @@ class Geometry(NamedTuple):
     groups: int = 1
 
     @property
-    def arguments(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]:
-        """Stride, padding, dilation and groups: what ``F.conv2d`` takes after the bias."""
-        return self[1:]
-
-    @property
     def is_pointwise(self) -> bool:
         """Whether each output position sees one input position, its own."""
         return self == POINTWISE
@@ -41,6 +36,12 @@ class Geometry(NamedTuple):
 POINTWISE = Geometry((1, 1))
 
 
+def conv_arguments(geometry: Geometry) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]:
+    """Stride, padding, dilation and groups: what ``F.conv2d`` takes after the bias."""
+    _, stride, padding, dilation, groups = geometry  # torch 2.6 compiles neither properties nor slices of it
+    return stride, padding, dilation, groups
+
+
 def convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
     """Convolve every image with its kernel.
 
@@ -53,7 +54,7 @@ def convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
         (B, O, H', W').
     """
     if not is_free(x.shape[0]) and x.shape[0] == 1:
-        return F.conv2d(x, kernels[0], None, *geometry.arguments)
+        return F.conv2d(x, kernels[0], None, *conv_arguments(geometry))
     if geometry.is_pointwise:
         return (kernels.flatten(2) @ x.flatten(2)).unflatten(2, x.shape[2:])
     if is_free(x.shape[0]):
@@ -63,7 +64,7 @@ def convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
 
 def convolve_as_groups(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
     """:func:`convolve` as one convolution of one image, of whose groups of channels each is an image of the batch."""
-    y = F.conv2d(_as_groups(x), kernels.flatten(0, 1), None, *_grouped(geometry, len(x)).arguments)
+    y = F.conv2d(_as_groups(x), kernels.flatten(0, 1), None, *conv_arguments(_grouped(geometry, len(x))))
     return y.view(*kernels.shape[:2], *y.shape[2:])
 
 
@@ -81,7 +82,7 @@ def convolution_backward(
     grad: Tensor, x: Tensor, kernel: Tensor, geometry: Geometry, needs_x: bool
 ) -> tuple[Tensor | None, Tensor]:
     """The gradients of ``F.conv2d``, without a bias, with respect to x, if needed, and to the kernel."""
-    stride, padding, dilation, groups = geometry.arguments
+    stride, padding, dilation, groups = conv_arguments(geometry)
     return torch.ops.aten.convolution_backward(
         grad, x, kernel, None, stride, padding, dilation, False, (0, 0), groups, (needs_x, True, False)
     )[:2]
@@ -93,7 +94,8 @@ def _as_groups(x: Tensor) -> Tensor:
 
 
 def _grouped(geometry: Geometry, images: int) -> Geometry:
-    return geometry._replace(groups=images * geometry.groups)
+    kernel_size, stride, padding, dilation, groups = geometry  # torch 2.6 does not compile _replace()
+    return Geometry(kernel_size, stride, padding, dilation, images * groups)
 
 
 def _convolve_by_taps(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:

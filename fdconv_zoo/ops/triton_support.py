@@ -1,5 +1,6 @@
 """Whether Triton can be used, what to do where it cannot, and what launching its kernels takes."""
 
+import os
 import subprocess
 import warnings
 from collections.abc import Callable
@@ -87,7 +88,11 @@ def _is_failed_compilation(error: Exception) -> bool:
 
 def is_interpreted() -> bool:
     """Whether Triton's kernels run in its interpreter, on a CPU (``TRITON_INTERPRET=1``)."""
-    return triton is not None and triton.knobs.runtime.interpret
+    if triton is None:
+        return False
+    if hasattr(triton, "knobs"):
+        return triton.knobs.runtime.interpret
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"  # Triton before 3.4
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager:

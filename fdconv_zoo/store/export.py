@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from timm.models import save_for_hf
+from timm.models._hub import save_for_hf  # timm.models does not export it before 1.0.16
 from torch import nn
 
 from fdconv_zoo.store.files import TEMPORARY_PREFIX, explaining_write_errors, flush_to_disk, remove
