@@ -93,6 +93,13 @@ def test_unknown_flags_abbreviations_and_a_missing_output_are_errors(parser):
         parser.parse([], smoke={})
 
 
+def test_unknown_flags_come_with_a_remedy(parser):
+    with pytest.raises(ConfigError, match=r"^unrecognized arguments: --outputt=o; did you mean --output\?$"):
+        parser.parse(["--outputt=o"], smoke={})
+    with pytest.raises(ConfigError, match=r"--wrong; `fdconv-zoo train --help` lists the flags$"):
+        parser.parse(["--wrong"], smoke={})
+
+
 @pytest.mark.parametrize(("rank", "shown"), [("0", "error: no\n"), ("1", "")])
 def test_expected_errors_are_shown_once_without_a_traceback(monkeypatch, capsys, rank, shown):
     monkeypatch.setenv("RANK", rank)

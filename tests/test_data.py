@@ -201,7 +201,9 @@ def test_no_images(tmp_path):
     (tmp_path / "text/cat/notes.txt").write_text("no image")
     assert "no images" in refused(tmp_path / "text")
     make_folder(tmp_path / "flat", train=2, val=2)  # images right in the split folders
-    assert "sub-folder" in refused(tmp_path / "flat")
+    assert "its images are not in class folders" in refused(tmp_path / "flat")
+    make_folder(tmp_path, heap=2)
+    assert "its images are not in class folders" in refused(tmp_path / "heap")
     assert "no validation images" in refused(make_folder(tmp_path / "single", cat=1, dog=1))
     make_table(tmp_path / "tables/train.parquet", [0, 1])
     make_table(tmp_path / "tables/validation.parquet", [])

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from timm.utils import ParseKwargs
@@ -49,6 +50,16 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting, so that the message can say where a wrong value came from."""
         raise ConfigError(message)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        """As in argparse, but the error suggests flags with similar names."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = [name for action in self._actions for name in action.option_strings]
+            near = [name for text in unknown for name in get_close_matches(text.partition("=")[0], known, 1, 0.7)]
+            remedy = f"did you mean {', '.join(near)}?" if near else f"`{self.prog} --help` lists the flags"
+            self.error(f"unrecognized arguments: {' '.join(unknown)}; {remedy}")
+        return parsed
 
     def parse(self, argv: Sequence[str] | None = None, *, smoke: Mapping[str, Any]) -> argparse.Namespace:
         """Parse the command line over the recipe of `--config`, and over `smoke` if `--smoke` is set.

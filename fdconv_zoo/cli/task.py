@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from fdconv_zoo.cli.ranges import check_ranges
 from fdconv_zoo.cli.recipes import ArgumentParser
+from fdconv_zoo.errors import first_of
 from fdconv_zoo.training.batches import TrainingBatches
 from fdconv_zoo.training.flags import add_optimization_flags, check_optimization
 from fdconv_zoo.training.loop import fit, start
@@ -196,7 +197,7 @@ def describe_run(task: CommandTask, model: nn.Module, batches: TrainingBatches) 
         "device": f"{name}, processes: {accelerator.num_processes}, "
         f"precision: {precision.get(accelerator.mixed_precision, accelerator.mixed_precision)}",
         "model": f"{task.args.model}, {count:,} parameters: {trained:,} trained, {count - trained:,} frozen",
-        "data": f"{len(task.data.class_names)} classes, images: {', '.join(sizes)}",
+        "data": f"{len(task.data.class_names)} classes ({first_of(task.data.class_names)}), images: {', '.join(sizes)}",
         "left out": task.left_out,
         "epoch": f"{batches.updates_per_epoch} updates of {per_update} images, "
         f"{batches.updates_per_epoch * per_update:,} in all; epochs: {task.args.epochs}",

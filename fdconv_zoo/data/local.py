@@ -147,8 +147,9 @@ def _files_with(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def _no_classes(folder: Path) -> DataError:
+    found = "its images are not in class folders" if has_images(folder) else "no images found"
     return DataError(
-        f"{folder}: no images found. Put the images of each class into a sub-folder named after the class, or list "
+        f"{folder}: {found}. Put the images of each class into a sub-folder named after the class, or list "
         "their names and classes in a file metadata.csv with the columns file_name and label."
     )
 

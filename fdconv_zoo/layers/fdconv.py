@@ -26,8 +26,8 @@ PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 class FDConv2d(DynamicKernel):
     """Frequency Dynamic Convolution (https://arxiv.org/abs/2503.18783), a drop-in for ``nn.Conv2d``.
 
-    Maps (B, I, H, W) to (B, O, H', W') with a kernel of its own for every image. A fresh layer has neutral modulators:
-    it is the ``nn.Conv2d`` it stands for.
+    Maps (B, I, H, W) to (B, O, H', W'), with a separate kernel for each image. A new layer has neutral modulators, so
+    it is a plain convolution.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
@@ -35,11 +35,11 @@ class FDConv2d(DynamicKernel):
         num_kernels: n of FDW, from 1 to the number of Fourier coefficients of the kernel.
         temperature: divides the channel, filter and spatial logits of KSM.
         kernel_temperature: divides the kernel logits of KSM.
-        ksm_global, ksm_local: switch KSM's branches.
-        fbm: switch FBM; None: on for 3x3 kernels, as in the paper.
-        band_edges: of FBM, falling frequencies in cycles per sample.
-        band_mask: of FBM, ``"exact"``, ``"learned"`` (soft masks whose edges are parameters) or ``"reference"`` (the
-            authors' stretched masks, for their checkpoints).
+        ksm_global, ksm_local: whether KSM has its global and its local branch.
+        fbm: whether the layer has FBM; None: for 3x3 kernels only, as in the paper.
+        band_edges: the frequencies that divide FBM's bands, in cycles per sample, in descending order.
+        band_mask: FBM's masks: ``"exact"``, ``"learned"`` (soft masks whose edges are parameters) or ``"reference"``
+            (the authors' resized masks, for their checkpoints).
         stored_groups: make the groups of Fourier coefficients a part of the state dict, for the authors' checkpoints.
 
     Raises:
@@ -159,7 +159,7 @@ def _pair(name: str, size: tuple[int, ...], least: int = 1) -> tuple[int, int]:
 class FDLinear(DynamicKernel):
     """Frequency Dynamic Convolution on tokens, a drop-in for ``nn.Linear``: a 1x1 :class:`FDConv2d`.
 
-    Maps (B, N, I) or (B, H, W, I) to the same with O features, with a weight of its own for every image.
+    Maps (B, N, I) or (B, H, W, I) to the same with O features, with a separate weight for each image.
 
     Args:
         in_features, out_features, bias, device, dtype: as in ``nn.Linear``.
