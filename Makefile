@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python
 
-.PHONY: demo demo-dense app space test sanitize lint help docs dist versions clean
+.PHONY: demo demo-dense app space test sanitize lint help notebooks docs dist versions clean
 
 demo: $(VENV)/installed
 	$(RUN) scripts/train.py --config models/resnet10s_fdconv.fashion_mnist.demo.yaml --output runs/demo --overwrite
@@ -51,6 +51,10 @@ lint: $(VENV)/installed
 # The texts that `fdconv-zoo COMMAND --help` shows.
 help: $(VENV)/installed
 	$(RUN) scripts/write_help.py
+
+# Runs the notebooks, and stores their outputs in them.
+notebooks: $(VENV)/installed
+	$(RUN) tests/run_notebooks.py
 
 # The site of docs/, in site/. To read it: python3 -m http.server -d site
 docs: $(VENV)/docs

@@ -478,3 +478,13 @@ def test_hooks_on_the_model_and_its_blocks_are_kept(small):
     small(X)
     assert seen == ["norm", "model"]
     assert isinstance(small.mlp, FDLinear)
+
+
+def test_a_plan_names_layers_that_grow_many_times():
+    depthwise = nn.Conv2d(32, 32, 3, groups=32)
+    plan = plan_conversion(nn.Sequential(depthwise, nn.Conv2d(32, 64, 3)))
+    before, after = plan.layers[0].parameters
+    assert before == 32 * 9 + 32
+    assert after == sum(p.numel() for p in FDConv2d(32, 32, 3, groups=32).parameters())
+    assert f"depthwise layers become: 1, which grow from {before:,} to {after:,} parameters" in str(plan)
+    assert "depthwise" not in str(plan_conversion(nn.Sequential(depthwise, nn.Conv2d(32, 64, 3)), exclude="0"))

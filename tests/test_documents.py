@@ -140,11 +140,13 @@ def test_the_site_has_all_pages():
     named = files(site["nav"])
     assert len(named) == len(set(named))
     made = {"app.md", "changelog.md", "contributing.md", "models.md"}  # of files outside docs/: scripts/site_hooks.py
-    assert set(named) - made == {page.relative_to(DOCS).as_posix() for page in PAGES[1:]}
+    pages = [*PAGES[1:], *DOCS.rglob("*.ipynb")]
+    assert set(named) - made == {page.relative_to(DOCS).as_posix() for page in pages}
 
 
 def test_the_site_builds_and_fetches_nothing(tmp_path):
     pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocs_jupyter")
     pytest.importorskip("mkdocstrings")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

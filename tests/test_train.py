@@ -233,6 +233,7 @@ def test_a_run_says_what_it_does_and_how_to_load_the_result(own_images, capsys):
         "model: resnet10s_fdconv, 53,852 parameters: 66 trained, 53,786 frozen",
         "data: 2 classes, images: 10 for training, 2 for validation",
         "epoch: 2 updates of 4 images, 8 in all; epochs: 1",
+        "warm-up: 1 of 1 epochs, so most updates are small: lower --warmup-epochs",
         f"output: {flags[-1]}",
     ):
         assert line in printed.splitlines()

@@ -129,6 +129,11 @@ def largest_similarity(similarity: Array) -> float:
     return float(np.nanmax(others)) if np.isfinite(others).any() else float("nan")
 
 
+def mean_similarity(similarity: Array) -> float:
+    """Return the mean magnitude off the diagonal of a matrix (n, n), for n > 1; NaN where a kernel is zero."""
+    return float(np.abs(similarity[~np.eye(len(similarity), dtype=bool)]).mean())
+
+
 def plane_power(kernels: Array | Tensor, bins: int = 48) -> tuple[Array, Array]:
     """Compute how the power of each kernel is spread over the frequencies of the plane.
 

@@ -45,6 +45,7 @@ from fdconv_zoo.profiling import (
 from fdconv_zoo.profiling.launch_table import count_rows, launch_header, launch_line
 from fdconv_zoo.profiling.layout import set_memory_format
 from fdconv_zoo.profiling.peers import PEERS, replace_layers
+from fdconv_zoo.profiling.processor import cpu_name
 from fdconv_zoo.profiling.report import COLUMNS, Column, add_increments, as_csv, ratios_to, table_header, table_line
 from fdconv_zoo.store.files import write_text
 from fdconv_zoo.store.names import suggest_models
@@ -351,16 +352,6 @@ def describe_conditions(args: argparse.Namespace, device: torch.device) -> dict[
         "repeats": args.repeats,
         "model_kwargs": " ".join(f"{key}={value}" for key, value in args.model_kwargs.items()) or "none",
     }
-
-
-def cpu_name() -> str:
-    """Return the processor's name, which Python itself knows on few systems only."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def choose_device(name: str | None) -> torch.device:

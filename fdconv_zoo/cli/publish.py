@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             publisher.make_repository(load_entry(entry), entry, find_entry(args.entry).stem, args.repo, folder)
         for name, size in describe(folder):
             print(f"{size:>13,}  {name}")
-        print(", ".join(f"{key}: {value}" for key, value in read_provenance(folder / WEIGHTS_FILE).items()))
+        print(", ".join(f"{key}: {value}" for key, value in sorted(read_provenance(folder / WEIGHTS_FILE).items())))
         if args.dry_run is not None:
             print(f"{folder}: this would be uploaded to {args.repo}")
             return

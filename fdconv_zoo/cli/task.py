@@ -200,9 +200,17 @@ def describe_run(task: CommandTask, model: nn.Module, batches: TrainingBatches) 
         "left out": task.left_out,
         "epoch": f"{batches.updates_per_epoch} updates of {per_update} images, "
         f"{batches.updates_per_epoch * per_update:,} in all; epochs: {task.args.epochs}",
+        "warm-up": _long_warm_up(task.args),
         "output": str(task.output),
     }
     return "\n".join(f"{key}: {text}" for key, text in lines.items() if text)
+
+
+def _long_warm_up(args: argparse.Namespace) -> str:
+    """A hint where the learning rate rises for half of the run or longer; else empty."""
+    if args.warmup_epochs < args.epochs / 2:
+        return ""
+    return f"{args.warmup_epochs:g} of {args.epochs} epochs, so most updates are small: lower --warmup-epochs"
 
 
 def _length(images: Any) -> str:

@@ -15,6 +15,8 @@ from fdconv_zoo.conversion.table import align
 from fdconv_zoo.layers import set_path
 from fdconv_zoo.layers.replace import bare_twin, make_dynamic
 
+GROWN = 4  # times more parameters: the plan warns
+
 
 @dataclass(frozen=True)
 class PlannedLayer:
@@ -70,6 +72,10 @@ class ConversionPlan:
             ["whole model", "", "", *_columns(self.parameters), *["", ""] * counted],
         ]
         lines = align(header, rows, left=3)
+        if grown := [layer.parameters for layer in self.layers if layer.parameters[1] > GROWN * layer.parameters[0]]:
+            before, after = _sums(grown)
+            lines += ["", f"More than {GROWN} times as large, as depthwise layers become: {len(grown)}, which grow"]
+            lines[-1] += f" from {before:,} to {after:,} parameters. `exclude` keeps them plain."
         if self.skipped:
             lines += ["", f"{len(self.skipped)} convolutions and linear layers are skipped:"]
             lines += group_by_reason(self.skipped)

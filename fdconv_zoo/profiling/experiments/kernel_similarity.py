@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import nn
 
-from fdconv_zoo.analysis.kernels import Array, disjoint_similarity, kernel_similarity
+from fdconv_zoo.analysis.kernels import Array, disjoint_similarity, kernel_similarity, mean_similarity
 from fdconv_zoo.layers import FDConv2d, FDLinear
 from fdconv_zoo.profiling.peers import CondConv, DYConv, ODConv
 
@@ -34,11 +34,7 @@ def mean_similarities(model: nn.Module) -> dict[str, float]:
     The paper finds more than 0.88 for ODConv, and 0 for FDConv by construction.
     """
     found = {name: similarity(layer) for name, layer in model.named_modules()}
-    return {name: _mean_of_pairs(matrix) for name, matrix in found.items() if matrix is not None}
-
-
-def _mean_of_pairs(matrix: Array) -> float:
-    return float(np.abs(matrix[~np.eye(len(matrix), dtype=bool)]).mean())
+    return {name: mean_similarity(matrix) for name, matrix in found.items() if matrix is not None}
 
 
 def similarity_table(models: Mapping[str, Mapping[str, float]]) -> list[list[str]]:

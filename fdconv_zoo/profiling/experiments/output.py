@@ -1,7 +1,6 @@
 """Writes the results of an experiment: a table in Markdown, JSON, and a picture."""
 
 import json
-import platform
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fdconv_zoo.profiling.learning_curves import COLOURS, PATTERNS
+from fdconv_zoo.profiling.processor import cpu_name
 from fdconv_zoo.store.files import replacing, write_text
 
 
@@ -18,7 +18,7 @@ def write_results(folder: Path, name: str, table: str, results: Any, figure: Fig
     folder.mkdir(parents=True, exist_ok=True)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     machine = {
-        "processor": platform.processor() or platform.machine(),
+        "processor": cpu_name(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,
         "torch": torch.__version__,
