@@ -52,7 +52,14 @@ class Row(NamedTuple):
 
 # What the tests themselves need. Torchvision, which timm brings along, would bring the newest torch. Setuptools is what
 # torch.compile of torch 2.6 needs on a CPU, and does not ask for.
-_TOOLS = ("accelerate>=1.2", "hypothesis>=6.100", "packaging", "pytest>=8.0", "setuptools>=60", "torchvision>=0.21")
+_TOOLS = (
+    "accelerate>=1.2",
+    "hypothesis>=6.100",
+    "packaging>=23.0",
+    "pytest>=8.0",
+    "setuptools>=60",
+    "torchvision>=0.21",
+)
 ROWS = {
     "layers": Row("layers and models, oldest", (".", *_TOOLS), "lowest-direct", _LAYERS),
     "oldest": Row("everything, oldest", (".[test]",), "lowest-direct", _ALL),
