@@ -69,8 +69,13 @@ ROWS = {
 _HEAD = f"""\
 # Versions
 
-Measured by `make versions`: a fresh environment, and a short set of tests in it. "Oldest" are the lower bounds of
-`pyproject.toml`, where the libraries among themselves allow them.
+The oldest and the newest libraries that work. Each row is a fresh environment, with the result of a short set of tests:
+layers against the authors' recordings, every way to load weights, conversion, torch.compile, and, where everything is
+installed, downloads, publishing, dense prediction, and a user's path from training to ONNX. "Oldest" are the lower
+bounds of `pyproject.toml`, or what these libraries require of each other. Layers and models work with older libraries
+than training does: older ones of timm cannot load the folder that a run leaves.
+
+`make versions` measures the rows for its own Python, `scripts/check_versions.py --python` those for others.
 
 | libraries | Python | {" | ".join(LIBRARIES)} | tests |
 | --- | --- | {"--- | " * len(LIBRARIES)}--- |
