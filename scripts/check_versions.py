@@ -70,10 +70,11 @@ _HEAD = f"""\
 # Versions
 
 The oldest and the newest libraries that work. Each row is a fresh environment, with the result of a short set of tests:
-layers against the authors' recordings, every way to load weights, conversion, torch.compile, and, where everything is
-installed, downloads, publishing, dense prediction, and a user's path from training to ONNX. "Oldest" are the lower
-bounds of `pyproject.toml`, or what these libraries require of each other. Layers and models work with older libraries
-than training does: older ones of timm cannot load the folder that a run leaves.
+layers against the authors' recordings, every way to load weights, torch.compile; where everything is installed, also
+conversion, downloads, publishing, export to ONNX, prediction of segmenters and detectors, and a user's path from a
+folder of images to a published model. "Oldest" are the lower bounds of `pyproject.toml`, or what these libraries require
+of each other. Layers and models work with older libraries than training does: older ones of timm cannot load the folder
+that a run leaves.
 
 `make versions` measures the rows for its own Python, `scripts/check_versions.py --python` those for others.
 
