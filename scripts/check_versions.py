@@ -50,8 +50,16 @@ class Row(NamedTuple):
     tests: tuple[str, ...]
 
 
-# What the tests themselves need; torchvision, which timm brings along, would bring the newest torch.
-_TOOLS = ("accelerate>=1.2", "hypothesis>=6.100", "pytest>=8.0", "torchvision>=0.21")
+# What the tests themselves need. Torchvision, which timm brings along, would bring the newest torch. Setuptools is what
+# torch.compile of torch 2.6 needs on a CPU, and does not ask for.
+_TOOLS = (
+    "accelerate>=1.2",
+    "hypothesis>=6.100",
+    "packaging>=23.0",
+    "pytest>=8.0",
+    "setuptools>=60",
+    "torchvision>=0.21",
+)
 ROWS = {
     "layers": Row("layers and models, oldest", (".", *_TOOLS), "lowest-direct", _LAYERS),
     "oldest": Row("everything, oldest", (".[test]",), "lowest-direct", _ALL),
@@ -61,8 +69,14 @@ ROWS = {
 _HEAD = f"""\
 # Versions
 
-Measured by `make versions`: a fresh environment, and a short set of tests in it. "Oldest" are the lower bounds of
-`pyproject.toml`, where the libraries among themselves allow them.
+The oldest and the newest libraries that work. Each row is a fresh environment, with the result of a short set of tests:
+layers against the authors' recordings, every way to load weights, torch.compile; where everything is installed, also
+conversion, downloads, publishing, export to ONNX, prediction of segmenters and detectors, and a user's path from a
+folder of images to a published model. "Oldest" are the lower bounds of `pyproject.toml`, or what these libraries require
+of each other. Layers and models work with older libraries than training does: older ones of timm cannot load the folder
+that a run leaves.
+
+`make versions` measures the rows for its own Python, `scripts/check_versions.py --python` those for others.
 
 | libraries | Python | {" | ".join(LIBRARIES)} | tests |
 | --- | --- | {"--- | " * len(LIBRARIES)}--- |

@@ -15,6 +15,7 @@ from accelerate import init_empty_weights, load_checkpoint_and_dispatch, load_ch
 from conftest import randomize, relative_error
 from contract import example, small
 from literal import frequency_groups
+from packaging.version import Version
 from safetensors.torch import load_model, save_file, save_model
 from test_resnet import to_their_names
 from timm.models import load_checkpoint
@@ -26,6 +27,8 @@ from fdconv_zoo import FDConv2d, FDLinear, from_reference, set_path
 from fdconv_zoo.layers import BandModulatedConv2d
 from fdconv_zoo.porting import convert_checkpoint
 from fdconv_zoo.store.export import export_model
+
+OLD_TIMM = Version(timm.__version__) < Version("1.0.26")  # the first that trained models need
 
 X = torch.linspace(-1, 1, 2 * 3 * 32 * 32).sin().view(2, 3, 32, 32)
 
@@ -166,6 +169,8 @@ def by_timm_create_model(model, kwargs, folder):
 
 
 def by_timm_folder(model, kwargs, folder):
+    if OLD_TIMM:
+        pytest.skip("this timm loads no folders")
     export_model(model, folder, class_names=None, preprocessing={}, model_args=kwargs)
     return timm.create_model(f"local-dir:{folder}", pretrained=True)
 
@@ -524,6 +529,7 @@ def test_plain_complex_kernels_are_refused():
         FDConv2d(8, 6, 3, num_kernels=4).load_state_dict(weights)
 
 
+@pytest.mark.skipif(OLD_TIMM, reason="this timm builds neither on the meta device")
 @pytest.mark.parametrize("name", ["convnext_tiny_fdconv", "swin_tiny_patch4_window7_224_fdconv"])
 def test_other_families_from_meta(name):
     model = example(name)
