@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "timm", "huggingface_hub", "accelerate", "transformers")
 
 _LAYERS = ("test_fdconv", "test_reference", "test_loaders", "test_resnet", "test_typed_use")
-_ALL = (
+_TRAINING = (
     *_LAYERS,
     "test_pretrained",
     "test_conversion",
@@ -32,6 +32,7 @@ _ALL = (
     "test_dense_prediction",
     "test_user_path",
 )
+_ALL = (*_TRAINING, "test_export")
 
 
 class Row(NamedTuple):
@@ -62,6 +63,7 @@ _TOOLS = (
 )
 ROWS = {
     "layers": Row("layers and models, oldest", (".", *_TOOLS), "lowest-direct", _LAYERS),
+    "training": Row("training, oldest", (".[dense,analysis]", *_TOOLS), "lowest-direct", _TRAINING),
     "oldest": Row("everything, oldest", (".[test]",), "lowest-direct", _ALL),
     "newest": Row("everything, newest", (".[test]",), "highest", _ALL),
 }
@@ -70,11 +72,10 @@ _HEAD = f"""\
 # Versions
 
 The oldest and the newest libraries that work. Each row is a fresh environment, with the result of a short set of tests:
-layers against the authors' recordings, every way to load weights, torch.compile; where everything is installed, also
-conversion, downloads, publishing, export to ONNX, prediction of segmenters and detectors, and a user's path from a
-folder of images to a published model. "Oldest" are the lower bounds of `pyproject.toml`, or what these libraries require
-of each other. Layers and models work with older libraries than training does: older ones of timm cannot load the folder
-that a run leaves.
+layers against the authors' recordings, every way to load weights, and torch.compile. Rows with training add conversion,
+downloads, publishing, prediction of segmenters and detectors, and a user's path from a folder of images to a published
+model. Rows with everything add export to ONNX. "Oldest" are the lower bounds of `pyproject.toml`, or what these
+libraries require of each other: training needs a newer timm than layers do, and export a newer torch.
 
 `make versions` measures the rows for its own Python, `scripts/check_versions.py --python` those for others.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import onnx  # noqa: F401 - torch's exporter needs both, and a missing one is named before work starts
 import onnxscript  # noqa: F401
+import torch
 
 from fdconv_zoo.cli.predict import class_names, load_dense_model
 from fdconv_zoo.cli.ranges import check_ranges
@@ -18,6 +19,8 @@ from fdconv_zoo.store.onnx import export_onnx, metadata
 
 if TYPE_CHECKING:  # they need the extra `dense`
     from fdconv_zoo.dense import Detector, Segmenter
+
+OLDEST_TORCH = (2, 8)  # as in pyproject.toml
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_ranges(args)
     if len(args.img_size or []) > 2:
         raise ConfigError(f"--img-size {' '.join(map(str, args.img_size))}: must be one or two numbers")
+    if torch.__version__ < OLDEST_TORCH:
+        needed = ".".join(map(str, OLDEST_TORCH))
+        raise ConfigError(f"torch {torch.__version__} cannot export FDConv to ONNX: pip install 'torch>={needed}'")
     if args.output.exists():
         raise ConfigError(f"--output {args.output} exists: choose another file, or remove it")
     name = timm_name(args.model)
