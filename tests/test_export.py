@@ -322,7 +322,7 @@ def test_a_detector_of_one_stage_is_refused_first(tmp_path):
 
 
 def test_an_old_torch_is_named(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.7.1+cpu"))
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.8.1+cpu"))
     with pytest.raises(SystemExit):
         main(["export", "--model", str(folder), "--output", str(tmp_path / "model.onnx")])
-    assert "torch 2.7.1+cpu cannot export FDConv to ONNX: pip install 'torch>=2.8'" in capsys.readouterr().err
+    assert "torch 2.8.1+cpu cannot export FDConv to ONNX: pip install 'torch>=2.9'" in capsys.readouterr().err

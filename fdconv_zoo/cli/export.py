@@ -20,7 +20,7 @@ from fdconv_zoo.store.onnx import export_onnx, metadata
 if TYPE_CHECKING:  # they need the extra `dense`
     from fdconv_zoo.dense import Detector, Segmenter
 
-OLDEST_TORCH = (2, 8)  # as in pyproject.toml
+OLDEST_TORCH = (2, 9)  # as in pyproject.toml
 
 
 def build_parser() -> argparse.ArgumentParser:
