@@ -426,7 +426,7 @@ def test_fake_tensors_stay_in_their_mode(path):
 
 
 @pytest.mark.skipif(
-    torch.__version__ < (2, 9) and not torch.cuda.is_available(), reason="this torch needs a GPU's driver for it"
+    torch.__version__ < (2, 14) and not torch.cuda.is_available(), reason="this torch needs a GPU's driver for it"
 )
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("train", [False, True])
