@@ -12,7 +12,7 @@ from torch.export import Dim, export
 from fdconv_zoo.layers.fbm import BAND_EDGES
 from fdconv_zoo.ops import Geometry, convolve, low_pass_basis
 from fdconv_zoo.ops.bands_plain import low_pass_projectors
-from fdconv_zoo.ops.convolution import conv_arguments
+from fdconv_zoo.ops.convolution import geometry_arguments
 
 DOUBLE = dict(device=torch.device("cpu"), dtype=torch.float64)
 
@@ -73,7 +73,7 @@ def test_exported_convolutions_of_any_batch_and_size(geometry):
     for sizes in ((2, 12, 14), (3, 17, 9), (1, 8, 11)):
         x, kernels = inputs(*sizes)
         expected = [
-            F.conv2d(image[None], kernel, None, *conv_arguments(geometry))
+            F.conv2d(image[None], kernel, None, *geometry_arguments(geometry))
             for image, kernel in zip(x, kernels, strict=True)
         ]
         assert relative_error(program.module()(x, kernels), torch.cat(expected)) < 1e-5

@@ -14,7 +14,7 @@ from fdconv_zoo import FDConv2d, FDLinear, FrequencyBandModulation, keep_kernels
 from fdconv_zoo.layers.fdw import frequency_groups
 from fdconv_zoo.ops import bands_triton, choose_path, image_convolution, kernels_triton, modulation, triton_support
 from fdconv_zoo.ops.bands_plain import modulate_bands_plain
-from fdconv_zoo.ops.convolution import Geometry, conv_arguments, convolve
+from fdconv_zoo.ops.convolution import Geometry, convolve, geometry_arguments
 from fdconv_zoo.ops.kernels_plain import DisjointWeights, KernelModulators, LocalFactors, convolve_plain
 from fdconv_zoo.ops.operators import KernelTensors, empty_kernels
 
@@ -357,7 +357,7 @@ def test_operators_that_keep_kernels_keep_torchs_rules(layout):
         tensor.requires_grad_(tensor.is_floating_point())
         for tensor in (LAYOUTS[layout](torch.randn(2, 4, 6, 5, device=DEVICE)), *tensors)
     )
-    arguments = (x, *tensors, kernel_shape, *conv_arguments(geometry))
+    arguments = (x, *tensors, kernel_shape, *geometry_arguments(geometry))
     operators = torch.ops.fdconv_zoo
     y, kernels = operators.convolve_triton_keeping(*arguments)
     assert y.requires_grad

@@ -125,13 +125,18 @@ def _mirror(columns: NDArray[Any]) -> NDArray[Any]:
 
 def largest_similarity(similarity: Array) -> float:
     """Return the largest magnitude off the diagonal of a matrix (n, n); NaN for a single kernel."""
-    others = np.abs(similarity[~np.eye(len(similarity), dtype=bool)])
+    others = _off_diagonal(similarity)
     return float(np.nanmax(others)) if np.isfinite(others).any() else float("nan")
 
 
 def mean_similarity(similarity: Array) -> float:
     """Return the mean magnitude off the diagonal of a matrix (n, n), for n > 1; NaN where a kernel is zero."""
-    return float(np.abs(similarity[~np.eye(len(similarity), dtype=bool)]).mean())
+    return float(_off_diagonal(similarity).mean())
+
+
+def _off_diagonal(similarity: Array) -> Array:
+    """Magnitudes of the pairs (n * (n - 1),) of a matrix (n, n)."""
+    return np.abs(similarity[~np.eye(len(similarity), dtype=bool)])
 
 
 def plane_power(kernels: Array | Tensor, bins: int = 48) -> tuple[Array, Array]:

@@ -74,8 +74,11 @@ class ConversionPlan:
         lines = align(header, rows, left=3)
         if grown := [layer.parameters for layer in self.layers if layer.parameters[1] > GROWN * layer.parameters[0]]:
             before, after = _sums(grown)
-            lines += ["", f"Layers that become more than {GROWN} times as large, as depthwise layers do: {len(grown)},"]
-            lines[-1] += f" from {before:,} to {after:,} parameters. To keep them plain, use `exclude`."
+            lines += [
+                "",
+                f"Layers that become more than {GROWN} times as large, as depthwise layers do: {len(grown)}, "
+                f"from {before:,} to {after:,} parameters. To keep them plain, use `exclude`.",
+            ]
         if self.skipped:
             lines += ["", f"{len(self.skipped)} convolutions and linear layers are skipped:"]
             lines += group_by_reason(self.skipped)

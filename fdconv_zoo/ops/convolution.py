@@ -36,7 +36,7 @@ class Geometry(NamedTuple):
 POINTWISE = Geometry((1, 1))
 
 
-def conv_arguments(geometry: Geometry) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]:
+def geometry_arguments(geometry: Geometry) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]:
     """Stride, padding, dilation and groups: what ``F.conv2d`` takes after the bias."""
     _, stride, padding, dilation, groups = geometry  # torch 2.6 compiles neither properties nor slices of it
     return stride, padding, dilation, groups
@@ -54,7 +54,7 @@ def convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
         (B, O, H', W').
     """
     if not is_free(x.shape[0]) and x.shape[0] == 1:
-        return F.conv2d(x, kernels[0], None, *conv_arguments(geometry))
+        return F.conv2d(x, kernels[0], None, *geometry_arguments(geometry))
     if geometry.is_pointwise:
         return (kernels.flatten(2) @ x.flatten(2)).unflatten(2, x.shape[2:])
     if is_free(x.shape[0]):
@@ -64,7 +64,7 @@ def convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
 
 def convolve_as_groups(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
     """:func:`convolve` as one convolution of one image, of whose groups of channels each is an image of the batch."""
-    y = F.conv2d(_as_groups(x), kernels.flatten(0, 1), None, *conv_arguments(_grouped(geometry, len(x))))
+    y = F.conv2d(_as_groups(x), kernels.flatten(0, 1), None, *geometry_arguments(_grouped(geometry, len(x))))
     return y.view(*kernels.shape[:2], *y.shape[2:])
 
 
@@ -82,7 +82,7 @@ def convolution_backward(
     grad: Tensor, x: Tensor, kernel: Tensor, geometry: Geometry, needs_x: bool
 ) -> tuple[Tensor | None, Tensor]:
     """The gradients of ``F.conv2d``, without a bias, with respect to x, if needed, and to the kernel."""
-    stride, padding, dilation, groups = conv_arguments(geometry)
+    stride, padding, dilation, groups = geometry_arguments(geometry)
     return torch.ops.aten.convolution_backward(
         grad, x, kernel, None, stride, padding, dilation, False, (0, 0), groups, (needs_x, True, False)
     )[:2]

@@ -13,7 +13,7 @@ from fdconv_zoo.ops.bands_plain import modulate_bands_plain
 from fdconv_zoo.ops.bands_rebuild import modulate_bands_rebuild
 from fdconv_zoo.ops.bands_triton import modulate_bands_triton
 from fdconv_zoo.ops.context import is_exported, is_transformed
-from fdconv_zoo.ops.convolution import Geometry, conv_arguments
+from fdconv_zoo.ops.convolution import Geometry, geometry_arguments
 from fdconv_zoo.ops.kernels_native import convolve_native
 from fdconv_zoo.ops.kernels_plain import DisjointWeights, KernelModulators, convolve_plain, mix_spectrum
 from fdconv_zoo.ops.kernels_rebuild import convolve_rebuild
@@ -112,7 +112,7 @@ def dynamic_convolution(
     images_share_kernel = all(modulator is None for modulator in modulators)
     # The exporter to ONNX that traces does not know a computed kernel's shape, which a convolution needs.
     if images_share_kernel and not (torch.onnx.is_in_onnx_export() and torch.jit.is_tracing()):
-        return F.conv2d(x, mix_spectrum(weights)[0].to(x.dtype), None, *conv_arguments(geometry))
+        return F.conv2d(x, mix_spectrum(weights)[0].to(x.dtype), None, *geometry_arguments(geometry))
     modulators = modulators.to(weights.spectrum.dtype)
     path = choose_path(x.device, weights.spectrum.dtype, path)
     if keeps_kernels and path == "triton" and torch.is_grad_enabled():

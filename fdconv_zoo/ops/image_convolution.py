@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fdconv_zoo.ops.convolution import (
     Geometry,
-    conv_arguments,
     convolution_backward,
     convolve_as_groups,
     convolve_as_groups_backward,
+    geometry_arguments,
 )
 from fdconv_zoo.ops.operators import KernelShape, is_channels_last
 from fdconv_zoo.ops.triton_support import cdiv, is_interpreted, power_of_two, triton
@@ -70,7 +70,7 @@ def convolve_images(x: Tensor, kernels: Tensor, geometry: Geometry, form: Form |
         _launch(x, kernels, y, geometry, is_transposed=False)
         return y
     if form == "loop":
-        outputs = [F.conv2d(x[i : i + 1], kernels[i], None, *conv_arguments(geometry)) for i in range(len(x))]
+        outputs = [F.conv2d(x[i : i + 1], kernels[i], None, *geometry_arguments(geometry)) for i in range(len(x))]
         return outputs[0] if len(x) == 1 else torch.cat(outputs)
     return _like(convolve_as_groups(x, kernels.contiguous(), geometry), x)
 

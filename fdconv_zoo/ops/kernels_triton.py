@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fdconv_zoo.ops.convolution import Geometry, conv_arguments
+from fdconv_zoo.ops.convolution import Geometry, geometry_arguments
 from fdconv_zoo.ops.image_convolution import convolve_images, convolve_images_backward
 from fdconv_zoo.ops.kernels_plain import DisjointWeights, mix_spectrum
 from fdconv_zoo.ops.operators import (
@@ -393,7 +393,7 @@ def _flags(part: KernelTensors) -> dict[str, int]:
 
 
 def _fall_back(x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry) -> Tensor:
-    return torch.ops.fdconv_zoo.convolve_rebuild(x, *tensors, kernel_shape, *conv_arguments(geometry))
+    return torch.ops.fdconv_zoo.convolve_rebuild(x, *tensors, kernel_shape, *geometry_arguments(geometry))
 
 
 def _fall_back_keeping(
@@ -408,7 +408,7 @@ def _fall_back_backward(
 ) -> tuple[Tensor | None, KernelTensors]:
     kernel_shape, geometry, *_ = settings  # kernels that have been kept are not needed
     run = torch.ops.fdconv_zoo.convolve_rebuild_backward
-    found = iter(run(grad, needs_x, x, *tensors, kernel_shape, *conv_arguments(geometry)))
+    found = iter(run(grad, needs_x, x, *tensors, kernel_shape, *geometry_arguments(geometry)))
     grad_x = next(found) if needs_x else None
     has_gradient = tensors._replace(group_index=None)
     return grad_x, KernelTensors(*(None if tensor is None else next(found) for tensor in has_gradient))

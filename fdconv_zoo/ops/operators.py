@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from fdconv_zoo.ops.bands_plain import count_passing, modulate_bands_plain
-from fdconv_zoo.ops.convolution import Geometry, conv_arguments
+from fdconv_zoo.ops.convolution import Geometry, geometry_arguments
 from fdconv_zoo.ops.double_backward import needs_plain_gradients, plain_gradients
 from fdconv_zoo.ops.kernels_plain import DisjointWeights, KernelModulators, LocalFactors, convolve_plain
 
@@ -144,7 +144,7 @@ def register_convolution(
     def convolve(x: Tensor, weights: DisjointWeights, modulators: KernelModulators, geometry: Geometry) -> Tensor:
         taps, windows = modulators.local or (None, None)
         tensors = (*weights[:3], taps, windows, modulators.channel, modulators.filter, modulators.spatial)
-        y = operator(x, *tensors, weights.kernel_shape, *conv_arguments(geometry))
+        y = operator(x, *tensors, weights.kernel_shape, *geometry_arguments(geometry))
         return y[0] if keeps_kernels else y
 
     return convolve

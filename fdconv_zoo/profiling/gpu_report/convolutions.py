@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fdconv_zoo.ops import Geometry, convolve, triton_support
-from fdconv_zoo.ops.convolution import conv_arguments, convolve_as_groups_backward
+from fdconv_zoo.ops.convolution import convolve_as_groups_backward, geometry_arguments
 from fdconv_zoo.ops.image_convolution import convolve_images, convolve_images_backward
 from fdconv_zoo.profiling.gpu_report.clock import interleave
 from fdconv_zoo.profiling.gpu_report.section import Item, Recorder, Settings
@@ -43,7 +43,7 @@ def _grouped_backward(grad: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor,
 
 
 def _loop(x: Tensor, kernels: Tensor) -> Tensor:
-    return torch.cat([F.conv2d(x[i : i + 1], kernels[i], None, *conv_arguments(GEOMETRY)) for i in range(len(x))])
+    return torch.cat([F.conv2d(x[i : i + 1], kernels[i], None, *geometry_arguments(GEOMETRY)) for i in range(len(x))])
 
 
 def _loop_backward(grad: Tensor, x: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
