@@ -11,16 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fdconv_zoo.cli.entrance import run_command
-from fdconv_zoo.cli.recipes import HelpFormatter
+from fdconv_zoo.cli.parser import CommandParser
 from fdconv_zoo.dense.canvases import write_canvases
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of this script's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description=__doc__.partition("\n")[0],
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--train", type=int, default=1000, help="canvases for training")

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fdconv_zoo.cli.entrance import run_command
-from fdconv_zoo.cli.recipes import HelpFormatter
+from fdconv_zoo.cli.parser import CommandParser
 from fdconv_zoo.errors import WeightsError
 from fdconv_zoo.store import load_strictly, read_checkpoint
 from fdconv_zoo.store.cache import hash_file
@@ -109,9 +109,7 @@ def rename(theirs: Mapping[str, Tensor], model: nn.Module, path: Path) -> dict[s
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of this script's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], allow_abbrev=False, formatter_class=HelpFormatter
-    )
+    parser = CommandParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", required=True, choices=SOURCES, help="timm's name of the network")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write")
     return parser

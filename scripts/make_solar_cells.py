@@ -16,7 +16,7 @@ from pathlib import Path
 import datasets
 
 from fdconv_zoo.cli.entrance import run_command
-from fdconv_zoo.cli.recipes import HelpFormatter
+from fdconv_zoo.cli.parser import CommandParser
 from fdconv_zoo.errors import DataError
 from fdconv_zoo.store.files import replacing
 
@@ -111,9 +111,7 @@ def write(source: Path, output: Path) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of this script's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], allow_abbrev=False, formatter_class=HelpFormatter
-    )
+    parser = CommandParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to create")
     return parser
 

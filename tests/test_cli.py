@@ -7,14 +7,14 @@ import pytest
 import yaml
 
 from fdconv_zoo.cli.entrance import run_command
-from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag
+from fdconv_zoo.cli.recipes import RecipeParser, add_arguments_flag
 from fdconv_zoo.errors import ConfigError, DataError, EntryError, HubError, Terminated, WeightsError
 from fdconv_zoo.index import MODELS
 
 
 @pytest.fixture
 def parser():
-    made = ArgumentParser("A script.")
+    made = RecipeParser("A script.")
     made.add_argument("--model")
     made.add_argument("--lr", type=float, default=0.1)
     made.add_argument("--min-lr", type=float, default=0.0)

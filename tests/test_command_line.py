@@ -120,6 +120,21 @@ def test_shows_a_card(run, fails):
     assert "no such model; did you mean resnet18_fdconv" in fails("show", "resnet18_fdconf")
 
 
+@pytest.mark.parametrize(
+    ("flags", "near"),
+    [
+        (["list", "--jsno"], "--json"),
+        (["publish", "--run", "r", "--repo", "me/m", "--licence=mit"], "--license"),
+        (["validate", "--model", "m", "--dataset", "d", "--batchsize", "8"], "--batch-size"),
+        (["benchmark", "--modells", "m"], "--models"),
+    ],
+)
+def test_suggests_a_flag(flags, near, capsys):
+    with pytest.raises(SystemExit):
+        main(flags)
+    assert f"; did you mean {near}?" in capsys.readouterr().err
+
+
 def test_every_command_has_its_main():
     for command in COMMANDS.values():
         tree = ast.parse(Path(cli.__file__).with_name(f"{command.module}.py").read_text(encoding="utf-8"))

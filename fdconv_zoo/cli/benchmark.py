@@ -34,6 +34,7 @@ from timm.utils import ParseKwargs
 from torch import nn
 
 from fdconv_zoo import FDConv2d, keep_kernels, ops, set_path
+from fdconv_zoo.cli.parser import CommandParser
 from fdconv_zoo.errors import ConfigError, MismatchError, TrainingError
 from fdconv_zoo.profiling import (
     check_same_function,
@@ -95,10 +96,9 @@ TABLE = {
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fdconv-zoo benchmark",
         description=__doc__,
-        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--models", nargs="+", default=["resnet50_fdconv"], metavar="NAME", help="timm names")

@@ -10,8 +10,8 @@ import timm
 
 from fdconv_zoo.cli import doctor
 from fdconv_zoo.cli.overview import COMMANDS
+from fdconv_zoo.cli.parser import CommandParser
 from fdconv_zoo.cli.predict import DESCRIPTION, add_arguments, predict
-from fdconv_zoo.cli.recipes import HelpFormatter
 from fdconv_zoo.errors import HubError
 from fdconv_zoo.index import Entry, read_index, timm_name
 from fdconv_zoo.index.cards import render_card
@@ -28,9 +28,7 @@ def build_parsers() -> dict[str, argparse.ArgumentParser]:
 
     def add(name: str, run: Callable[[argparse.Namespace], None], text: str | None = None) -> argparse.ArgumentParser:
         text = text or COMMANDS[name].help
-        parsers[name] = argparse.ArgumentParser(
-            prog=f"fdconv-zoo {name}", description=text, allow_abbrev=False, formatter_class=HelpFormatter
-        )
+        parsers[name] = CommandParser(prog=f"fdconv-zoo {name}", description=text)
         parsers[name].set_defaults(run=run)
         return parsers[name]
 

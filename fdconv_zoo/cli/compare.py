@@ -36,8 +36,8 @@ from fdconv_zoo.cli.compared import Compared, parse_compared, refuse_reserved
 from fdconv_zoo.cli.comparison_costs import measure_costs
 from fdconv_zoo.cli.comparison_table import as_table, summarize
 from fdconv_zoo.cli.detect import DetectionTask
+from fdconv_zoo.cli.parser import CommandParser
 from fdconv_zoo.cli.ranges import check_ranges
-from fdconv_zoo.cli.recipes import HelpFormatter
 from fdconv_zoo.cli.run_pool import run_side_by_side
 from fdconv_zoo.cli.segment import SegmentationTask
 from fdconv_zoo.cli.task import CommandTask, checked_arguments, run_task
@@ -90,12 +90,10 @@ class Run:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fdconv-zoo compare",
         description=__doc__.partition("\n")[0],
         epilog="All other flags are those of the training command of the recipe, and hold for all models.",
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
     )
     parser.add_argument("--config", required=True, metavar="NAME", help="entry with the recipe of all runs")
     parser.add_argument("--test-split", default="test", metavar="NAME", help="split to test classifiers on")

@@ -8,13 +8,14 @@ from importlib import import_module
 import shtab
 
 from fdconv_zoo.cli import commands, overview
+from fdconv_zoo.cli.parser import CommandParser
 
 DESCRIPTION = "Print a script that completes commands, flags and files in a shell."
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the flags."""
-    parser = argparse.ArgumentParser(prog="fdconv-zoo completion", description=DESCRIPTION, allow_abbrev=False)
+    parser = CommandParser(prog="fdconv-zoo completion", description=DESCRIPTION)
     parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
     return parser
 

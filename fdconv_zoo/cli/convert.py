@@ -12,14 +12,13 @@ from collections.abc import Sequence
 
 from timm.utils import ParseKwargs
 
+from fdconv_zoo.cli.parser import CommandParser
 from fdconv_zoo.porting import convert_checkpoint
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the flags."""
-    parser = argparse.ArgumentParser(
-        prog="fdconv-zoo convert", description=__doc__.partition("\n")[0], allow_abbrev=False
-    )
+    parser = CommandParser(prog="fdconv-zoo convert", description=__doc__.partition("\n")[0])
     parser.add_argument("checkpoint", help="weights file, safetensors or .pth; no code in it is run")
     parser.add_argument("--model", required=True, help="timm name of the model; its tag selects the preprocessing")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")

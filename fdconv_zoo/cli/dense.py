@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag
+from fdconv_zoo.cli.recipes import RecipeParser, add_arguments_flag
 from fdconv_zoo.cli.task import SMOKE, CommandTask, train
 from fdconv_zoo.dense.backbone import Backbone
 from fdconv_zoo.dense.evaluation import choose_varied, evaluation_loader
@@ -48,7 +48,7 @@ class DenseTask(CommandTask):
     validation_images: Dataset
 
     @classmethod
-    def add_flags(cls, parser: ArgumentParser) -> None:
+    def add_flags(cls, parser: RecipeParser) -> None:
         """Add the flag of evaluating."""
         parser.add_argument("--evaluate", metavar="MODEL", help="only evaluate: folder of a run, or hf-hub:NAME")
 

@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from fdconv_zoo.cli.dense import DENSE_SMOKE, DenseTask, add_backbone_flags, add_weights_flags, starts_at_random
-from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag, add_workers_flag
+from fdconv_zoo.cli.recipes import RecipeParser, add_arguments_flag, add_workers_flag
 from fdconv_zoo.cli.task import run_task
 from fdconv_zoo.dense.canvases import FASHION_CANVASES
 from fdconv_zoo.dense.detection.augment import training_transform
@@ -59,7 +59,7 @@ class DetectionTask(DenseTask):
         return {"box_ap": "box AP", **second}
 
     @classmethod
-    def add_flags(cls, parser: ArgumentParser) -> None:
+    def add_flags(cls, parser: RecipeParser) -> None:
         """Add the task's own flags."""
         super().add_flags(parser)
         boolean = {"action": argparse.BooleanOptionalAction}

@@ -17,9 +17,9 @@ from fdconv_zoo.analysis.diagnosis import diagnose
 from fdconv_zoo.analysis.findings import SEVERITIES, Finding
 from fdconv_zoo.analysis.modulators import modulator_statistics
 from fdconv_zoo.analysis.observe import find_band_modulations, find_dynamic_layers
+from fdconv_zoo.cli.parser import CommandParser
 from fdconv_zoo.cli.predict import load_dense_model, read_images
 from fdconv_zoo.cli.ranges import check_ranges
-from fdconv_zoo.cli.recipes import HelpFormatter
 from fdconv_zoo.cli.trained_on import read_run
 from fdconv_zoo.errors import ConfigError, DataError, DiagnosisError, first_of, listed
 from fdconv_zoo.index import timm_name
@@ -35,14 +35,12 @@ _COLUMN = 22  # where findings begin
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fdconv-zoo diagnose",
         description="Check a model, and the run that trained it, for the ways in which FDConv fails: weights that are "
         "not finite, groups that overlap, kernels that are similar, modulators that never moved, do not depend on the "
         "image or are saturated, BatchNorm in KSM fed too few images, gradients that explode or starve. Each "
         "finding has its remedy. The exit status is 1 if there is a fault, otherwise 0.",
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
     )
     parser.add_argument("model", help="the output folder of a run, a timm name, or hf-hub:NAME")
     parser.add_argument("images", nargs="*", type=Path, help="image files, or folders of them; best 8 or more")

@@ -9,9 +9,9 @@ import onnx  # noqa: F401 - torch's exporter needs both, and a missing one is na
 import onnxscript  # noqa: F401
 import torch
 
+from fdconv_zoo.cli.parser import CommandParser
 from fdconv_zoo.cli.predict import class_names, load_dense_model
 from fdconv_zoo.cli.ranges import check_ranges
-from fdconv_zoo.cli.recipes import HelpFormatter
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import timm_name
 from fdconv_zoo.store.build import build_model, check_forward, image_mode, resolve_preprocessing
@@ -25,12 +25,10 @@ OLDEST_TORCH = (2, 9)  # as in pyproject.toml
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fdconv-zoo export",
         description="Export a classifier, segmenter or detector to ONNX, and check the program against torch in "
         "onnxruntime. It has one image size, and stores class names and preprocessing.",
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
     )
     parser.add_argument("--model", required=True, help="timm name, hf-hub:NAME, or the output folder of a run")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the program, such as model.onnx")

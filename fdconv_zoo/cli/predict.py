@@ -14,8 +14,8 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform
 
 from fdconv_zoo.cli.class_predictions import ClassPredictions
+from fdconv_zoo.cli.parser import CommandParser
 from fdconv_zoo.cli.ranges import check_ranges
-from fdconv_zoo.cli.recipes import HelpFormatter
 from fdconv_zoo.data import open_image
 from fdconv_zoo.errors import ConfigError, DataError, WeightsError, listed
 from fdconv_zoo.store.build import build_model, image_mode, resolve_preprocessing, stored_class_names
@@ -217,6 +217,6 @@ def _read_sample(number: int, mode: str) -> Iterator[tuple[str, Image.Image]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Predict; `argv` is the command line without the program."""
-    parser = argparse.ArgumentParser(description=DESCRIPTION, allow_abbrev=False, formatter_class=HelpFormatter)
+    parser = CommandParser(description=DESCRIPTION)
     add_arguments(parser)
     predict(parser.parse_args(argv))

@@ -19,6 +19,7 @@ from timm.models import split_model_name_tag
 from torch import nn
 
 from fdconv_zoo import publish as classifiers
+from fdconv_zoo.cli.parser import CommandParser
 from fdconv_zoo.cli.predict import is_dense, needing_dense
 from fdconv_zoo.errors import ConfigError, HubError
 from fdconv_zoo.index import Entry, find_entry, read_entry
@@ -31,9 +32,7 @@ from fdconv_zoo.store.upload import Target, describe
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the flags."""
-    parser = argparse.ArgumentParser(
-        prog="fdconv-zoo publish", description=__doc__.partition("\n")[0], allow_abbrev=False
-    )
+    parser = CommandParser(prog="fdconv-zoo publish", description=__doc__.partition("\n")[0])
     parser.add_argument(
         "entry", nargs="?", help="an entry of the index by name, or its file; with --run only its architecture counts"
     )

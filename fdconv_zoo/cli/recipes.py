@@ -5,30 +5,19 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from timm.utils import ParseKwargs
 
+from fdconv_zoo.cli.parser import CommandParser
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import TASKS, read_entry
 
 RUN_FLAGS = ("config", "output", "resume", "overwrite", "smoke", "evaluate")  # of one start, never of a recipe
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Formatter that adds the default, if there is one, to the help of a flag, and writes numbers as N and X."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        has_default = not (action.default is None or action.default is False or action.default == {})
-        return super()._get_help_string(action) if has_default else action.help
-
-    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        return {int: "N", float: "X"}.get(action.type) or super()._get_default_metavar_for_optional(action)
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """A parser with the flags that all tasks share. It raises `ConfigError` and accepts no abbreviations.
+class RecipeParser(CommandParser):
+    """A parser with the flags that all tasks share. It raises `ConfigError`.
 
     Args:
         description: Of the command.
@@ -36,9 +25,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """
 
     def __init__(self, description: str, *, task: str = "classification"):
-        super().__init__(
-            prog=f"fdconv-zoo {TASKS[task]}", description=description, allow_abbrev=False, formatter_class=HelpFormatter
-        )
+        super().__init__(f"fdconv-zoo {TASKS[task]}", description)
         self.task = task
         run = self.add_argument_group("run")
         run.add_argument("--config", metavar="NAME", help="entry, or its file: its recipe replaces the defaults")
@@ -50,16 +37,6 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting, so that the message can say where a wrong value came from."""
         raise ConfigError(message)
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
-        """As in argparse, but the error suggests flags with similar names."""
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            known = [name for action in self._actions for name in action.option_strings]
-            near = [name for text in unknown for name in get_close_matches(text.partition("=")[0], known, 1, 0.7)]
-            remedy = f"did you mean {', '.join(near)}?" if near else f"`{self.prog} --help` lists the flags"
-            self.error(f"unrecognized arguments: {' '.join(unknown)}; {remedy}")
-        return parsed
 
     def parse(self, argv: Sequence[str] | None = None, *, smoke: Mapping[str, Any]) -> argparse.Namespace:
         """Parse the command line over the recipe of `--config`, and over `smoke` if `--smoke` is set.

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fdconv_zoo.cli.class_weights import class_weights
 from fdconv_zoo.cli.dense import DENSE_SMOKE, DenseTask, add_backbone_flags, add_weights_flags
-from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag, add_split_flags, add_workers_flag
+from fdconv_zoo.cli.recipes import RecipeParser, add_arguments_flag, add_split_flags, add_workers_flag
 from fdconv_zoo.cli.task import run_task
 from fdconv_zoo.cli.trained_on import Evaluated, evaluated_part
 from fdconv_zoo.dense.canvases import FASHION_CANVASES
@@ -47,7 +47,7 @@ class SegmentationTask(DenseTask):
     part: Evaluated
 
     @classmethod
-    def add_flags(cls, parser: ArgumentParser) -> None:
+    def add_flags(cls, parser: RecipeParser) -> None:
         """Add the task's own flags."""
         super().add_flags(parser)
         boolean = {"action": argparse.BooleanOptionalAction}

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fdconv_zoo.cli.ranges import check_ranges
-from fdconv_zoo.cli.recipes import ArgumentParser
+from fdconv_zoo.cli.recipes import RecipeParser
 from fdconv_zoo.errors import first_of
 from fdconv_zoo.training.batches import TrainingBatches
 from fdconv_zoo.training.flags import add_optimization_flags, check_optimization
@@ -64,9 +64,9 @@ class CommandTask(Task):
         self.output = Path(args.output)
 
     @classmethod
-    def build_parser(cls) -> ArgumentParser:
+    def build_parser(cls) -> RecipeParser:
         """Build the parser of the flags, which are also the keys of a recipe."""
-        parser = ArgumentParser(cls.description, task=cls.name)
+        parser = RecipeParser(cls.description, task=cls.name)
         cls.add_flags(parser)
         add_optimization_flags(parser)
         parser.set_defaults(**cls.defaults)
@@ -74,7 +74,7 @@ class CommandTask(Task):
 
     @classmethod
     @abstractmethod
-    def add_flags(cls, parser: ArgumentParser) -> None:
+    def add_flags(cls, parser: RecipeParser) -> None:
         """Add the task's own flags."""
 
     @classmethod

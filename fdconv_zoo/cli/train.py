@@ -15,7 +15,7 @@ from fdconv_zoo.cli.augmentation import add_augmentation_flags, training_transfo
 from fdconv_zoo.cli.class_weights import BALANCED
 from fdconv_zoo.cli.losses import add_loss_flags, build_criterion, build_teacher, check_teacher_name
 from fdconv_zoo.cli.named_transforms import named_transform
-from fdconv_zoo.cli.recipes import ArgumentParser, add_arguments_flag, add_split_flags, add_workers_flag
+from fdconv_zoo.cli.recipes import RecipeParser, add_arguments_flag, add_split_flags, add_workers_flag
 from fdconv_zoo.cli.task import SMOKE, CommandTask, run_task
 from fdconv_zoo.data import SAMPLE, load_image_data
 from fdconv_zoo.data.columns import read_labels
@@ -52,7 +52,7 @@ class ClassificationTask(CommandTask):
     result: Evaluation  # the newest
 
     @classmethod
-    def add_flags(cls, parser: ArgumentParser) -> None:
+    def add_flags(cls, parser: RecipeParser) -> None:
         """Add the task's own flags."""
         boolean = {"action": argparse.BooleanOptionalAction}
 

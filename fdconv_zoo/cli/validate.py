@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from torch import nn
 
+from fdconv_zoo.cli.parser import CommandParser
 from fdconv_zoo.cli.ranges import check_ranges
-from fdconv_zoo.cli.recipes import HelpFormatter, add_workers_flag
+from fdconv_zoo.cli.recipes import add_workers_flag
 from fdconv_zoo.cli.trained_on import Evaluated, class_numbers, evaluated_part
 from fdconv_zoo.data import SAMPLE, ImageData, load_image_data
 from fdconv_zoo.data.columns import renumber_labels
@@ -30,11 +31,9 @@ from fdconv_zoo.training.evaluate import evaluate, evaluation_loader
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fdconv-zoo validate",
         description="Evaluate image classifiers: top-1, top-5, loss and images per second, for one or several models.",
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
     )
     boolean = {"action": argparse.BooleanOptionalAction, "default": False}
     parser.add_argument("--model", nargs="+", required=True, help="timm names, hf-hub:NAME, or output folders of runs")

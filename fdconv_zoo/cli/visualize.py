@@ -12,9 +12,9 @@ from timm.data import create_transform
 from torch import Tensor, nn
 
 from fdconv_zoo.analysis.report import ReportImage, check_layers, render_report
+from fdconv_zoo.cli.parser import CommandParser
 from fdconv_zoo.cli.predict import class_names, load_dense_model, read_images
 from fdconv_zoo.cli.ranges import check_ranges
-from fdconv_zoo.cli.recipes import HelpFormatter
 from fdconv_zoo.errors import ConfigError, DataError, listed
 from fdconv_zoo.index import timm_name
 from fdconv_zoo.store.build import build_model, image_mode, resolve_preprocessing
@@ -28,13 +28,11 @@ NamedImages = Iterable[tuple[str, Image.Image]]
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fdconv-zoo visualize",
         description="Write a report on what FDConv does in a model, for some images: predictions, the map of each "
         "frequency band beside the image and its correlation with edges, spectra, groups and similarity of "
         "kernels, and how far kernels move between the first two images. It is one HTML file, with all its pictures.",
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
     )
     parser.add_argument("images", nargs="*", type=Path, help="image files, or folders of them")
     parser.add_argument("--model", required=True, help="timm name, hf-hub:NAME, or the output folder of a run")

@@ -67,7 +67,7 @@ def fit(
         task: What is trained.
         model: On the accelerator's device.
         batches: This process's share.
-        args: The flags, including those of `add_optimization_flags` and `ArgumentParser`.
+        args: The flags, including those of `add_optimization_flags` and `RecipeParser`.
         facts: What else the run depends on; a resumed run must have the same.
         accelerator, run: As `start` returns them.
         termination: Watches for SIGTERM.
