@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +11,16 @@ import timm
 import torch
 from run_scripts import ROOT, load_script
 from torch import nn
+from torch.nn import functional as F
 
 from fdconv_zoo import FDConv2d, set_path
-from fdconv_zoo.cli import compare
+from fdconv_zoo.cli import compare, train
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import read_entry
 from fdconv_zoo.profiling.experiments.forms_of_fbm import FORMS, paths_on
 from fdconv_zoo.profiling.experiments.kernel_similarity import mean_similarities, similarity
 from fdconv_zoo.profiling.experiments.output import draw_swin, swin_table
+from fdconv_zoo.profiling.experiments.swapped_modulators import swapped_modulators
 from fdconv_zoo.profiling.experiments.swin_stress import measure_swin
 from fdconv_zoo.profiling.experiments.work import count_work
 from fdconv_zoo.profiling.peers import DCD, CondConv, DYConv, ODConv
@@ -116,6 +119,55 @@ def test_the_table_of_similarities_reads_runs(tmp_path, capsys):
     save_run("resnet10s_plain", tmp_path / "plain")
     with pytest.raises(ConfigError, match="no layer mixes kernels"):
         script.main(["kernels", str(tmp_path / "plain"), "--output", str(tmp_path / "out")])
+
+
+def randomize(model):
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def test_swapped_modulators():
+    layer, images = randomize(FDConv2d(4, 6, 3, padding=1, num_kernels=4)), torch.randn(3, 4, 8, 8)
+    others = [2, 0, 1]
+    with torch.no_grad():
+        kernels = layer.assemble(images.mean((2, 3)))
+        factors = 2 * torch.sigmoid(layer.fbm.attention(images))
+        own = layer(images)
+
+        def expected(of_kernels, of_factors):
+            weighed = [layer.fbm.weigh(images[[i]], factors[[j]]) for i, j in enumerate(of_factors)]
+            outputs = [F.conv2d(x, kernels[j], layer.bias, padding=1) for x, j in zip(weighed, of_kernels, strict=True)]
+            return torch.cat(outputs)
+
+        for swaps, wanted in (
+            ({}, expected([0, 1, 2], [0, 1, 2])),
+            ({"kernels": True}, expected(others, [0, 1, 2])),
+            ({"bands": True}, expected([0, 1, 2], others)),
+            ({"kernels": True, "bands": True}, expected(others, others)),
+        ):
+            with swapped_modulators(layer, **swaps):
+                torch.testing.assert_close(layer(images), wanted)
+            assert torch.equal(layer(images), own)
+            assert not swaps or (wanted - own).abs().max() > 0.01
+
+
+def test_the_table_of_swaps(tmp_path, capsys):
+    script, run, out = load_script("experiments"), str(tmp_path / "run"), str(tmp_path / "out")
+    flags = ["--smoke", "--dataset", "fashion_mnist_sample", "--output", run, "--batch-size", "8", "--limit", "50"]
+    train.main([*flags, "--model", "resnet10s_fdconv", "--lr", "0.01"])
+    last = json.loads(Path(run, "metrics.jsonl").read_text().splitlines()[-1])
+    capsys.readouterr()
+    script.main(["swap", run, "--output", out])
+    table = Path(out, "swap.md").read_text()
+    assert table == capsys.readouterr().out
+    assert json.loads(Path(out, "swap.json").read_text())["results"][run]["its own"] == last["top1"]
+    assert table.splitlines()[2].startswith(f"| `run` | {last['top1']:.2f} |")
+    save_run("resnet10s_fdconv", tmp_path / "model")
+    with pytest.raises(ConfigError, match="not the output folder of a run"):
+        script.main(["swap", str(tmp_path / "model"), "--output", out])
 
 
 def test_the_table_of_forms(tmp_path, capsys):
