@@ -5,9 +5,9 @@
     python scripts/experiments.py kernels runs/compare/resnet10s_fdconv-seed0 runs/compare/resnet10s_odconv-seed0 \\
         --output runs/experiments
 
-fbm: what the forms of Frequency Band Modulation cost in a ResNet: its exact form on each path, FFTs as in the authors'
+fbm: costs of the forms of Frequency Band Modulation in a ResNet: the exact form on each path, FFTs as in the authors'
 layer, and cheaper approximations. swin: FDConv in the linear layers of Swin's blocks, theoretical cost against measured
-time. kernels: mean absolute cosine similarity of the kernels of each layer, of trained runs. Each writes a table, JSON
+time. kernels: mean absolute cosine similarity of the kernels in each layer of trained models. Each writes a table, JSON
 and (fbm, swin) a picture.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 import fdconv_zoo.profiling.band_twins
-import fdconv_zoo.profiling.twins  # noqa: F401  registers them
+import fdconv_zoo.profiling.twins  # noqa: F401  registers the twins
 from fdconv_zoo.cli.entrance import run_command
 from fdconv_zoo.cli.predict import load_dense_model
 from fdconv_zoo.cli.ranges import check_ranges
@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the script; `argv` is the command line without the program."""
+    """Run the script. `argv` defaults to `sys.argv[1:]`."""
     args = build_parser().parse_args(argv)
     check_ranges(args)
     if args.experiment == "kernels":
