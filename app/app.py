@@ -1,4 +1,4 @@
-"""Shows in a browser what FDConv does in a model, for images of the visitor.
+"""Web app that shows what FDConv does in a model, for images of the visitor.
 
 python app/app.py                 # the models of the index
 python app/app.py runs/mine       # also the output folder of a run
@@ -21,7 +21,7 @@ from fdconv_zoo.data import SAMPLE, load_image_data, open_image
 from fdconv_zoo.errors import UserError
 
 _UPLOAD = "20mb"
-_WAITING = 20  # requests; later ones are asked to come back
+_WAITING = 20  # requests in the queue; further ones are rejected with a message
 _CACHE = (600, 3600)  # every ten minutes, files of visitors older than an hour are deleted
 _EXAMPLES = 6
 
@@ -41,8 +41,8 @@ _CSS = """
 """
 _INTRODUCTION = """# Frequency Dynamic Convolution
 
-A network with [FDConv](https://arxiv.org/abs/2503.18783) (CVPR 2025) assembles its kernels anew for every image, and
-weighs frequency bands at every pixel. Choose a checkpoint, drop an image, and see what its layers do with it.
+A network with [FDConv](https://arxiv.org/abs/2503.18783) (CVPR 2025) assembles new kernels for every image, and weights
+frequency bands at every pixel. Choose a checkpoint, drop an image, and see what its layers do with it.
 """
 _ABOUT_EDGES = (
     "The title of a map has its band, in cycles per sample of the layer's input, and Spearman's rank correlation of "
@@ -56,12 +56,12 @@ def build(checkpoints: Checkpoints, examples: Sequence[str]) -> gr.Blocks:
     """Build the app.
 
     Args:
-        checkpoints: To choose from.
-        examples: Files of at least two images. The first two are there when the app opens.
+        checkpoints: Checkpoints to choose from.
+        examples: Files of at least two images. The first two are shown when the app opens.
     """
 
     def look(name: str, file: str | None, other_file: str | None, layer: str | None) -> Iterator[list]:
-        yield [None, gr.skip(), *([None] * 7)]  # if something is wrong, results of what was there before are gone
+        yield [None, gr.skip(), *([None] * 7)]  # clears earlier results, also if an error follows
         with explained():
             checkpoint = checkpoints.load(name)
             layers = looking.band_layers(checkpoint)
@@ -136,7 +136,7 @@ def build(checkpoints: Checkpoints, examples: Sequence[str]) -> gr.Blocks:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Show the visitor errors to act on, whose messages say nothing of this machine. All others stay in the log."""
+    """Show a `UserError` to the visitor; its message reveals nothing about this machine. Only log other errors."""
     try:
         yield
     except UserError as error:
@@ -144,7 +144,7 @@ def explained() -> Iterator[None]:
 
 
 def read(checkpoint: Checkpoint, *files: str | None) -> list[ReportImage]:
-    """Read the images that there are, and show remarks about them."""
+    """Read the images that are given, and show remarks about them."""
     images = []
     for file in filter(None, files):
         image, remarks = looking.read_upload(file, checkpoint)
@@ -172,7 +172,7 @@ def changes(checkpoint: Checkpoint, images: Sequence[ReportImage]) -> list:
 
 
 def upload(file: str, label: str) -> gr.Image:
-    """Make the field of an image, with a file to begin with."""
+    """Make an image field that shows `file` at first."""
     sources = ["upload", "clipboard"]
     field = gr.Image(
         file,
@@ -184,25 +184,25 @@ def upload(file: str, label: str) -> gr.Image:
         alt_text=label,
         elem_classes="upload",
     )
-    # Gradio's own decodes the file, and cannot say what is wrong with one that is damaged.
+    # Gradio's own preprocessing decodes the file, and its errors do not explain what is wrong with a damaged one.
     field.preprocess = lambda payload: payload and payload.path
     return field
 
 
 def layer_list(layers: Sequence[str], value: str | None = None) -> gr.Dropdown:
-    """Make the list of layers. It takes any name, since it may be of another checkpoint by now; `bands` checks it."""
+    """Make the list of layers. It accepts any name, which may belong to an earlier checkpoint; `bands` checks it."""
     return gr.Dropdown(layers, value=value, label="Layer", allow_custom_value=True)
 
 
 def explain(*texts: str) -> None:
-    """Add texts that a click opens."""
+    """Add texts in a section that is closed at first."""
     with gr.Accordion("What this shows", open=False):
         for text in texts:
             gr.Markdown(text)
 
 
 def write_examples(folder: str | Path) -> list[str]:
-    """Write images of the packaged sample, each of another class, and return their paths."""
+    """Write images of the packaged sample, each of a different class, and return their paths."""
     records = load_image_data(SAMPLE, split="validation", limit=100).validation
     by_class = {record["label"]: record["image"] for record in records}
     files = [str(Path(folder) / f"{label}.png") for label in sorted(by_class)][:_EXAMPLES]
@@ -212,7 +212,7 @@ def write_examples(folder: str | Path) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Start the app; `argv` is the command line without the program."""
+    """Start the app. `argv` defaults to `sys.argv[1:]`."""
     parser = argparse.ArgumentParser(
         description="Show in a browser what FDConv does in a model. GRADIO_SERVER_NAME and GRADIO_SERVER_PORT are the "
         "address to listen at; without them, only this machine can open the app."

@@ -1,4 +1,4 @@
-"""The models that the app offers, and loading them."""
+"""Lists and loads the models that the app offers."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -21,10 +21,10 @@ from fdconv_zoo.store.cache import cached_files
 from fdconv_zoo.store.find import find_weights
 from fdconv_zoo.store.hub_errors import explained
 
-PACKAGED = "resnet10s_fdconv.fashion_mnist"  # the one model whose weights need no network
+PACKAGED = "resnet10s_fdconv.fashion_mnist"  # the only model whose weights are in the package
 
 _KEPT = 2  # models in memory: the largest take 1.2 GB
-_PATIENCE = 5  # seconds that the Hub has for an answer
+_PATIENCE = 5  # seconds to wait for the Hub's answer
 _log = logging.getLogger(__name__)
 
 
@@ -33,11 +33,11 @@ class Checkpoint:
     """A classifier with its weights.
 
     Attributes:
-        name: As the app offers it.
-        model: In eval mode.
-        classes: Their names; empty for a model without a classifier.
-        preprocessing: As timm's transforms take it.
-        transform: Turns an image into (C, H, W), as the model takes it.
+        name: Name in the app.
+        model: The model, in eval mode.
+        classes: Class names; empty for a model without a classifier.
+        preprocessing: Arguments of `timm.data.create_transform`.
+        transform: Turns an image into the model's input (C, H, W).
     """
 
     name: str
@@ -48,14 +48,15 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The packaged model, those of the index with weights on the Hub, and models of the person who starts the app.
+    """The packaged model, models of the index with weights on the Hub, and models named at the start of the app.
 
     Args:
-        own: What `fdconv-zoo predict --model` takes, such as the output folders of runs. They are loaded at once, so
-            that what is wrong with them is said at the start, and shown by the last part of their names.
+        own: Models, as `fdconv-zoo predict --model` takes them, such as the output folders of runs. They are loaded at
+            once, so that errors appear at the start, and are shown by the last part of their names.
 
     Raises:
-        UserError: a model of `own` cannot be loaded, has no FDConv layers, or is no classifier; or two have one name.
+        UserError: a model of `own` cannot be loaded, has no FDConv layers, or is not a classifier; or two models have
+            the same name.
     """
 
     def __init__(self, own: Sequence[str] = ()) -> None:
@@ -71,15 +72,16 @@ class Checkpoints:
 
     @property
     def names(self) -> list[str]:
-        """Own models first, then the packaged one, then the others."""
+        """Names of all models: first `own`, then the packaged one, then the others."""
         return [*self._sources]
 
     def load(self, name: str) -> Checkpoint:
-        """Load a model, unless it is one of the last that were loaded.
+        """Load a model. The last `_KEPT` models stay in memory.
 
         Raises:
-            HubError: its weights could not be downloaded. The message tells a stranger nothing of this machine; the
-                log has the reason.
+            ConfigError: there is no such model.
+            HubError: its weights could not be downloaded. The message reveals nothing about this machine; the log has
+                the reason.
         """
         if name in self._own:
             return self._own[name]
@@ -100,10 +102,10 @@ class Checkpoints:
 def check_hub(source: str) -> None:
     """Check that weights are in the client's cache, or that the Hub can be reached.
 
-    The client tries for a minute, and other visitors would wait as long.
+    The client would retry for a minute, and other visitors would have to wait.
 
     Raises:
-        HubError: neither is so.
+        HubError: the weights are not in the cache, and the Hub cannot be reached.
     """
     repo_id = find_weights(source).repo_id
     if constants.HF_HUB_OFFLINE or any(True for _ in cached_files(repo_id)):
@@ -116,11 +118,11 @@ def load_checkpoint(name: str, source: str) -> Checkpoint:
     """Load a classifier with FDConv layers.
 
     Args:
-        name: Of the result.
+        name: Name of the checkpoint.
         source: Any name of timm, `hf-hub:NAME`, or a folder.
 
     Raises:
-        UserError: it cannot be loaded, has no FDConv layers, or is no classifier.
+        UserError: it cannot be loaded, has no FDConv layers, or is not a classifier.
     """
     if load_dense_model(source) is not None:
         raise ConfigError(f"{source} is not a classifier: see it with `fdconv-zoo visualize`")
@@ -139,5 +141,5 @@ def offered_entries() -> dict[str, Entry]:
 
 
 def _shown(source: str) -> str:
-    """The last part of a name: visitors see no folders of the machine."""
+    """Return the last part of a name, so that visitors see no folders of this machine."""
     return Path(source).expanduser().resolve().name if Path(source).expanduser().is_dir() else source.split("/")[-1]

@@ -1,4 +1,4 @@
-"""What the app finds out about a model and images, and how it is drawn. Nothing here needs gradio."""
+"""Analyses models and images for the app, and draws the results. This module does not need gradio."""
 
 import copy
 import warnings
@@ -30,26 +30,27 @@ from fdconv_zoo.layers.replace import DYNAMIC_KINDS, find_layers
 from fdconv_zoo.profiling.timing import forward_step, time_interleaved
 from fdconv_zoo.store.build import image_mode
 
-# What people take and save pictures in. Others of Pillow's decoders start programs, or are rarely tested.
+# Common formats of pictures. Some of Pillow's other decoders start programs, or are rarely tested.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 _MOST_PIXELS = 80_000_000
-_MOST_ELONGATED = 16  # resizing by the shorter side would make the longer one of others too long
+_MOST_ELONGATED = 16  # resizing the shorter side of longer images would make them too large
 _TOO_LARGE = f"The image has more than {_MOST_PIXELS // 10**6} million pixels: save it with fewer."
-_REPEATS = 5  # of what is timed
+_REPEATS = 5  # timings of each model
 
 
 def read_upload(file: str | Path, checkpoint: Checkpoint) -> tuple[ReportImage, list[str]]:
-    """Read an image from strangers, as the model takes it.
+    """Read an image from an untrusted source, and preprocess it for a model.
 
     Args:
-        file: Of the image.
-        checkpoint: Its preprocessing is used.
+        file: Path of the image.
+        checkpoint: The model.
 
     Returns:
         The image, and remarks about it for the person who sent it.
 
     Raises:
-        DataError: it is not an image, damaged, too large or too narrow; the message names the remedy, and no file.
+        DataError: the file is not an image, or it is damaged, too large or too narrow. The message names the remedy,
+            but no file.
     """
     content = Path(file).read_bytes()
     try:
@@ -64,7 +65,7 @@ def read_upload(file: str | Path, checkpoint: Checkpoint) -> tuple[ReportImage, 
         raise
     except Image.DecompressionBombError:
         raise DataError(_TOO_LARGE) from None
-    except Exception as error:  # Pillow's decoders fail with a dozen types
+    except Exception as error:  # Pillow's decoders raise a dozen types of errors
         raise DataError(
             f"This file cannot be read as an image: {reason(error)}. Open it in an image viewer and save it as PNG or "
             "JPEG."
@@ -141,13 +142,13 @@ def tabulate_modulators(checkpoint: Checkpoint, images: Sequence[ReportImage]) -
 
 @dataclass(frozen=True)
 class TwinComparison:
-    """A model beside the plain one that computes the same, or is nearest to it.
+    """Comparison of a model with the plain one that computes the same function, or approximates it.
 
     Attributes:
-        summary: How near, in words.
-        prediction: Of the plain model for the first image.
-        figures: Costs and predictions of both.
-        layers: Deviation of each layer; empty if both compute the same.
+        summary: How close the plain model is, in words.
+        prediction: Probabilities of the plain model's likeliest classes for the first image.
+        figures: Costs and predictions of both models.
+        layers: Deviation of each layer's output; empty if both models compute the same.
     """
 
     summary: str
@@ -161,11 +162,11 @@ def compare_with_plain(checkpoint: Checkpoint, images: Sequence[ReportImage]) ->
     """Compare a model with its plain twin.
 
     While the modulators are untrained, the twin computes the same function. Otherwise its kernels are the means of
-    those that the model assembles for these images.
+    the kernels that the model assembles for these images.
 
     Args:
-        checkpoint: The model, which stays as it is.
-        images: At least one.
+        checkpoint: The model, which is not changed.
+        images: One image or more.
     """
     model, batches = checkpoint.model, [image.pixels for image in images]
     deviations: dict[str, float] = {}
@@ -207,7 +208,7 @@ def compare_with_plain(checkpoint: Checkpoint, images: Sequence[ReportImage]) ->
 
 
 def render_pictures(pictures: Sequence[Picture]) -> str:
-    """Render pictures as HTML, with what is seen in words for those who do not see them."""
+    """Render pictures as HTML, with alternative texts for screen readers."""
     figures = (
         f'<figure><img src="{picture.uri}" alt="{escape(picture.alt)}">'
         f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
@@ -230,7 +231,7 @@ def _render_table(table: Table) -> str:
     content = (
         f"<caption>{escape(table.caption)}</caption><thead><tr>{columns}</tr></thead><tbody>{''.join(rows)}</tbody>"
     )
-    return f'<div class="table" tabindex="0"><table>{content}</table></div>'  # a focus, to scroll it by keyboard
+    return f'<div class="table" tabindex="0"><table>{content}</table></div>'  # focusable, to scroll it by keyboard
 
 
 def _best(checkpoint: Checkpoint, logits: Tensor, most: int) -> dict[str, float]:
@@ -249,7 +250,7 @@ def _first(checkpoint: Checkpoint, logits: Tensor) -> str:
 
 
 def _relative_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Root mean square of the difference, as a fraction of that of the values."""
+    """Root mean square of the difference, as a fraction of the root mean square of `expected`."""
     difference = sum(float((a - b).square().sum()) for a, b in zip(actual, expected, strict=True))
     return (difference / sum(float(b.square().sum()) for b in expected)) ** 0.5
 

@@ -1,4 +1,4 @@
-"""The command line: `fdconv-zoo`, and `python -m fdconv_zoo` for launchers of several processes."""
+"""Entry point of `fdconv-zoo`, and of `python -m fdconv_zoo`, which launchers such as torchrun use."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from fdconv_zoo.cli.overview import build_parser, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; without one, print which there are. `argv` is the command line without the program."""
+    """Run a command; without one, print the help. `argv` defaults to `sys.argv[1:]`."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     if not argv:

@@ -1,4 +1,4 @@
-"""Errors that a user can act on, and how their messages name many things.
+"""Errors that a user can act on, and helpers that format their messages.
 
 Commands catch `UserError` in one place (`fdconv_zoo.cli.entrance`) and print the message without a traceback.
 """
@@ -6,15 +6,15 @@ Commands catch `UserError` in one place (`fdconv_zoo.cli.entrance`) and print th
 import re
 from collections.abc import Iterable, Sequence
 
-LISTED = 10  # lines that a message lists
+LISTED = 10  # largest number of lines in the list of a message
 
 
 class UserError(Exception):
-    """Base class: something the user can mend. The message names what is wrong and the remedy."""
+    """Base class of errors that the user can fix. The message says what is wrong, and how to fix it."""
 
 
 class DataError(UserError, ValueError):
-    """The user's data have a problem."""
+    """There is a problem with the user's data."""
 
 
 class EntryError(UserError, ValueError):
@@ -54,34 +54,34 @@ class NonFiniteError(TrainingError):
 
 
 class MismatchError(UserError, RuntimeError):
-    """A model does not compute what it should: its measured costs would mean nothing."""
+    """A model or an exported program does not compute what it should."""
 
 
 class DiagnosisError(UserError):
-    """FDConv does not work in a model; what was found, with its remedy, is printed."""
+    """FDConv does not work in a model. The findings and their remedies have been printed."""
 
 
 class Terminated(BaseException):
-    """SIGTERM asked a run to end. The message says when, and how to continue.
+    """SIGTERM asked a run to end. The message says when it ended, and how to continue.
 
-    As `KeyboardInterrupt`, it passes handlers of errors.
+    Like `KeyboardInterrupt`, it is not an `Exception`, so `except Exception` does not catch it.
     """
 
 
 def without_secrets(text: str) -> str:
-    """Remove from the URLs in a text what gives access: names with passwords, and queries, which may be signatures."""
+    """Remove credentials from the URLs in a text: user names, passwords, and queries, which may contain signatures."""
     text = re.sub(r"(\w://[^\s?]*)\?[^\s)'\"]*", r"\1", text)
     return re.sub(r"(\w://)[^\s/'\"]*@", r"\1", text)
 
 
 def first_of(names: Iterable[str], limit: int = 5) -> str:
-    """Join the first few of many names on one line, and count the others."""
+    """Join the first `limit` names with commas, and count the others."""
     names = list(names)
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def listed(lines: Sequence[str]) -> str:
-    """Put the first of many lines on lines of their own, and count the others."""
+    """Format the first `LISTED` lines as an indented list, and count the others."""
     more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
     return "".join(f"\n  {line}" for line in [*lines[:LISTED], *more])

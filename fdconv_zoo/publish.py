@@ -22,13 +22,13 @@ from fdconv_zoo.store.upload import Target, upload
 
 
 def make_repository(model: nn.Module, entry: Entry, name: str, repo_id: str, folder: Path) -> None:
-    """Write all files of the repository of an entry's own weights.
+    """Write all files of a repository with an entry's own weights.
 
     Args:
         model: the model, with the weights to publish.
         entry: its entry in the index.
         name: the entry's name.
-        repo_id: the repository, for the card.
+        repo_id: name of the repository, for the card.
         folder: a new folder for the files.
 
     Raises:
@@ -45,16 +45,16 @@ def make_repository(model: nn.Module, entry: Entry, name: str, repo_id: str, fol
 
 
 def make_run_repository(weights: Path, repo_id: str, folder: Path, *, licence: str | None = None) -> None:
-    """Write all files of the repository of a run. All that they say is from the run itself.
+    """Write all files of a repository with the model of a run. Everything in them comes from the run itself.
 
     Args:
         weights: the output folder of a classifier's run, or `last` in it.
-        repo_id: the repository, for the card.
+        repo_id: name of the repository, for the card.
         folder: a new folder for the files.
-        licence: identifier of the licence of the weights, such as "apache-2.0"; None states none.
+        licence: identifier of the licence of the weights, such as "apache-2.0"; None: none is stated.
 
     Raises:
-        PublishError: it is not the folder of a run, or the run's record is damaged.
+        PublishError: `weights` is not the folder of a run, or the run's record is damaged.
         WeightsError: the run's configuration or weights are damaged, or weights are not finite.
     """
     run = read_run(weights, "top1")
@@ -62,7 +62,7 @@ def make_run_repository(weights: Path, repo_id: str, folder: Path, *, licence: s
     folder.mkdir(parents=True, exist_ok=True)
     config = json.loads((weights / CONFIG_FILE).read_text(encoding="utf-8"))
     described = config["pretrained_cfg"]
-    # What the weights it started from were said to be.
+    # These keys describe the weights that the run started from.
     for key in ("license", "tag", "origin_url", "paper_ids", "paper_name", "notes", "label_names"):
         described.pop(key, None)
     if licence is not None:
@@ -84,12 +84,12 @@ def make_run_repository(weights: Path, repo_id: str, folder: Path, *, licence: s
 
 
 def publish(folder: Path, target: Target) -> str:
-    """Upload a folder of `make_repository` or `make_run_repository`, see :func:`fdconv_zoo.store.upload.upload`."""
+    """Upload a folder from `make_repository` or `make_run_repository`, see :func:`fdconv_zoo.store.upload.upload`."""
     return upload(folder, target, _logits_are_equal)
 
 
 def loading_code(folder: Path, repo_id: str, revision: str) -> str:
-    """The Python code that loads the published model."""
+    """Return the Python code that loads the published model."""
     return f"timm.create_model('{HUB}{repo_id}@{revision}', pretrained=True)"
 
 

@@ -1,12 +1,14 @@
-"""The start of a process: a library, which loads torch at once, or a command, which has to do something before.
+"""Startup: as a library, the package loads torch at once; as a command, it delays that.
 
-`python -m fdconv_zoo` and the installed `fdconv-zoo` import the package before any code of theirs runs. They answer
-`--help` without torch, and set how OpenMP's threads wait before torch is loaded, which reads it only once:
+`python -m fdconv_zoo` and the installed `fdconv-zoo` import the package before any of their own code runs. They answer
+`--help` without loading torch. Otherwise they set how long OpenMP threads spin before they load torch, because OpenMP
+reads the setting only once.
 
-Torch's threads meet after every operation. GCC's runtime, which torch brings along, lets those that come first spin at
-full load for some milliseconds. Where other processes want the same cores, the one they wait for is not running, and
-each operation costs the slice of time that they burn: training was seen to take ten times as long. A thousand rounds,
-what the runtime itself takes where it has more threads than there are cores, last some microseconds.
+Torch's threads wait for each other after every operation. In GCC's OpenMP runtime, which torch includes, a waiting
+thread spins at full load for some milliseconds. If other processes need the same cores, the spinning threads may keep
+the last thread from running, and every operation takes that much longer: training has been observed to take ten times
+as long. With `GOMP_SPINCOUNT=1000`, threads spin for some microseconds. The runtime itself uses this value if it has
+more threads than there are cores.
 """
 
 import importlib
@@ -22,7 +24,7 @@ def _starts_a_command() -> bool:
     """Whether the package is imported as the first step of `python -m fdconv_zoo` or `fdconv-zoo`."""
     if not sys.argv or multiprocessing.parent_process() is not None:  # a worker only needs the library
         return False
-    if sys.argv[0] == "-m":  # Python's own placeholder while it looks for the module, which its arguments follow
+    if sys.argv[0] == "-m":  # Python's placeholder while it looks for the module; the module's arguments follow
         return sys.orig_argv[-len(sys.argv)].removeprefix("-m") == __package__
     return Path(sys.argv[0]).name in _PROGRAMS
 
@@ -31,7 +33,7 @@ waits_for_command = _starts_a_command()
 
 
 def load_library() -> None:
-    """Load what `import fdconv_zoo` loads, if this process is a command, which has put it off."""
+    """Load the whole package, if this process is a command that has delayed it."""
     global waits_for_command
     if waits_for_command:
         waits_for_command = False

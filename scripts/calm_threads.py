@@ -1,6 +1,6 @@
-"""Makes OpenMP's threads wait for each other politely; see fdconv_zoo/startup.py.
+"""Limits how long OpenMP's threads spin while they wait for each other; see fdconv_zoo/startup.py.
 
-The scripts import it before torch, which reads the setting only once.
+The scripts import this module before torch, because OpenMP reads the setting only once.
 """
 
 import os

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Try the package with the oldest and the newest libraries that it allows, and write what happened to a table.
+"""Test the package with the oldest and the newest libraries that it allows, and write the results to a table.
 
-Each row is a fresh virtual environment, into which uv installs the package, and a short set of tests in it. Torch is
-downloaded, so a row takes minutes and gigabytes:
+For each row, uv installs the package into a fresh virtual environment, and a short set of tests runs there. This
+downloads torch, so a row takes minutes, and gigabytes of disk space:
 
     python scripts/check_versions.py                                  # all rows, with this Python
     python scripts/check_versions.py --rows newest --python 3.10 3.12 3.13
 
-A Python is a version that uv finds on this machine, or a path. Measuring a row again replaces it in the table.
+--python takes versions that uv finds on this machine, or paths. Measuring a row again replaces it in the table.
 """
 
 import argparse
@@ -39,10 +39,10 @@ class Row(NamedTuple):
     """A set of libraries.
 
     Attributes:
-        title: In the table.
+        title: Title of the row in the table.
         requirements: What is installed.
-        resolution: uv's: which versions of them.
-        tests: Files in ``tests/``.
+        resolution: uv's resolution strategy: which versions are installed.
+        tests: Names of files in ``tests/``.
     """
 
     title: str
@@ -51,8 +51,9 @@ class Row(NamedTuple):
     tests: tuple[str, ...]
 
 
-# What the tests themselves need. Torchvision, which timm brings along, would bring the newest torch. Setuptools is what
-# torch.compile of torch 2.6 needs on a CPU, and does not ask for.
+# What the tests themselves need. Torchvision is a dependency of timm: if it is not named here, its newest version is
+# installed, which requires the newest torch. On a CPU, torch.compile of torch 2.6 needs setuptools, but torch does not
+# require it.
 _TOOLS = (
     "accelerate>=1.2",
     "hypothesis>=6.100",
@@ -112,7 +113,7 @@ def measure(row: Row, python: str, folder: Path) -> list[str]:
         folder: for the environment.
 
     Returns:
-        The cells of the table's row; the last ends in ``passed`` where all tests passed.
+        The cells of the table's row; the last ends in ``passed`` if all tests passed.
     """
     interpreter = folder / "bin" / "python"
     _uv("venv", "--quiet", "--no-python-downloads", "--python", python, str(folder))
@@ -122,7 +123,7 @@ def measure(row: Row, python: str, folder: Path) -> list[str]:
     python = subprocess.run(version, check=True, capture_output=True, text=True).stdout.strip()
     lines = _uv("pip", "freeze", "--python", str(interpreter)).splitlines()
     versions = dict(line.replace("-", "_").split("==") for line in lines if "==" in line)
-    # Not `python -m pytest`, which would import the package from the clone.
+    # Not `python -m pytest`, which would import the package from the working tree.
     tests = [f"tests/{name}.py" for name in row.tests]
     command = [folder / "bin" / "pytest", "-q", "-p", "no:cacheprovider", *tests]
     run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -132,13 +133,13 @@ def measure(row: Row, python: str, folder: Path) -> list[str]:
 
 
 def outcome(output: str) -> str:
-    """What the last line of pytest's output counts: ``2 failed, 310 passed``; without the skipped ones."""
+    """Return the counts in the last line of pytest's output, such as ``2 failed, 310 passed``, except skipped tests."""
     counts = re.findall(r"(\d+ (?:failed|passed|errors?))\b", output.strip().rpartition("\n")[2])
     return ", ".join(counts) or "did not run"
 
 
 def with_row(table: str, cells: Sequence[str]) -> str:
-    """Put a row at the end of a table, in place of the one for the same libraries and version of Python."""
+    """Append a row to a table, and remove the row for the same libraries and minor version of Python."""
     title, python = cells[0], cells[1].rpartition(".")[0]
     same = f"| {title} | {python}."
     lines = [line for line in table.splitlines() if not line.startswith(same)]

@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from torch import nn
 
 import fdconv_zoo.profiling.band_twins
-import fdconv_zoo.profiling.twins  # noqa: F401  registers them
+import fdconv_zoo.profiling.twins  # noqa: F401  registers the twins
 from fdconv_zoo.analysis.observe import find_dynamic_layers
 from fdconv_zoo.cli.compare import METRICS
 from fdconv_zoo.cli.entrance import run_command
@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the script; `argv` is the command line without the program."""
+    """Run the script. `argv` defaults to `sys.argv[1:]`."""
     args = build_parser().parse_args(argv)
     check_ranges(args)
     if args.experiment == "kernels":

@@ -2,8 +2,8 @@
 
 Writes DIR/report.md and DIR/report.json after each section: the machine; correctness of layers and models on every
 path, against the plain path in float64 on a CPU; time and memory beside plain timm and other dynamic convolutions;
-what a training step launches; ways to convolve each image with a kernel of its own; the tests that need a GPU; with
---fashion-mnist, in the time that is left, ResNet-18 and its plain twin in training. What fails is recorded and does not
+the launches of a training step; ways to convolve each image with its own kernel; the tests that need a GPU; and with
+--fashion-mnist, in the remaining time, training of ResNet-18 and its plain twin. A failure is recorded, and does not
 stop the rest.
 
     PYTHONPATH=. python3 scripts/gpu_report.py --out report
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the script; `argv` is the command line without the program."""
+    """Run the script. `argv` defaults to `sys.argv[1:]`."""
     args = build_parser().parse_args(argv)
     has_gpu = torch.cuda.is_available()
     if (args.device == "cuda" or (args.device is None and not args.small)) and not has_gpu:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.fashion_mnist is not None and not args.fashion_mnist.is_dir():
         raise ConfigError(f"--fashion-mnist {args.fashion_mnist}: no such folder")
     device = args.device or ("cuda" if has_gpu else "cpu")
-    # On a GPU the native path is the one that rebuilds.
+    # On a GPU, the path "native" falls back to "rebuild".
     paths = args.paths or [path for path in get_args(ops.Path) if device == "cpu" or path != "native"]
     settings = Settings(
         device=device,

@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the script; `argv` is the command line without the program."""
+    """Run the script. `argv` defaults to `sys.argv[1:]`."""
     args = build_parser().parse_args(argv)
     write_canvases(args.output, train=args.train, validation=args.validation, size=args.size, seed=args.seed)
     print(f"{args.output}: {args.train} canvases for training, {args.validation} for validation")

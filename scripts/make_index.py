@@ -25,7 +25,7 @@ CARDS = Path(__file__).resolve().parents[1] / "model_cards"
 
 
 def main() -> None:
-    """Command line."""
+    """Run the script."""
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter
     )

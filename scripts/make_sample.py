@@ -49,7 +49,7 @@ def read_source(part: str, folder: Path = SOURCE) -> tuple[np.ndarray, np.ndarra
 
 
 def choose(labels: np.ndarray, per_class: int) -> np.ndarray:
-    """Draw `per_class` examples of every class by `SEED`, and return their indices in random order."""
+    """Draw `per_class` examples of every class, seeded with `SEED`, and return their indices in random order."""
     rng = np.random.default_rng(SEED)
     chosen = [rng.choice(np.flatnonzero(labels == label), per_class, replace=False) for label in np.unique(labels)]
     return rng.permutation(np.concatenate(chosen))
@@ -103,8 +103,8 @@ def write_split(path: Path, images: np.ndarray, labels: np.ndarray, encode: Call
         "image": [{"bytes": encode(pixels), "path": None} for pixels in images],
         "label": labels.astype(np.int64),
     }
-    # The metadata of the schema has the features, with the class names. Dictionaries and statistics would only repeat
-    # image bytes.
+    # The schema's metadata contains the features, with the class names. Dictionaries and statistics of the images would
+    # only repeat their bytes.
     table = pa.table(columns, schema=FEATURES.arrow_schema)
     pq.write_table(table, path, compression="zstd", use_dictionary=["label"], write_statistics=False)
     print(f"{path}: {len(labels)} images, {path.stat().st_size:,} bytes")

@@ -3,8 +3,8 @@
     pip install --no-deps elpv-dataset
     python scripts/make_solar_cells.py --output data/solar_cells
 
-The images are licensed CC BY-NC-SA 4.0: use them, with their authors named, for what is not commercial. They belong to
-no repository under another licence.
+The images are licensed under CC BY-NC-SA 4.0: name their authors, and do not use them commercially. Do not add them to
+a repository under another licence.
 """
 
 import argparse
@@ -25,9 +25,9 @@ NUM_CELLS = 2624
 CLASS_NAMES = ["functional", "defective"]
 FEATURES = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=CLASS_NAMES))
 
-# The list of cells goes from module to module, so that neighbours in it look alike. These are whole modules, from the
-# first to the last cell, counted from 1; all others are for training. docs/evidence/solar_cells.md tells how they were
-# found and drawn.
+# The package lists its cells module by module, and cells of a module look alike, so modules are not divided. These are
+# the first and the last cell of each module, counted from 1; all other cells are for training.
+# docs/evidence/solar_cells.md describes how the modules were found and drawn.
 SPLITS = {
     "test": [
         *[(1, 60), (121, 180), (181, 240), (901, 960), (1315, 1374)],
@@ -62,7 +62,7 @@ def read_labels(source: Path) -> list[tuple[Path, int, str]]:
     Two experts gave each cell a probability that it is defective: 0, 1/3, 2/3 or 1. The class is the likelier one.
 
     Raises:
-        DataError: these are not the cells that `SPLITS` divides.
+        DataError: the package does not have the number of cells that `SPLITS` is made for.
     """
     rows = [line.split() for line in (source / "labels.csv").read_text(encoding="utf-8").splitlines()]
     if len(rows) != NUM_CELLS:
@@ -91,7 +91,7 @@ def write(source: Path, output: Path) -> None:
     """Write one parquet file per split, with the package's own PNG files, and print what is in them.
 
     Raises:
-        DataError: the folder is not empty, or the cells are others.
+        DataError: the folder is not empty, or the package has another number of cells.
     """
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise DataError(f"--output {output} exists and is not an empty folder: remove it, or choose another folder")
@@ -117,7 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the script; `argv` is the command line without the program."""
+    """Run the script. `argv` defaults to `sys.argv[1:]`."""
     args = build_parser().parse_args(argv)
     write(find_source(), args.output)
 

@@ -1,8 +1,8 @@
-"""What `mkdocs build` calls: pages from files outside docs/, and links between them.
+"""Hooks of `mkdocs build`: they add pages from files outside docs/, and adapt the links between files.
 
-The files of this repository link to each other as they lie in it. On the site, files outside docs/ that have a page
-(`PAGES`) are linked by it, all others by the repository's address (`repo_url` in mkdocs.yml); without an address, the
-link's text remains.
+The files of this repository link to each other by their paths in it. On the site, a link to a file outside docs/ leads
+to its page if it has one (`PAGES`), else to the repository (`repo_url` in mkdocs.yml). Without `repo_url`, only the
+text of the link remains.
 """
 
 import posixpath
@@ -37,7 +37,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if files.get_file_from_path(uri) is None:
             text = (ROOT / source).read_text(encoding="utf-8")
             front, separator, rest = text.partition("\n---\n")
-            text = rest if separator and front.startswith("---\n") else text  # the Hub's, which is no page's
+            text = rest if separator and front.startswith("---\n") else text  # front matter is for the Hub only
             files.append(File.generated(config, uri, content=text))
     return files
 

@@ -9,7 +9,7 @@ COLUMNS = "100"
 
 
 def format_helps() -> dict[str, str]:
-    """The text of each command, by name."""
+    """Format the help of each command, by name."""
     os.environ["COLUMNS"] = COLUMNS
     return {name: parser.format_help() for name, parser in command_parsers().items()}
 

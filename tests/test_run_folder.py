@@ -110,7 +110,7 @@ def test_resume_goes_back_to_the_newest_whole_checkpoint_and_keeps_the_damaged(u
     run.start(CONFIG)
     assert run.newest_checkpoint.name == "update-000000006"
     assert (
-        "update-000000012 is damaged (model.safetensors is not what was written): the run goes on from" in caplog.text
+        "update-000000012 is damaged (model.safetensors is not what was written): the run continues from" in caplog.text
     )
     assert "progress.json is missing" in caplog.text
     assert (used / "checkpoints/damaged-update-000000012/model.safetensors").exists()

@@ -127,7 +127,7 @@ def test_classes_of_a_model_are_found_by_name(tmp_path):
 def test_classes_of_a_model_in_a_dataset_without_names(tmp_path, caplog):
     folder = make_pairs(tmp_path, train=[mask_of(0, 1, 2, 3)], validation=[mask_of(0, 1, 3)])
     assert evaluated(folder, "p q r", ignore_index=1) == (["p", "q", "r"], [{0, 2, IGNORE}])
-    assert "takes its mask values as the classes of runs/mine" in caplog.text
+    assert "its mask values are read as the classes of runs/mine" in caplog.text
     named_by_value = load_segmentation_data(str(folder), ignore_index=0).class_names
     trained = ("runs/mine", named_by_value)
     data = load_segmentation_data(str(folder), trained=trained, split="validation", ignore_index=0)
@@ -140,7 +140,7 @@ def test_classes_of_a_model_in_a_dataset_without_names(tmp_path, caplog):
     assert load_segmentation_data(str(folder), trained=trained, split="validation", ignore_index=0).class_names == [
         "class 1", "class 2", "class 3"
     ]  # fmt: skip
-    assert "takes both in the order of their numbers" in caplog.text
+    assert "classes are matched by their order" in caplog.text
 
 
 def test_one_split_is_divided_by_the_seed(tmp_path):

@@ -201,7 +201,7 @@ def test_a_run_is_evaluated_on_the_part_that_it_held_out(folder, tmp_path, capsy
     load_script("train").main(
         ["--model", "run", *training[2:], *flags, "--pretrained", "--output", "other", "--updates-per-epoch", "1"]
     )
-    assert "run was trained on other classes: its classifier is drawn anew" in capsys.readouterr().out
+    assert "run was trained on other classes: its classifier is reinitialized" in capsys.readouterr().out
     (photos / "elk").rename(photos / "cat")
     shutil.copy(photos / "ant/0.png", photos / "ant/10.png")
     with pytest.raises(ConfigError, match="changed since: 21 images of 3 classes were for training then, 22 of 3"):

@@ -1,4 +1,4 @@
-"""What FDConv's modulators and kernels do in a model: functions that return arrays, and others that draw them."""
+"""Analysis of FDConv's modulators and kernels in a model: functions that compute arrays, and others that plot them."""
 
 from fdconv_zoo.analysis.modulators import modulator_statistics
 

@@ -1,4 +1,4 @@
-"""What is wrong with FDConv in a model, or in the run that trained it, and what to do."""
+"""Diagnose a model with FDConv, or the run that trained it: what is wrong, and what to do."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,19 +29,19 @@ def diagnose(
     learning: Sequence[Mapping[str, Any]] = (),
     was_trained: bool = False,
 ) -> list[Finding]:
-    """Check a model for the ways in which FDConv fails.
+    """Check a model for known problems of FDConv.
 
     Args:
-        model: With FDConv layers; it is left as it was. None: the run has left no weights.
-        statistics: What `fdconv_zoo.analysis.modulator_statistics` returns for some images. Without them, those of the
-            last update in `learning` are used.
-        flags: Of the run's train_config.yaml, if the model is of a run.
-        learning: The rows of its learning.jsonl.
-        was_trained: Whether the weights are known to be of a training. It also follows from the model if FDConv's own
-            parts have changed.
+        model: A model with FDConv layers; it is not changed. None: the run contains no weights.
+        statistics: What `fdconv_zoo.analysis.modulator_statistics` returns for some images. Without them, the
+            statistics of the last update in `learning` are used.
+        flags: The contents of the run's train_config.yaml; None if the model does not belong to a run.
+        learning: The rows of the run's learning.jsonl.
+        was_trained: Whether the weights are known to be trained. A model also counts as trained if FDConv's own
+            parameters have changed.
 
     Returns:
-        Findings, the worst first: at least one for each of `CHECKS` that can be made.
+        Findings, the worst first: at least one for each check in `CHECKS` that is possible.
     """
     findings = [Finding("weights", "note", "the run has left no weights: only its records are checked")]
     if model is not None:
@@ -69,7 +69,7 @@ def _check_model(
     findings = check_weights(model)
     findings += check_groups(model)
     if findings[0].severity == "fault":
-        return findings  # all others would only repeat it
+        return findings  # the other checks would only report it again
     findings += check_kernels(model)
     has_changed = is_trained(model)
     if not (has_changed or was_trained):
@@ -86,5 +86,5 @@ def _check_model(
     findings += check_modulators(model, statistics, source)
     if any(isinstance(module, GlobalBranch) for module in model.modules()):
         norm = [*check_norm_statistics(model), *check_batch(flags)]
-        findings += norm or [Finding("norm", "ok", "KSM's BatchNorm has statistics of its own")]
+        findings += norm or [Finding("norm", "ok", "KSM's BatchNorm has its own statistics")]
     return findings

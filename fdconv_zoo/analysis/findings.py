@@ -1,4 +1,4 @@
-"""What a check of `fdconv-zoo diagnose` has found."""
+"""Findings of the checks of `fdconv-zoo diagnose`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ SEVERITIES: tuple[Severity, ...] = ("fault", "warning", "note", "ok")  # the wor
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check has found.
+    """A finding of a check.
 
     Attributes:
         check: Name of the check.
-        severity: ``"fault"``: a part of FDConv does not work. ``"warning"``: it may not work as well as it could.
-            ``"note"``: something could not be checked, or is not as usual. ``"ok"``: nothing is wrong.
+        severity: ``"fault"``: a part of FDConv does not work. ``"warning"``: a part may not work as well as it could.
+            ``"note"``: something could not be checked, or is unusual. ``"ok"``: nothing is wrong.
         message: What was found, in a sentence.
-        layers: Names of the layers that it was found in.
-        value: The worst value that was measured.
-        limit: What it was compared with.
+        layers: Names of the affected layers.
+        value: The worst measured value.
+        limit: The limit that the value was compared with.
         remedy: What to do.
     """
 

@@ -1,4 +1,4 @@
-"""Draws what :mod:`fdconv_zoo.analysis.kernels` computes."""
+"""Figures of what :mod:`fdconv_zoo.analysis.kernels` computes."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
 
-_SIZE = (4.5, 3.8)  # inches: on a phone, a column of the page
+_SIZE = (4.5, 3.8)  # inches: as wide as the page on a phone
 
 
 def draw_groups(groups: NDArray[np.integer]) -> Figure:
@@ -28,7 +28,7 @@ def draw_groups(groups: NDArray[np.integer]) -> Figure:
 
 
 def draw_plane_power(edges: Array, power: Array) -> Figure:
-    """Draw which share of each kernel's power lies in which interval of radial frequency.
+    """Draw how each kernel's power is distributed over intervals of radial frequency.
 
     Args:
         edges: (bins + 1,), in cycles per sample.
@@ -47,7 +47,7 @@ def draw_plane_power(edges: Array, power: Array) -> Figure:
 
 
 def draw_spatial_response(response: Array, most: int = 6) -> Figure:
-    """Draw the frequency responses of some kernels, evenly chosen, in decibels below the largest value of all.
+    """Draw the frequency responses of evenly spaced kernels, in decibels relative to the largest value of all.
 
     Args:
         response: (n, size, size), from :func:`fdconv_zoo.analysis.kernels.spatial_response`.
@@ -97,7 +97,7 @@ def draw_movement(movement: Mapping[str, float]) -> Figure:
     """
     figure = Figure(figsize=(4.5, 0.9 + 0.22 * len(movement)), layout="constrained")
     axes = figure.subplots()
-    names = [name.replace("$", r"\$") for name in movement]  # no formulas
+    names = [name.replace("$", r"\$") for name in movement]  # matplotlib reads text between dollar signs as a formula
     bars = axes.barh(range(len(names)), [100 * value for value in movement.values()], color="C0")
     axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
@@ -110,7 +110,7 @@ def draw_movement(movement: Mapping[str, float]) -> Figure:
 
 
 def draw_filters(points: Array) -> Figure:
-    """Draw projected filters, those of each kernel in a colour of its own.
+    """Draw projected filters, with one colour per kernel.
 
     Args:
         points: (n, O, 2), from :func:`fdconv_zoo.analysis.kernels.project_filters`.

@@ -1,6 +1,6 @@
-"""The kernels of dynamic convolutions: how diverse they are, and how the assembled one follows the image.
+"""The kernels of dynamic convolutions: how diverse they are, and how the assembled kernel depends on the image.
 
-Functions that take ``kernels`` (n, O, I, a, b) also take those that other dynamic convolutions store.
+Functions with an argument ``kernels`` (n, O, I, a, b) also accept the kernels of other dynamic convolutions.
 """
 
 from typing import Any, Literal
@@ -22,15 +22,15 @@ Array = NDArray[np.floating]
 def disjoint_kernels(layer: FDConv2d | FDLinear) -> Array:
     """Compute the kernels that Fourier Disjoint Weight mixes (section 3.1 of https://arxiv.org/abs/2503.18783).
 
-    Kernel j is the inverse DFT of the coefficients of group j, at the neutral weight: the sum of all is the layer's
-    kernel while its modulators are neutral.
+    Kernel j is the inverse DFT of the coefficients of group j, with the neutral weight. The sum of all n kernels is the
+    layer's kernel with neutral modulators.
 
     Returns:
-        (n, O, I, a, b), in float32 or wider, where I counts the channels of one group of the convolution.
+        (n, O, I, a, b), in float32 or wider; I is the number of input channels of one group of the convolution.
     """
     fdw = layer.fdw
     device, count = fdw.spectrum.device, fdw.num_kernels
-    # One after another: the transforms of all at once would need several times the memory of the result.
+    # One kernel at a time: transforming all at once would need several times the memory of the result.
     attention = torch.eye(count, device=device).div_(count).split(1)
     return torch.cat([fdw(row).cpu() for row in attention]).numpy()
 
@@ -39,8 +39,8 @@ def group_map(layer: FDConv2d | FDLinear) -> NDArray[np.integer]:
     """Return the group of each Fourier coefficient of a layer's plane.
 
     Returns:
-        (O*a, I*b//2 + 1), from 0, the lowest frequencies, to n - 1. Rows have the frequencies ``numpy.fft.fftfreq``
-        gives, columns those of ``numpy.fft.rfftfreq``.
+        (O*a, I*b//2 + 1), from 0 (the lowest frequencies) to n - 1. The frequencies of the rows are those of
+        ``numpy.fft.fftfreq``, the frequencies of the columns those of ``numpy.fft.rfftfreq``.
     """
     return layer.fdw.group_index.cpu().numpy()
 
@@ -48,9 +48,9 @@ def group_map(layer: FDConv2d | FDLinear) -> NDArray[np.integer]:
 def kernel_similarity(kernels: Array | Tensor) -> Array:
     """Compute the cosine similarity of each pair of kernels.
 
-    Disjoint kernels have no coefficient in common, so theirs is 0 off the diagonal, to rounding. The exception: in
-    the two columns of the real DFT with frequencies 0 and 1/2, a coefficient and its mirror image stand for one
-    sinusoid. Where the border between two groups falls between them, both kernels have a part of it.
+    Disjoint kernels have no coefficient in common, so their similarity is 0, up to rounding. There is one exception: in
+    the columns of the real DFT with frequencies 0 and 1/2, a coefficient and its mirror image represent the same
+    sinusoid. If they are in different groups, two kernels contain a part of that sinusoid.
 
     Args:
         kernels: (n, ...).
@@ -66,14 +66,14 @@ def _cosines(products: NDArray[Any]) -> Array:
     """Cosine similarities from scalar products (n, n)."""
     norms = np.sqrt(products.diagonal())
     with np.errstate(invalid="ignore"):
-        return (products / norms / norms[:, None]).clip(-1, 1)  # beyond by rounding only
+        return (products / norms / norms[:, None]).clip(-1, 1)  # exceeded by rounding only
 
 
 def disjoint_similarity(layer: FDConv2d | FDLinear) -> Array:
     """Compute the cosine similarity of each pair of a layer's disjoint kernels.
 
-    It is ``kernel_similarity(disjoint_kernels(layer))``. For a layer that nothing has changed, it is computed from the
-    coefficients (Parseval), which takes a fraction of the time and no memory for kernels.
+    The result is that of ``kernel_similarity(disjoint_kernels(layer))``. Unless the layer has hooks or was otherwise
+    modified, it is computed from the coefficients (Parseval), which is much faster and needs no memory for kernels.
 
     Returns:
         (n, n), from -1 to 1; NaN for a kernel that is zero.
@@ -82,13 +82,14 @@ def disjoint_similarity(layer: FDConv2d | FDLinear) -> Array:
         (spectrum,) = untouched(layer.fdw, FourierDisjointWeight, 1)
     except TouchedError:
         return kernel_similarity(disjoint_kernels(layer))
-    if spectrum is None:  # it is elsewhere
+    if spectrum is None:  # the parameter is kept elsewhere
         return kernel_similarity(disjoint_kernels(layer))
     coefficients = torch.view_as_complex(spectrum.detach().cpu().double().contiguous()).numpy()
     groups, count = group_map(layer).astype(np.int64), layer.fdw.num_kernels
     power = coefficients.real**2 + coefficients.imag**2
-    columns, weights = _mirrored_columns(layer), np.full(groups.shape[1], 2.0)  # all others stand for two
-    # The inverse transform takes the Hermitian part of a column that is its own mirror image.
+    # A coefficient represents two, except in the columns that are their own mirror images.
+    columns, weights = _mirrored_columns(layer), np.full(groups.shape[1], 2.0)
+    # The inverse transform only uses the Hermitian part of a column that is its own mirror image.
     weights[columns] = 0.5
     products = np.diag(np.bincount(groups.ravel(), (power * weights).ravel(), count))
     places, mirrored = groups[:, columns], _mirror(groups[:, columns])
@@ -98,7 +99,7 @@ def disjoint_similarity(layer: FDConv2d | FDLinear) -> Array:
 
 
 def mirrored_pairs(layer: FDConv2d | FDLinear) -> NDArray[np.bool_]:
-    """Find the pairs of groups that have the two halves of a sinusoid: see `kernel_similarity`.
+    """Find the pairs of groups that each contain one half of a sinusoid: see `kernel_similarity`.
 
     Returns:
         (n, n), false on the diagonal.
@@ -112,14 +113,14 @@ def mirrored_pairs(layer: FDConv2d | FDLinear) -> NDArray[np.bool_]:
 
 
 def _mirrored_columns(layer: FDConv2d | FDLinear) -> list[int]:
-    """The columns of the real DFT that are their own mirror images."""
+    """Indices of the columns of the real DFT that are their own mirror images."""
     _, in_channels, _, width = layer.fdw.kernel_shape
     columns = in_channels * width
     return [0, columns // 2] if columns % 2 == 0 else [0]
 
 
 def _mirror(columns: NDArray[Any]) -> NDArray[Any]:
-    """Put the value at frequency -u in the place of the one at u."""
+    """Move the value at frequency -u to u."""
     return np.roll(columns[::-1], 1, axis=0)
 
 
@@ -130,7 +131,7 @@ def largest_similarity(similarity: Array) -> float:
 
 
 def mean_similarity(similarity: Array) -> float:
-    """Return the mean magnitude off the diagonal of a matrix (n, n), for n > 1; NaN where a kernel is zero."""
+    """Return the mean magnitude off the diagonal of a matrix (n, n), for n > 1; NaN if a kernel is zero."""
     return float(_off_diagonal(similarity).mean())
 
 
@@ -140,18 +141,17 @@ def _off_diagonal(similarity: Array) -> Array:
 
 
 def plane_power(kernels: Array | Tensor, bins: int = 48) -> tuple[Array, Array]:
-    """Compute how the power of each kernel is spread over the frequencies of the plane.
+    """Compute how the power of each kernel is distributed over the frequencies of the plane.
 
-    The plane lays a kernel out as O*a rows and I*b columns, as FDConv does; the frequency of a coefficient is its
-    radius.
+    The plane has O*a rows and I*b columns, as in FDConv. The frequency of a coefficient is its radius.
 
     Args:
         kernels: (n, O, I, a, b).
         bins: number of equal intervals of the radius.
 
     Returns:
-        Edges of the intervals (bins + 1,), in cycles per sample from 0 to sqrt(1/2), and power (n, bins), whose sum
-        over the intervals is the squared norm of a kernel.
+        Edges of the intervals (bins + 1,), in cycles per sample from 0 to sqrt(1/2), and power (n, bins). Summed over
+        the intervals, the power is the squared norm of a kernel.
     """
     kernels = _as_array(kernels)
     _, out_channels, in_channels, height, width = kernels.shape
@@ -160,7 +160,7 @@ def plane_power(kernels: Array | Tensor, bins: int = 48) -> tuple[Array, Array]:
     edges = np.linspace(0, np.sqrt(0.5), bins + 1)
     interval = np.searchsorted(edges, np.hypot(u[:, None], v).ravel(), side="right") - 1
     interval = interval.clip(max=bins - 1)
-    weights = np.where((v == 0) | (v == 0.5), 1, 2) / (rows * cols)  # all other columns stand for two
+    weights = np.where((v == 0) | (v == 0.5), 1, 2) / (rows * cols)  # a coefficient of the other columns represents two
     powers = []
     for kernel in kernels:
         coefficients = np.fft.rfft2(kernel.transpose(0, 2, 1, 3).reshape(rows, cols))
@@ -170,18 +170,18 @@ def plane_power(kernels: Array | Tensor, bins: int = 48) -> tuple[Array, Array]:
 
 
 def spatial_response(kernels: Array | Tensor, size: int = 32) -> Array:
-    """Compute the frequency response of kernels to images: the magnitude of the DFT of their taps, padded with zeros.
+    """Compute the frequency response of kernels to images: the magnitude of the DFT of their zero-padded taps.
 
     Args:
-        kernels: (n, O, I, a, b). With a single tap the response is flat.
-        size: side of the result.
+        kernels: (n, O, I, a, b). The response of a single tap is flat.
+        size: height and width of the result.
 
     Returns:
         (n, size, size), the root mean square over all pairs of channels, with frequency 0 in the middle.
     """
     kernels = _as_array(kernels)
     count, out_channels, in_channels, *taps = kernels.shape
-    # The mean power follows from the products of each two taps, summed over all pairs of channels.
+    # The mean power is computed from the products of all pairs of taps, summed over all pairs of channels.
     flat = kernels.reshape(count, out_channels * in_channels, -1)
     products = flat.transpose(0, 2, 1) @ flat / (out_channels * in_channels)
     frequencies = np.fft.fftshift(np.fft.fftfreq(size))
@@ -195,12 +195,12 @@ def kernel_movement(model: nn.Module, image: Tensor, other: Tensor) -> dict[str,
     """Measure how far each layer's assembled kernel moves between two images.
 
     Args:
-        model: it is left as it was.
-        image, other: (1, C, H, W), as the model takes them; their sizes may differ.
+        model: a model with FDConv layers; it is not changed.
+        image, other: (1, C, H, W), preprocessed for the model; their sizes may differ.
 
     Returns:
-        By layer, the norm of the difference of the two kernels, divided by the norm of their mean: 0 where the
-        kernel does not depend on the image.
+        By layer, the norm of the difference of the two kernels divided by the norm of their mean; 0 if the kernel does
+        not depend on the image.
     """
     layers = find_dynamic_layers(model)
     parts = [layer.ksm for layer in layers.values()]
@@ -217,12 +217,12 @@ def kernel_movement(model: nn.Module, image: Tensor, other: Tensor) -> dict[str,
 def project_filters(kernels: Array | Tensor, method: Literal["pca", "tsne"] = "pca") -> Array:
     """Project the filters of several kernels to a plane, as figure 1 of the paper does with t-SNE.
 
-    A filter is what one output channel of a kernel has. t-SNE (https://jmlr.org/papers/v9/vandermaaten08a.html) takes
-    minutes for more than some thousand filters: give it a part of the kernels.
+    A filter is the part of a kernel for one output channel. t-SNE (https://jmlr.org/papers/v9/vandermaaten08a.html)
+    takes minutes for more than a few thousand filters: then pass only some of the kernels.
 
     Args:
         kernels: (n, O, I, a, b).
-        method: principal component analysis or t-SNE, by scikit-learn.
+        method: principal component analysis or t-SNE, from scikit-learn.
 
     Returns:
         (n, O, 2).

@@ -19,13 +19,14 @@ def modulation_maps(model: nn.Module, images: Tensor, layers: Collection[str] | 
     """Compute the factor of each band at every pixel: A_m of section 3.3 of https://arxiv.org/abs/2503.18783.
 
     Args:
-        model: any model with Frequency Band Modulation (FBM); it is left as it was.
-        images: (B, C, H, W), as the model takes them.
-        layers: names of layers; None: all that have FBM.
+        model: any model with Frequency Band Modulation (FBM); it is not changed.
+        images: (B, C, H, W), preprocessed for the model.
+        layers: names of layers; None: all layers with FBM.
 
     Returns:
-        By layer, (B, M, h, w): factors between 0 and 2, neutral at 1, at the resolution of the layer's input. The M
-        bands are in the order of :func:`band_names`, highest first. The lowest band, which FBM never changes, has none.
+        By layer, (B, M, h, w): factors between 0 and 2, where 1 is neutral, at the resolution of the layer's input. The
+        M bands are in the order of :func:`band_names`, highest first. The lowest band, which FBM never changes, has no
+        map.
     """
     chosen = {name: fbm for name, fbm in find_band_modulations(model).items() if layers is None or name in layers}
     seen = observe(model, images, [fbm.attention for fbm in chosen.values()])
@@ -42,15 +43,15 @@ def band_names(band_edges: Sequence[float]) -> list[str]:
 def gradient_energy(images: Tensor, size: tuple[int, int] | None = None) -> Array:
     """Compute where images have edges and texture: the squared gradient, averaged over the area of each cell.
 
-    The gradient is that of Sobel's operator (I. Sobel and G. Feldman, 1968; here divided by 8, so that a ramp of one a
-    pixel has the gradient 1), with the border repeated. Its square is summed over the channels.
+    The gradient is computed with Sobel's operator (I. Sobel and G. Feldman, 1968; here divided by 8, so that a ramp of
+    1 per pixel has the gradient 1) and replicated borders. Its square is summed over the channels.
 
     Args:
         images: (B, C, H, W).
         size: (h, w) of the result; None: (H, W).
 
     Returns:
-        (B, h, w), in squared units of the images' values a pixel.
+        (B, h, w), in squared units of the images' values per pixel.
     """
     smooth, slope = torch.tensor([1.0, 2.0, 1.0]), torch.tensor([-1.0, 0.0, 1.0])
     operators = torch.stack((smooth[:, None] * slope, slope[:, None] * smooth))[:, None] / 8
@@ -60,16 +61,16 @@ def gradient_energy(images: Tensor, size: tuple[int, int] | None = None) -> Arra
 
 
 def edge_correlations(maps: Array, images: Tensor) -> Array:
-    """Measure how far a band is amplified where the image has edges: Spearman's rank correlation over the pixels.
+    """Measure how strongly bands are amplified at edges of the image: Spearman's rank correlation over the pixels.
 
-    Ranks, because the gradient energy of most pixels is small and that of a few is large.
+    Ranks are used because the gradient energy is small for most pixels and large for a few.
 
     Args:
-        maps: (B, M, h, w) of a layer, as :func:`modulation_maps` returns them.
-        images: (B, C, H, W), of the same B images.
+        maps: (B, M, h, w) of a layer, from :func:`modulation_maps`.
+        images: (B, C, H, W), the same B images.
 
     Returns:
-        (B, M), from -1 to 1, between each map and :func:`gradient_energy`; NaN where either is constant.
+        (B, M), from -1 to 1: the correlation of each map with :func:`gradient_energy`; NaN if either is constant.
     """
     energy = gradient_energy(images, maps.shape[2:])
     correlations = np.full(maps.shape[:2], np.nan)
@@ -86,8 +87,8 @@ def draw_maps(picture: Array, maps: Array, names: Sequence[str], correlations: S
     Args:
         picture: (H, W) or (H, W, 3), with values from 0 to 1.
         maps: (M, h, w), the factors of each band.
-        names: of the M bands.
-        correlations: (M,), to be written beside the names.
+        names: names of the M bands.
+        correlations: (M,), written below the names.
     """
     rows = -(-(len(maps) + 1) // 2)
     height, width = picture.shape[:2]
@@ -96,7 +97,7 @@ def draw_maps(picture: Array, maps: Array, names: Sequence[str], correlations: S
     extent = (0, width, height, 0)
     axes[0].imshow(picture, cmap="gray", vmin=0, vmax=1, extent=extent)
     axes[0].set_title("image", fontsize=10)
-    reach = max(float(np.abs(maps - 1).max()), 0.05)  # nearly neutral maps are not made to look strong
+    reach = max(float(np.abs(maps - 1).max()), 0.05)  # nearly neutral maps should not look strong
     for index, (panel, values, name) in enumerate(zip(axes[1:], maps, names, strict=False)):
         colours = panel.imshow(values, cmap="RdBu_r", vmin=1 - reach, vmax=1 + reach, extent=extent)
         correlation = np.nan if correlations is None else correlations[index]
@@ -109,13 +110,13 @@ def draw_maps(picture: Array, maps: Array, names: Sequence[str], correlations: S
 
 
 def mean_correlations(correlations: Mapping[str, Sequence[Array]]) -> dict[str, Array]:
-    """Average the correlations of each layer over images, leaving out those that are NaN.
+    """Average the correlations of each layer over images, ignoring NaN.
 
     Args:
         correlations: by layer, arrays (B, M).
 
     Returns:
-        By layer, (M,); NaN where all images have NaN.
+        By layer, (M,); NaN if the values of all images are NaN.
     """
     means = {}
     for name, arrays in correlations.items():

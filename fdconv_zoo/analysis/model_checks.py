@@ -12,9 +12,9 @@ from fdconv_zoo.layers import FDConv2d, FDLinear
 from fdconv_zoo.layers.ksm import GlobalBranch, KernelSpatialModulation
 from fdconv_zoo.layers.modulators import find_heads, find_modulators, name_layers
 
-# Disjoint kernels have a similarity of 0. Rounding, and halves of a sinusoid in trained layers, leave less than this.
+# Disjoint kernels have a similarity of 0; rounding, and halves of a sinusoid in trained layers, cause less than this.
 SIMILAR = 0.01
-_SAME_RADIUS = 1e-6  # cycles per sample: the authors' code sorts radii that are rounded to float32
+_SAME_RADIUS = 1e-6  # cycles per sample: the authors' code sorts radii in float32
 
 _REGROUP = (
     "Load the weights into a model that derives its groups (stored_groups=False, from a file without group_index), or "
@@ -37,14 +37,14 @@ def check_weights(model: nn.Module) -> list[Finding]:
             layers,
             float(len(names)),
             0.0,
-            "Take weights from before, such as the run's last good checkpoint; train with a lower learning rate, a "
+            "Use earlier weights, such as the run's last good checkpoint; train with a lower learning rate, a "
             "longer warm-up or --clip-grad 1.0, and in bfloat16 instead of float16.",
         )
     ]
 
 
 def is_trained(model: nn.Module) -> bool:
-    """Whether FDConv's own parts have seen training: a modulator has left zero, or a KSM's norm has counted batches."""
+    """Whether FDConv's own parts were trained: a head is no longer zero, or the norm of a KSM has counted batches."""
     for part in find_modulators(model):
         if any(bool(value.any()) for head in find_heads(part) for value in head.parameters()):
             return True
@@ -56,10 +56,7 @@ def is_trained(model: nn.Module) -> bool:
 
 
 def check_groups(model: nn.Module) -> list[Finding]:
-    """Find groups of Fourier coefficients that miss or share frequencies.
-
-    They should be complete, of about the same size, and consecutive in radius.
-    """
+    """Check the groups of Fourier coefficients: no group is empty, sizes are similar, radii do not overlap."""
     layers = find_dynamic_layers(model)
     if not layers:
         return [Finding("groups", "ok", "no layer has Fourier Disjoint Weight")]
@@ -96,11 +93,11 @@ def check_groups(model: nn.Module) -> list[Finding]:
 def check_kernels(model: nn.Module) -> list[Finding]:
     """Find disjoint kernels that are similar.
 
-    The two halves of a sinusoid, on either side of the border between two groups, are not counted. Layers whose groups
-    are damaged or overlap are left to `check_groups`.
+    Pairs of kernels that each contain one half of a sinusoid are ignored. Layers whose groups are damaged or overlap
+    are reported by `check_groups` only.
     """
     found: dict[str, float] = {}
-    largest = 0.0  # with those halves
+    largest = 0.0  # including the ignored pairs
     for name, layer in find_dynamic_layers(model).items():
         if _find_damage(layer) or _misplaced(layer):
             continue
@@ -117,8 +114,8 @@ def check_kernels(model: nn.Module) -> list[Finding]:
                 similar,
                 worst,
                 SIMILAR,
-                "Something stands in the place of these layers' FDW, or their groups are wrong: build the model anew "
-                "and load its weights with load_state_dict(), or convert it again.",
+                "Another module has replaced these layers' FDW, or their groups are wrong: build the model again and "
+                "load its weights with load_state_dict(), or convert it again.",
             )
         ]
     message = f"disjoint: cosine similarities of at most {largest:.1e}"
@@ -128,7 +125,7 @@ def check_kernels(model: nn.Module) -> list[Finding]:
 
 
 def check_norm_statistics(model: nn.Module) -> list[Finding]:
-    """Find BatchNorm in KSM without statistics, in a trained model."""
+    """Find BatchNorm layers in KSM that have no useful statistics, although the modulators were trained."""
     fresh, flat = [], {}
     for part, layer in name_layers(model).items():
         branch = part.global_branch if isinstance(part, KernelSpatialModulation) else None
@@ -176,18 +173,18 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def _is_used(branch: GlobalBranch) -> bool:
-    """Whether a head has left zero: without one, what its norm does has no effect."""
+    """Whether a head is not zero; otherwise, the norm has no effect."""
     heads = (branch.channel, branch.filter, branch.spatial, branch.kernel)
     return any(bool(value.any()) for head in heads if head is not None for value in head.parameters())
 
 
 def _largest(similarity: Array) -> float:
-    """The largest off the diagonal; 0 if there is none, or if kernels are zero."""
+    """The largest magnitude off the diagonal; 0 for a single kernel, or if kernels are zero."""
     return float(np.nan_to_num(largest_similarity(similarity)))
 
 
 def _find_damage(layer: FDConv2d | FDLinear) -> str | None:
-    """Why a layer's groups are none; None if they are."""
+    """Why a layer's groups are not valid; None if they are."""
     groups, count = layer.fdw.group_index, layer.fdw.num_kernels
     if groups.shape != layer.fdw.spectrum.shape[:2]:
         return "the groups do not have the shape of the coefficients"
@@ -199,7 +196,7 @@ def _find_damage(layer: FDConv2d | FDLinear) -> str | None:
 
 
 def _misplaced(layer: FDConv2d | FDLinear) -> float:
-    """The share of coefficients whose radius lies outside the range that their group has if all are sorted."""
+    """The share of coefficients whose radius is outside the range that their group has after sorting by radius."""
     groups = group_map(layer).astype(np.int64)
     _, in_channels, _, width = layer.fdw.kernel_shape
     u, v = np.fft.fftfreq(groups.shape[0]), np.fft.rfftfreq(in_channels * width)

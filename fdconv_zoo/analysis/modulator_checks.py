@@ -1,4 +1,4 @@
-"""Checks of modulators: have they moved, do they depend on the image, are they saturated."""
+"""Checks of modulators: whether they have moved, depend on the image, and are saturated."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -13,15 +13,15 @@ from fdconv_zoo.layers.parameter_parts import name_parts
 
 KSM = ("kernel", "channel", "filter", "spatial", "local")
 MODULATORS = (*KSM, "band")
-_NEVER_MOVED = 1e-4  # of values around 1: less than the rounding of bfloat16, 4e-3, and of float16, 5e-4
+_NEVER_MOVED = 1e-4  # distance from 1: less than the rounding of bfloat16, 4e-3, and of float16, 5e-4
 _HARDLY_MOVED = 1e-3
-_CONSTANT = 0.01  # of the distance from neutral: what is left of a hundredth depends on the image
-_FEW_IMAGES = 8  # may happen to be alike
+_CONSTANT = 0.01  # share of the distance from neutral that depends on the image
+_FEW_IMAGES = 8  # so few may be similar by chance
 _SATURATED, _MOSTLY_SATURATED = 0.1, 0.5  # shares
 
 _SLOWER = (
-    "Train with a smaller --modulator-lr, such as 0.1 or auto. Saturated values hardly come back: start from weights "
-    "from before, or set the heads of these layers to zero."
+    "Train with a smaller --modulator-lr, such as 0.1 or auto. Saturated values hardly recover: start from earlier "
+    "weights, or set the heads of these layers to zero."
 )
 _FASTER = "Train longer, or with a larger --modulator-lr."
 _REACHED = (
@@ -34,9 +34,9 @@ def check_modulators(model: nn.Module, statistics: Sequence[ModulatorStatistics]
     """Check the modulators of a trained model.
 
     Args:
-        model: With FDConv layers.
-        statistics: Of `modulator_statistics`; without them, only weights that are exactly zero can be found.
-        source: What the statistics are of, in words.
+        model: A model with FDConv layers.
+        statistics: From `modulator_statistics`; without them, only weights that are exactly zero are found.
+        source: Where the statistics are from, in words; added to the message of an "ok" finding.
     """
     finite = [row for row in statistics if _is_finite(row)]
     zero = _zero_heads(model)
@@ -124,7 +124,7 @@ def _idle_kinds(model: nn.Module, idle: set[tuple[str, str]]) -> Iterable[tuple[
 
 
 def _zero_heads(model: nn.Module) -> set[tuple[str, str]]:
-    """Layers and modulators whose heads are exactly zero, as they start."""
+    """Layers and modulators whose heads are exactly zero, as at initialization."""
     parts = name_parts(model)
     moved: dict[tuple[str, str], bool] = {}
     for name, parameter in model.named_parameters():
@@ -135,7 +135,7 @@ def _zero_heads(model: nn.Module) -> set[tuple[str, str]]:
 
 
 def _depends(row: ModulatorStatistics) -> float:
-    """How much of a modulator's distance from neutral depends on the image, or on the place in it."""
+    """The share of a modulator's distance from neutral that depends on the image, or on the position in the image."""
     return math.hypot(row.variation, row.within or 0.0) / row.distance
 
 

@@ -1,4 +1,4 @@
-"""What a model's modulators do with some images."""
+"""Statistics of a model's modulators for some images."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ from fdconv_zoo.layers.modulators import find_modulators
 
 
 def modulator_statistics(model: nn.Module, *batches: Any) -> list[ModulatorStatistics]:
-    """How far each modulator is from neutral, how it differs between the images, and what share of it is saturated.
+    """Measure how far each modulator is from neutral, how much it differs between images, and how much is saturated.
 
-    The model runs in evaluation mode and without gradients, and is left as it was. With autocast on, the statistics are
-    those under autocast.
+    The model runs in evaluation mode and without gradients, and is not changed. Under autocast, the statistics are
+    those of the forward pass under autocast.
 
     Args:
-        model: with FDConv layers.
-        *batches: what ``model(batch)`` takes, on its device; several images in all, to see differences.
+        model: a model with FDConv layers.
+        *batches: inputs of ``model(batch)``, on the model's device. Pass several images to measure differences.
 
     Returns:
-        One row for each modulator of each layer that has run. ``[dataclasses.asdict(row) for row in rows]`` is ready
-        for JSON or a table.
+        One row for each modulator of each layer that has run. Use ``[dataclasses.asdict(row) for row in rows]`` for
+        JSON or a table.
 
     Raises:
         ValueError: the model has no FDConv layers.
@@ -32,7 +32,7 @@ def modulator_statistics(model: nn.Module, *batches: Any) -> list[ModulatorStati
             f"The {type(model).__name__} has no modulators: give a model with FDConv layers, such as "
             "timm.create_model('resnet50_fdconv') or what fdconv_zoo.convert_model returns."
         )
-    # Eager: a compiled model does not know hooks that were added later.
+    # Run eagerly: a compiled model ignores hooks that were added later.
     eager = torch.compiler.set_stance("force_eager")
     with evaluation_mode(model), torch.no_grad(), eager, ModulatorObserver(model) as observer:
         for batch in batches:

@@ -1,4 +1,4 @@
-"""Finds the FDConv layers of a model, and records what passes through them."""
+"""Finds the FDConv layers of a model, and records their inputs and outputs."""
 
 import re
 from collections.abc import Iterable
@@ -16,19 +16,19 @@ def find_dynamic_layers(model: nn.Module) -> dict[str, FDConv2d | FDLinear]:
 
 
 def find_band_modulations(model: nn.Module) -> dict[str, FrequencyBandModulation]:
-    """Find the frequency band modulations, by the name of the layer that each belongs to."""
+    """Find the Frequency Band Modulation (FBM) modules, by the name of the layer that each belongs to."""
     found = {name: module for name, module in model.named_modules() if isinstance(module, FrequencyBandModulation)}
     return {re.sub(r"(^|\.)fbm$", "", name): module for name, module in found.items()}
 
 
 @torch.no_grad()
 def observe(model: nn.Module, images: Tensor, modules: Iterable[nn.Module]) -> dict[nn.Module, tuple[Tensor, Tensor]]:
-    """Run a model in evaluation mode and record what some of its modules take and return.
+    """Run a model in evaluation mode and record the inputs and outputs of some of its modules.
 
     Args:
-        model: it is left as it was, including the modes of its modules.
-        images: (B, C, H, W), as the model takes them.
-        modules: of the model.
+        model: a model; it is not changed, and its modules return to their modes.
+        images: (B, C, H, W), preprocessed for the model; moved to its device.
+        modules: modules of the model.
 
     Returns:
         The first input and the output of each module at its first call. Modules that were not called are left out.

@@ -1,4 +1,4 @@
-"""A page of text, tables and pictures as one HTML file: it needs no other file, no script and no network."""
+"""A page of text, tables and pictures as one HTML file, without other files, scripts or network access."""
 
 import base64
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class Picture:
 
     Attributes:
         png: The file's content.
-        alt: What is seen, for those who do not see it.
+        alt: Description of the picture, for readers who cannot see it.
         caption: Text below it.
     """
 
@@ -59,7 +59,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures beside each other, as many as the screen has room for."""
+    """Pictures side by side, as many as fit on the screen."""
 
     pictures: Sequence[Picture]
     kind: str = "gallery"
@@ -67,7 +67,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Details:
-    """Parts below a title that opens and closes them."""
+    """Parts below a title, which can be opened and closed."""
 
     title: str
     parts: Sequence[Text | Table | Gallery]
@@ -77,11 +77,11 @@ class Details:
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page, which the table of contents names.
+    """A section of the page, listed in the table of contents.
 
     Attributes:
-        title: Its title.
-        parts: What is in it.
+        title: Title of the section.
+        parts: Contents of the section.
     """
 
     title: str
@@ -89,7 +89,7 @@ class Section:
 
 
 def drawn(figure: Figure, alt: str, caption: str) -> Picture:
-    """Render a figure."""
+    """Render a figure as a PNG picture."""
     content = BytesIO()
     figure.savefig(content, format="png", dpi=120, facecolor="white")
     return Picture(content.getvalue(), alt, caption)
@@ -99,9 +99,9 @@ def render_page(title: str, summary: str, sections: Sequence[Section]) -> str:
     """Render the page as HTML.
 
     Args:
-        title: Of the page.
-        summary: A paragraph below it.
-        sections: In order.
+        title: Title of the page.
+        summary: A paragraph below the title.
+        sections: The sections, in order.
     """
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATE.parent),
@@ -111,4 +111,4 @@ def render_page(title: str, summary: str, sections: Sequence[Section]) -> str:
         lstrip_blocks=True,
     )
     html = environment.get_template(_TEMPLATE.name).render(title=title, summary=summary, sections=sections)
-    return html.encode("utf-8", "backslashreplace").decode()  # names of files can be in no encoding
+    return html.encode("utf-8", "backslashreplace").decode()  # file names may contain bytes that are not valid text

@@ -32,8 +32,8 @@ from fdconv_zoo.layers.modulator_statistics import ModulatorStatistics
 
 Array = NDArray[np.floating]
 
-_MOST_LAYERS = 12  # of a kind, unless the user chooses
-_LONGEST_SIDE = 1024  # of the pictures of predictions, in pixels
+_MOST_LAYERS = 12  # in a section, unless the user chooses layers
+_LONGEST_SIDE = 1024  # of the pictures of images and predictions, in pixels
 
 ABOUT_EDGES = (
     "Frequency Band Modulation (FBM) splits a layer's input into frequency bands and multiplies each with a map. The "
@@ -70,11 +70,11 @@ class ReportImage:
     """An image of the report.
 
     Attributes:
-        name: Its name.
-        pixels: (1, C, H, W), as the model takes it.
-        seen: (H, W, 3) or (H, W), the same as a picture with values from 0 to 1.
-        prediction: In words.
-        picture: Of the prediction; None: `seen`.
+        name: Name of the image.
+        pixels: (1, C, H, W), preprocessed for the model.
+        seen: (H, W, 3) or (H, W), the same image with values from 0 to 1, to be shown.
+        prediction: The model's prediction, in words.
+        picture: Picture of the prediction; None: show `seen`.
     """
 
     name: str
@@ -85,14 +85,14 @@ class ReportImage:
 
 
 def check_layers(model: nn.Module, pattern: str | None) -> None:
-    """Check that there is something to report.
+    """Check that the model has layers to report on.
 
     Args:
-        model: Of the report.
+        model: The model of the report.
         pattern: As in `render_report`.
 
     Raises:
-        ConfigError: the model has no FDConv layers, or none with such a name.
+        ConfigError: the model has no FDConv layers, or the pattern matches none of their names.
     """
     names = [*dict.fromkeys([*find_dynamic_layers(model), *find_band_modulations(model)])]
     if not names:
@@ -104,14 +104,15 @@ def check_layers(model: nn.Module, pattern: str | None) -> None:
 
 
 def choose_layers(names: Sequence[str], pattern: str | None = None) -> list[str]:
-    """Choose layers that stand for all: the first, the middle and the last of each stage.
+    """Choose representative layers: the first, the middle and the last layer of each stage.
 
     Args:
-        names: Of layers, in order. A stage is what agrees up to the first number, as in ``layer1.0.conv1``.
-        pattern: Choose the layers whose names match it instead, as in a shell.
+        names: Names of layers, in order. Layers of a stage have the same name up to the first number, such as
+            ``layer1`` in ``layer1.0.conv1``.
+        pattern: A shell pattern (see :mod:`fnmatch`). If given, choose all layers with matching names instead.
 
     Returns:
-        At most 12 names unless there is a pattern, in order.
+        The chosen names, in order; at most 12 without a pattern.
     """
     if pattern is not None:
         return [name for name in names if fnmatchcase(name, pattern)]
@@ -126,10 +127,10 @@ def render_report(model: nn.Module, name: str, images: Sequence[ReportImage], pa
     """Render the report as HTML.
 
     Args:
-        model: With FDConv layers; it is left as it was.
-        name: Of the model.
-        images: At least one.
-        pattern: Of the names of the layers to draw; None: see `choose_layers`.
+        model: A model with FDConv layers; it is not changed.
+        name: Name of the model.
+        images: The images, at least one. Modulators and kernel movement are only reported for two or more.
+        pattern: Shell pattern for the names of the layers to draw; None: representative layers, see `choose_layers`.
     """
     layers = find_dynamic_layers(model)
     kernels = choose_layers([*layers], pattern)
@@ -184,7 +185,7 @@ def _band_sections(model: nn.Module, images: Sequence[ReportImage], pattern: str
 
 
 def _correlation_tables(bands: Mapping[str, Sequence[str]], means: Mapping[str, Array]) -> list[Table]:
-    """One table for the layers of the same bands, as all are in most models."""
+    """One table per set of bands. In most models, all layers have the same bands."""
     tables = []
     for names in dict.fromkeys(tuple(bands[layer]) for layer in means):
         rows = {layer: values for layer, values in means.items() if tuple(bands[layer]) == names}
@@ -203,11 +204,11 @@ def map_picture(
     """Draw an image and the maps of a layer.
 
     Args:
-        name: Of the layer.
+        name: Name of the layer.
         image: The image.
         maps: (M, h, w), the factors of each band.
         bands: Names of the M bands.
-        correlations: (M,), of each map with edges; NaN where undefined.
+        correlations: (M,), the correlation of each map with edges; NaN if undefined.
     """
     ranges = ", ".join(
         f"{band}: factors {values.min():.3f} to {values.max():.3f}, correlation {_signed(correlation) or 'undefined'}"
@@ -265,7 +266,7 @@ def _kernel_details(name: str, layer: FDConv2d | FDLinear) -> Details:
 
 
 def modulator_table(rows: Sequence[ModulatorStatistics]) -> Table:
-    """Make the table of what modulators do."""
+    """Make the table of the modulators' statistics."""
     columns = ["layer", "modulator", "distance", "variation", "saturated"]
     cells = [
         (row.layer, row.modulator, f"{row.distance:.3f}", f"{row.variation:.3f}", f"{100 * row.saturated:.1f} %")
@@ -275,7 +276,7 @@ def modulator_table(rows: Sequence[ModulatorStatistics]) -> Table:
 
 
 def movement_picture(movement: Mapping[str, float]) -> Picture:
-    """Draw how far the kernel of each layer, at least one, moves between two images."""
+    """Draw how far the kernel of each layer moves between two images; `movement` must not be empty."""
     least, most = min(movement, key=movement.__getitem__), max(movement, key=movement.__getitem__)
     alt = (
         f"A bar for each layer. Least: {least}, {_percent(movement[least])}. Most: {most}, {_percent(movement[most])}."
@@ -295,7 +296,7 @@ def _percent(value: float) -> str:
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """At most so many places among `count`, evenly, with the first and the last."""
+    """Indices of at most `most` evenly spaced items out of `count`, including the first and the last."""
     return sorted({round(place) for place in np.linspace(0, count - 1, min(most, count))})
 
 

@@ -1,4 +1,4 @@
-"""Checks of how a model was trained: its settings, and the gradients and movements that `--watch` has measured."""
+"""Checks of how a model was trained: its settings, and the gradients and updates that `--watch` has measured."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,22 +13,23 @@ from fdconv_zoo.layers.fdw import FourierDisjointWeight
 from fdconv_zoo.layers.modulators import name_layers
 from fdconv_zoo.layers.step_sizes import spectrum_change
 
-Row = Mapping[str, Any]  # of learning.jsonl
-Flags = Mapping[str, Any]  # of train_config.yaml
+Row = Mapping[str, Any]  # a row of learning.jsonl
+Flags = Mapping[str, Any]  # the contents of train_config.yaml
 
-# Of the images in a batch. Two leave only which of them is larger; the variance of 16 is off by a third (2/15, rooted).
+# Images in a batch. Normalized over two images, a feature only shows in which image it is larger. The relative error of
+# a variance over 16 images is about a third, sqrt(2/15).
 _NO_BATCH, _SMALL_BATCH = 2, 16
 FEWEST = 4  # measured updates after the warm-up
-_GROWN, _EXPLODED = 10.0, 100.0  # the gradient's norm, from the first quarter to the last
-_LARGE_STEP, _HUGE_STEP = 0.1, 0.3  # of a kernel's norm, in one update
-_SLOW, _STARVED = 1e-2, 1e-3  # of the movement of plain weights
+_GROWN, _EXPLODED = 10.0, 100.0  # growth of the gradient's norm, from the first quarter to the last
+_LARGE_STEP, _HUGE_STEP = 0.1, 0.3  # one update, as a share of the kernel's norm
+_SLOW, _STARVED = 1e-2, 1e-3  # relative update, as a share of that of plain weights
 _CLIPPED, _BEYOND = 0.9, 10.0  # share of updates, and the gradient's norm as a multiple of --clip-grad
-_SKIPPED = 0.1  # share of updates that float16's scaling may skip
-_OFF = 3.0  # factor between learning rates
+_SKIPPED = 0.1  # share of updates that float16's loss scaling may skip
+_OFF = 3.0  # ratio between the automatic factor of the learning rate and the chosen one
 
 
 def check_batch(flags: Flags) -> list[Finding]:
-    """Check how many images KSM's BatchNorm averages over."""
+    """Check the number of images that KSM's BatchNorm averages over in training."""
     if flags.get("tune") == "head" or flags.get("norm") == "frozen" or "batch_size" not in flags:
         return []
     is_shared = flags.get("norm") == "sync"
@@ -85,14 +86,14 @@ def check_settings(model: nn.Module | None, flags: Flags, rows: Sequence[Row]) -
 
 
 def check_gradients(rows: Sequence[Row], flags: Flags) -> list[Finding]:
-    """Check what `--watch` has measured: for gradients that explode, and parts that starve."""
+    """Check the measurements of `--watch` for exploding gradients, and for parts that hardly move."""
     findings = [*_non_finite(rows, flags), *_unreached(rows)]
     late = after_warm_up(rows, flags)
     if len(late) >= FEWEST:
         findings += [*_growth(late), *_steps(late), *_movement(late, flags), *_clipping(late, flags)]
     elif not findings:
         message = f"only {len(late)} updates after the warm-up were measured"
-        remedy = "Train longer, or with a smaller number behind --watch."
+        remedy = "Train longer, or with a smaller number after --watch."
         return [Finding("gradients", "note", message, (), float(len(late)), float(FEWEST), remedy)]
     if findings:
         return findings
@@ -102,13 +103,13 @@ def check_gradients(rows: Sequence[Row], flags: Flags) -> list[Finding]:
 
 
 def after_warm_up(rows: Sequence[Row], flags: Flags) -> list[Row]:
-    """Select the rows of updates at the full learning rate, or on the way from it to the lowest one."""
+    """Select the rows of updates after the warm-up of the learning rate."""
     warm_up = flags.get("warmup_epochs", 0) * flags.get("updates_per_epoch", 0)
     return [row for row in rows if row["update"] > warm_up]
 
 
 def _non_finite(rows: Sequence[Row], flags: Flags) -> Iterable[Finding]:
-    """In float16, an infinite gradient only means that the scale is lowered and the update skipped."""
+    # In float16, an infinite gradient only means that the loss scale is lowered and the update is skipped.
     figures = ("weight", "update") if flags.get("mixed_precision") == "fp16" else ("gradient", "weight", "update")
     layers = _layers(entry for row in rows for entry in row["parts"] if None in [entry[key] for key in figures])
     skipped = sum(any(entry["gradient"] is None for entry in row["parts"]) for row in rows)
@@ -135,7 +136,7 @@ def _non_finite(rows: Sequence[Row], flags: Flags) -> Iterable[Finding]:
 
 
 def _unreached(rows: Sequence[Row]) -> Iterable[Finding]:
-    """Parts whose gradient is exactly 0 in all updates but the first one, when timm's residual branches are closed."""
+    """Parts whose gradient is 0 in all updates but the first, in which timm's zero-initialized norms may block it."""
     if len(rows) < FEWEST:
         return
     largest: dict[tuple[str, str], float] = {}
@@ -143,11 +144,11 @@ def _unreached(rows: Sequence[Row]) -> Iterable[Finding]:
         for entry in row["parts"]:
             key = entry["part"], entry["layer"]
             largest[key] = max(largest.get(key, 0.0), math.inf if entry["gradient"] is None else entry["gradient"])
-    for part in ("spectrum", *MODULATORS):  # the trunk of KSM has none as long as the heads are zero
+    for part in ("spectrum", *MODULATORS):  # the trunk of KSM has no gradient while the heads are zero
         if layers := tuple(layer for (name, layer), value in largest.items() if name == part and value == 0):
             yield Finding(
                 "gradients",
-                "warning" if part == "band" else "fault",  # an input of one pixel has no bands
+                "warning" if part == "band" else "fault",  # an input of a single pixel has no bands
                 f"{part}: the gradient was 0 in every update, so nothing was learned",
                 layers,
                 0.0,
@@ -191,7 +192,7 @@ def _steps(late: Sequence[Row]) -> Iterable[Finding]:
 
 def _movement(late: Sequence[Row], flags: Flags) -> Iterable[Finding]:
     plain = [step for step in _relative(late, "plain").values() if step]
-    # With a decay from layer to layer, the first ones are meant to move little.
+    # With layer decay, the first layers are meant to move little.
     if not plain or flags.get("layer_decay") or flags.get("spectrum_lr") == 0:
         return
     steps = {layer: step / median(plain) for layer, step in _relative(late, "spectrum").items()}
@@ -216,7 +217,7 @@ def _clipping(late: Sequence[Row], flags: Flags) -> Iterable[Finding]:
     share, beyond = sum(norm > limit for norm in norms) / len(norms), median(norms) / limit
     if share < _CLIPPED or beyond < _BEYOND:
         return
-    # A step of Adam's kind has the same size whatever all gradients are multiplied with.
+    # The steps of optimizers such as Adam do not depend on the scale of the gradients.
     is_shorter = any(name in flags.get("opt", "") for name in ("sgd", "momentum", "nesterov"))
     part, portion = _largest_part(late)
     yield Finding(
@@ -242,7 +243,7 @@ def _largest_part(rows: Sequence[Row]) -> tuple[str, float]:
 
 
 def _relative(rows: Sequence[Row], part: str) -> dict[str, float]:
-    """By layer, the median movement in an update as a fraction of the norm of the weights."""
+    """By layer, the median norm of an update, as a fraction of the norm of the weights."""
     steps: dict[str, list[float]] = {}
     for entry in (entry for row in rows for entry in row["parts"]):
         if entry["part"] == part and entry["weight"] and entry["update"] is not None:

@@ -1,4 +1,4 @@
-"""What Frequency Band Modulation does to the spectrum of a layer's input."""
+"""Spectra of a layer's input before and after Frequency Band Modulation."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class BandSpectrum:
 
     Attributes:
         frequencies: (K,), in cycles per sample, from 0 to 0.5.
-        before, after: (B, K), the mean power of the coefficients of that frequency.
-        band_edges: of FBM, falling, in cycles per sample.
+        before, after: (B, K), the mean power of the coefficients of each frequency.
+        band_edges: edges of FBM's bands, in cycles per sample, in descending order.
     """
 
     frequencies: Array
@@ -34,15 +34,15 @@ class BandSpectrum:
 def radial_power(x: Tensor) -> tuple[Array, Array]:
     """Compute the power of feature maps over frequency.
 
-    The frequency of a coefficient (u, v) is max(|u|, |v|), as in FBM: each of its bands is an interval. On a map of N
-    x N, these are the frequencies 0, 1/N, ..., 1/2; on others the coefficients are sorted into steps of 1/min(H, W).
+    The frequency of a coefficient (u, v) is max(|u|, |v|), as in FBM, so each band of FBM is an interval. For an N x N
+    map, the frequencies are 0, 1/N, ..., 1/2; for other maps, they are rounded to multiples of 1/min(H, W).
 
     Args:
         x: (B, C, H, W).
 
     Returns:
         Frequencies (K,) in cycles per sample, and power (B, K): the squared magnitude of the 2-D DFT divided by H*W,
-        averaged over the channels and over the coefficients of that frequency.
+        averaged over the channels and over the coefficients of each frequency.
     """
     height, width = x.shape[2:]
     power = torch.fft.fft2(x.double()).abs().square().mean(1) / (height * width)
@@ -56,12 +56,12 @@ def radial_power(x: Tensor) -> tuple[Array, Array]:
 
 
 def band_spectra(model: nn.Module, images: Tensor, layers: Collection[str] | None = None) -> dict[str, BandSpectrum]:
-    """Compute the spectra before and after FBM of each layer that has it.
+    """Compute the spectra before and after FBM, by layer.
 
     Args:
-        model: it is left as it was.
-        images: (B, C, H, W), as the model takes them.
-        layers: names of layers; None: all that have FBM.
+        model: a model; it is not changed.
+        images: (B, C, H, W), preprocessed for the model.
+        layers: names of layers; None: all layers with FBM.
     """
     chosen = {name: fbm for name, fbm in find_band_modulations(model).items() if layers is None or name in layers}
     seen = observe(model, images, chosen.values())
@@ -74,10 +74,10 @@ def band_spectra(model: nn.Module, images: Tensor, layers: Collection[str] | Non
 
 
 def draw_spectrum(spectrum: BandSpectrum, image: int = 0) -> Figure:
-    """Draw the power before and after FBM, and below it their ratio; dashed lines are the edges of the bands.
+    """Draw the power before and after FBM, and their ratio below; dashed lines are the edges of the bands.
 
     Args:
-        spectrum: of a layer.
+        spectrum: the spectrum of a layer.
         image: index in the batch.
     """
     before, after = spectrum.before[image], spectrum.after[image]

@@ -1,4 +1,4 @@
-"""The model families: timm's own classes with some layers made dynamic. Importing them registers the entrypoints."""
+"""The model families: timm's classes with some layers replaced by FDConv. Importing them registers the entrypoints."""
 
 from fdconv_zoo.backbones import convnext, resnet, swin, vit
 

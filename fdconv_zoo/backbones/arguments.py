@@ -1,4 +1,4 @@
-"""The arguments of our models: which there are, what they do, and what is wrong with those a model does not take."""
+"""The arguments of our models: their descriptions, and checks of the arguments that a model is given."""
 
 import difflib
 import inspect
@@ -20,7 +20,7 @@ OPTIONS = {
     "ksm_global": "Use the global branch of Kernel Spatial Modulation.",
     "ksm_local": "Use the local branch of Kernel Spatial Modulation.",
     "fbm": "Use Frequency Band Modulation; None: in layers with 3x3 kernels.",
-    "band_edges": "Frequencies between the bands, falling, in cycles per sample.",
+    "band_edges": "Frequencies that divide the bands, in cycles per sample, in descending order.",
     "band_mask": '"exact", "learned" for edges that are parameters and start at band_edges, or "reference" for weights '
     "trained with the code of the paper's authors.",
     "stored_groups": "Keep the groups of Fourier coefficients in the state dict, for those authors' checkpoints.",
@@ -35,13 +35,16 @@ def split_arguments(
 
     Args:
         model_cls: the model's class.
-        family: its family's record.
+        family: the record of the model's family.
         fdconv_layers: which of a block's layers become FDConv.
         kwargs: the other arguments.
 
+    Returns:
+        The options of the FDConv layers, and the arguments of timm's class.
+
     Raises:
-        TypeError: an argument that neither of them takes; the message names the nearest one. Also an option of
-            frequency bands where the family's layers have none; ``fbm=False`` is true there, and passes.
+        TypeError: an unknown argument (the message names the nearest one), or an option of frequency bands for a family
+            without them, where only ``fbm=False`` is allowed. Also if ``fdconv_layers`` is a string.
         ValueError: ``fdconv_layers`` names a layer that the family does not have.
     """
     if isinstance(fdconv_layers, str):
@@ -69,7 +72,7 @@ def split_arguments(
 
 
 def describe_arguments(family: Family) -> str:
-    """The arguments of a family's models, as the section "Args" of a docstring."""
+    """Describe the arguments of a family's models, as the section "Args" of a docstring."""
     choices = ", ".join(map(repr, family.layer_choices))
     layers = f"Which layers of each block become FDConv, of {choices}; () for the plain model."
     defaults = {name: parameter.default for name, parameter in inspect.signature(FDConv2d).parameters.items()}
@@ -89,7 +92,7 @@ def describe_arguments(family: Family) -> str:
 
 
 def _parameters(model_cls: type[nn.Module]) -> set[str]:
-    """The named arguments of a class and of those before ``nn.Module`` that it hands them on to."""
+    """The named arguments of a class and of its base classes before ``nn.Module``."""
     named = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
     return {
         name

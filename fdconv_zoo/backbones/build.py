@@ -1,4 +1,4 @@
-"""Helpers of all families: choosing the layers that become FDConv, default configurations, building through timm."""
+"""Helpers of all families: replacing layers by FDConv, default configurations, and building models through timm."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -16,20 +16,20 @@ from fdconv_zoo.layers.replace import replace_layers
 from fdconv_zoo.store.timm_loading import checked_download, guarded_file
 
 StateDict = dict[str, Tensor]
-Filter = Callable[[StateDict, Any], StateDict]  # adapts weights to a model
+Filter = Callable[[StateDict, Any], StateDict]  # adapts a state dict to a model
 
 for _layer in (FDConv2d, FDLinear, FrequencyBandModulation):
-    register_notrace_module(_layer)  # one node each in the graphs that timm takes features from
+    register_notrace_module(_layer)  # one node in the graphs from which timm extracts features
 
 
 def replace_in_blocks(model: nn.Module, block: str, names: Sequence[str], **options: Any) -> None:
-    """Make the named layers of every block FDConv; those with 16 or fewer input or output channels stay plain.
+    """Replace the named layers of every block by FDConv; layers with 16 or fewer input or output channels stay plain.
 
     Args:
         model: changed in place.
-        block: regular expression of a block's name in the model.
-        names: of the layers within a block, or of what holds them.
-        **options: of the FDConv layers.
+        block: regular expression for the names of the blocks in the model.
+        names: names of layers within a block, or of modules that contain them.
+        **options: options of the FDConv layers.
 
     Raises:
         ValueError: an option that does not fit a layer.
@@ -45,13 +45,13 @@ def replace_in_blocks(model: nn.Module, block: str, names: Sequence[str], **opti
 
 
 def converted_cfgs(plain: str, tags: str, name: str | None = None, prefix: str = "") -> dict[str, dict[str, Any]]:
-    """Default configurations that start from weights timm publishes for the plain twin.
+    """Make default configurations that load the weights timm publishes for the plain model.
 
     Args:
         plain: timm's architecture, e.g. ``resnet50``.
-        tags: of its weights, separated by spaces, the default first.
-        name: of our architecture; default: the plain one's with ``_fdconv``.
-        prefix: before each of our tags.
+        tags: tags of its weights, separated by spaces, the default first.
+        name: name of our architecture. Default: the plain name with ``_fdconv``.
+        prefix: prefix of each of our tags.
 
     Returns:
         The configurations under our names, e.g. ``resnet50_fdconv.a1_in1k``: the same weights, converted while loading.
@@ -60,15 +60,15 @@ def converted_cfgs(plain: str, tags: str, name: str | None = None, prefix: str =
     for tag in tags.split():
         published: Any = timm.get_pretrained_cfg(f"{plain}.{tag}", allow_unregistered=False)
         cfg = {key: value for key, value in published.to_dict().items() if key not in ("architecture", "tag")}
-        # A loader of timm's own knows only plain layers; a state dict is converted by the layers themselves.
+        # timm's custom loaders only support plain layers; FDConv layers convert a plain state dict themselves.
         cfgs[f"{name or plain + '_fdconv'}.{prefix}{tag}"] = cfg | {"custom_load": False}
     return cfgs
 
 
 def unwrap_openmmlab(state_dict: StateDict) -> StateDict:
-    """Take the backbone (and classifier) out of a state dict of OpenMMLab's; others pass unchanged.
+    """Extract the backbone (and classifier) from an OpenMMLab state dict; other state dicts are returned unchanged.
 
-    FDConv layers themselves read plain weights and the paper authors' parameter names.
+    Plain weights and the paper authors' parameter names are left to the FDConv layers, which convert them on loading.
     """
     backbone = {key.removeprefix("backbone."): v for key, v in state_dict.items() if key.startswith("backbone.")}
     if not backbone:
@@ -84,14 +84,14 @@ def build_model(
     timm_filter: Filter | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """timm's ``build_model_with_cfg`` for our families.
+    """Build a model of our families with timm's ``build_model_with_cfg``.
 
     Args:
         model_cls: the family's class.
-        variant: the architecture's name.
+        variant: name of the architecture.
         pretrained: load the weights of its configuration.
         timm_filter: timm's function that adapts a state dict of the family before loading.
-        **kwargs: of the class and of ``build_model_with_cfg``.
+        **kwargs: arguments of the class and of ``build_model_with_cfg``.
 
     Raises:
         RuntimeError: pretrained weights could not be downloaded from the Hub; the message names the repository, the

@@ -1,4 +1,4 @@
-"""Models that say what is wrong with their input, in the words of FDConv's layers."""
+"""Models that explain what is wrong with their input, with the messages of FDConv's layers."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ from fdconv_zoo.layers.inputs import check_input
 
 
 class CheckedInput(nn.Module):
-    """A base class before timm's: where the model fails on a wrong input, the error says what is wrong with it.
+    """Base class to put before timm's class: if the model fails on a wrong input, the error explains what is wrong.
 
-    The input is looked at only after a failure, and outside ``forward``: tracing, scripting, compiling and exporting
-    see timm's model alone, and a model that runs on an unusual input keeps doing so.
+    The input is only checked after a failure, and outside ``forward``. So tracing, scripting, compiling and exporting
+    see only timm's model, and a model that accepts an unusual input still does.
 
     Raises:
-        ValueError: the input is not a batch, has other channels than the first convolution, or is empty.
+        ValueError: the input is not a batch, is empty, or has another number of channels than the first convolution.
         TypeError: the input is not of a floating type.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model as every ``nn.Module`` is called."""
+        """Call the model like any ``nn.Module``."""
         if torch.compiler.is_compiling():
             return super().__call__(*args, **kwargs)
         try:
@@ -33,11 +33,11 @@ class CheckedInput(nn.Module):
 
 
 class CheckedFeatureList(CheckedInput, FeatureListNet):
-    """timm's feature maps from a model's own modules."""
+    """timm's model that returns the feature maps of its own modules."""
 
 
 class CheckedFeatureGetter(CheckedInput, FeatureGetterNet):
-    """timm's feature maps from ``forward_intermediates``."""
+    """timm's model that returns the feature maps of ``forward_intermediates``."""
 
 
 def _explain(model: nn.Module, x: Any, error: Exception) -> None:

@@ -19,7 +19,7 @@ from fdconv_zoo.layers import BandModulatedConv2d, FDConv2d, FDLinear
 __all__ = ["ConvNeXtFDConv"]
 
 _OUTPUT_NORMS = (r"norm[0-2]\.", "normalise what a dense head reads from earlier stages; timm returns it as it is")
-# convnext.py in mmpretrain/models/backbones and torchvision/models; Facebook's names as timm's filter reads them.
+# From convnext.py in mmpretrain/models/backbones and in torchvision/models; Facebook's names as in timm's filter.
 _NAMINGS = (
     Naming(
         "OpenMMLab",
@@ -94,11 +94,11 @@ CONVNEXT = register_family(
 class ConvNeXtFDConv(CheckedInput, ConvNeXt):
     """timm's ConvNeXt with the two pointwise layers of each block's MLP as FDConv and FBM before its depthwise layer.
 
-    The paper leaves open where ConvNeXt's frequency bands are modulated. The input of the depthwise convolution is our
-    choice: it is the block's only layer that looks at more than one position.
+    The paper does not say where the frequency bands are modulated in ConvNeXt. We modulate the input of the depthwise
+    convolution, because it is the only layer of a block that uses more than one position.
 
     Args:
-        **kwargs: of timm's ``ConvNeXt``, and the keyword-only options of :class:`fdconv_zoo.FDConv2d`
+        **kwargs: arguments of timm's ``ConvNeXt``, and the keyword-only options of :class:`fdconv_zoo.FDConv2d`
             (``num_kernels``, ``ksm_local``, ...); ``fbm=False`` leaves the depthwise convolutions without FBM.
         fdconv_layers: which of a block's ``conv_dw``, ``mlp.fc1`` and ``mlp.fc2`` become FDConv.
     """
@@ -120,7 +120,7 @@ class ConvNeXtFDConv(CheckedInput, ConvNeXt):
 
 
 def _filter_state_dict(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """timm's filter, which takes the shapes of Facebook's linear layers from a plain model's state dict."""
+    """Call timm's filter with a model whose state dict has the shapes of plain weights, which the filter reads."""
 
     def plain_state_dict() -> dict[str, Tensor]:
         weights = {

@@ -1,4 +1,4 @@
-"""Registering our entrypoints with timm, with their arguments in their docstrings."""
+"""Registers our entrypoints with timm, and adds the arguments to their docstrings."""
 
 from collections.abc import Callable
 
@@ -10,9 +10,9 @@ from fdconv_zoo.index.family import find_family
 
 
 def register_entrypoint(entrypoint: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """timm's ``register_model``, for an entrypoint whose docstring is one line.
+    """Register an entrypoint with timm's ``register_model``, and add the arguments of its family to its docstring.
 
-    The arguments that its family's models take are added to the docstring.
+    The entrypoint's docstring must be a single line.
     """
     arguments = describe_arguments(find_family(entrypoint.__name__))
     entrypoint.__doc__ = f"{entrypoint.__doc__}\n\n{arguments}\n\n{_RAISES}"

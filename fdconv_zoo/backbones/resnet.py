@@ -21,7 +21,7 @@ __all__ = ["ResNetFDConv"]
 
 
 def _implied_arguments(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """A deep stem, pooled downsampling, and which layers are the paper authors' FDConv."""
+    """Arguments for a deep stem, for pooled downsampling, and for the layers that are the paper authors' FDConv."""
     arguments: dict[str, Any] = {}
     if "conv1.0.weight" in tensors:
         arguments |= {"stem_type": "deep", "stem_width": len(tensors["conv1.0.weight"])}
@@ -62,7 +62,8 @@ RESNET = register_family(
         layer_choices=("conv1", "conv2", "conv3", "downsample", "stem"),
         dynamic_layers=("conv1", "conv2", "conv3"),
         has_bands=True,
-        # mmseg/models/backbones/resnet.py; FDConv_detection/mmdet_custom/resnet.py of Linwei-Chen/FDConv; torchvision
+        # From mmseg/models/backbones/resnet.py, FDConv_detection/mmdet_custom/resnet.py of Linwei-Chen/FDConv, and
+        # torchvision.
         porting=Porting(
             timm_modules=("resnet",),
             namings=(
@@ -115,16 +116,17 @@ register_family(
 
 
 class ResNetFDConv(CheckedInput, ResNet):
-    """timm's ResNet whose blocks' convolutions are FDConv: all strides, not the stem, not the downsample path.
+    """timm's ResNet with the convolutions of its blocks as FDConv, but not the stem and the downsample path.
 
-    A layer with 16 or fewer input or output channels stays plain.
+    Convolutions with any stride become FDConv. A layer with 16 or fewer input or output channels stays plain.
 
     Args:
-        block, layers, **kwargs: of timm's ``ResNet``, and the keyword-only options of :class:`fdconv_zoo.FDConv2d`
-            (``num_kernels``, ``ksm_local``, ``fbm``, ...).
-        fdconv_layers: which of a block's ``conv1``, ``conv2``, ``conv3`` and ``downsample`` become FDConv, and whether
-            the second and third convolution of a deep ``stem`` do, as in the authors' models; empty for the plain twin.
-        stem_pool: keep the stem's max-pooling; without it every stage has twice the resolution, for small images.
+        block, layers, **kwargs: arguments of timm's ``ResNet``, and the keyword-only options of
+            :class:`fdconv_zoo.FDConv2d` (``num_kernels``, ``ksm_local``, ``fbm``, ...).
+        fdconv_layers: which of a block's ``conv1``, ``conv2``, ``conv3`` and ``downsample`` become FDConv. ``stem``
+            stands for the second and third convolution of a deep stem, as in the authors' models. Empty for the plain
+            model.
+        stem_pool: keep the stem's max-pooling; without it, every stage has twice the resolution, for small images.
     """
 
     def __init__(

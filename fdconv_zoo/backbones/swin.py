@@ -18,8 +18,8 @@ __all__ = ["SwinTransformerFDConv"]
 _OUTPUT_NORMS = (r"norm[0-2]\.", "normalise what a dense head reads from earlier stages; timm returns it as it is")
 _BUFFERS = (r".*(relative_position_index|attn_mask)$", "follows from the window size")
 _BLOCK = r"layers.\1.blocks.\2."
-# swin.py in mmseg/models/backbones, swin_transformer.py in mmpretrain/models/backbones and torchvision/models,
-# mmcv/cnn/bricks/transformer.py; Microsoft's names as timm's filter reads them.
+# From swin.py in mmseg/models/backbones, swin_transformer.py in mmpretrain/models/backbones and torchvision/models, and
+# mmcv/cnn/bricks/transformer.py; Microsoft's names as in timm's filter.
 _NAMINGS = (
     Naming(
         "OpenMMLab",
@@ -55,7 +55,7 @@ _NAMINGS = (
         r"layers\.0\.downsample\.",
         (
             (r"layers\.(\d+)\.downsample\.", "layers.{next}.downsample."),
-            (r"norm3\.", "norm."),  # of their detectors
+            (r"norm3\.", "norm."),  # in their detectors
             (r"head\.", "head.fc."),
         ),
         (_OUTPUT_NORMS, _BUFFERS),
@@ -90,12 +90,13 @@ SWIN = register_family(
 class SwinTransformerFDConv(CheckedInput, SwinTransformer):
     """timm's Swin Transformer with the two linear layers of each block's MLP as FDConv, as in the paper.
 
-    Attention stays plain: it sees windows, not images. The MLPs have no kernel taps, so FBM has no place in them.
+    Attention stays plain, because it is computed on windows, not on images. FBM is not used: the MLPs have linear
+    layers, whose kernels have a single tap.
 
     Args:
-        **kwargs: of timm's ``SwinTransformer``, and the keyword-only options of :class:`fdconv_zoo.FDLinear`
+        **kwargs: arguments of timm's ``SwinTransformer``, and the keyword-only options of :class:`fdconv_zoo.FDLinear`
             (``num_kernels``, ``ksm_local``, ...).
-        fdconv_layers: which of a block's ``mlp.fc1`` and ``mlp.fc2`` become FDConv; empty for the plain twin.
+        fdconv_layers: which of a block's ``mlp.fc1`` and ``mlp.fc2`` become FDConv; empty for the plain model.
     """
 
     def __init__(self, *, fdconv_layers: Sequence[str] = SWIN.dynamic_layers, **kwargs: Any) -> None:

@@ -24,7 +24,7 @@ from fdconv_zoo.layers.replace import swap_layers
 __all__ = ["EvaFDConv", "VisionTransformerFDConv"]
 
 _BLOCK = r"encoder\.layers\.encoder_layer_(\d+)\."
-_TORCHVISION = Naming(  # torchvision/models/vision_transformer.py, with the names of its MLPs before version 0.12, too
+_TORCHVISION = Naming(  # torchvision/models/vision_transformer.py, including the names of MLPs before version 0.12
     "torchvision",
     _BLOCK,
     (
@@ -110,12 +110,12 @@ DINOV3 = register_family(
 class VisionTransformerFDConv(CheckedInput, vision_transformer.VisionTransformer):
     """timm's Vision Transformer with the two linear layers of each block's MLP as FDConv; attention stays plain.
 
-    A layer's weight follows from all of an image's tokens, the class token among them.
+    A layer's weight depends on all tokens of an image, including the class token.
 
     Args:
-        **kwargs: of timm's ``VisionTransformer``, and the keyword-only options of :class:`fdconv_zoo.FDLinear`
-            (``num_kernels``, ``ksm_local``, ...).
-        fdconv_layers: which of a block's ``mlp.fc1`` and ``mlp.fc2`` become FDConv; empty for the plain twin.
+        **kwargs: arguments of timm's ``VisionTransformer``, and the keyword-only options of
+            :class:`fdconv_zoo.FDLinear` (``num_kernels``, ``ksm_local``, ...).
+        fdconv_layers: which of a block's ``mlp.fc1`` and ``mlp.fc2`` become FDConv; empty for the plain model.
     """
 
     def __init__(self, *, fdconv_layers: Sequence[str] = VIT.dynamic_layers, **kwargs: Any) -> None:
@@ -125,7 +125,7 @@ class VisionTransformerFDConv(CheckedInput, vision_transformer.VisionTransformer
 
     @torch.jit.ignore()
     def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:
-        """Load the NumPy file of plain weights that Google published; timm calls it for ``checkpoint_path=*.npz``."""
+        """Load plain weights from a NumPy file as published by Google; timm calls it for ``checkpoint_path=*.npz``."""
         plain = copy.deepcopy(self)
         layers = [layer for layer in plain.modules() if isinstance(layer, FDLinear)]
         swap_layers(plain, {layer: nn.Linear(layer.in_features, layer.out_features) for layer in layers})
@@ -134,11 +134,11 @@ class VisionTransformerFDConv(CheckedInput, vision_transformer.VisionTransformer
 
 
 class EvaFDConv(CheckedInput, eva.Eva):
-    """timm's ``Eva``, which its DINOv3 models are of, with the linear layers of each MLP as FDConv.
+    """timm's ``Eva``, the class of its DINOv3 models, with the linear layers of each MLP as FDConv.
 
     Args:
-        **kwargs: of timm's ``Eva``, and the keyword-only options of :class:`fdconv_zoo.FDLinear`.
-        fdconv_layers: which of a block's ``mlp.fc1`` and ``mlp.fc2`` become FDConv; empty for the plain twin.
+        **kwargs: arguments of timm's ``Eva``, and the keyword-only options of :class:`fdconv_zoo.FDLinear`.
+        fdconv_layers: which of a block's ``mlp.fc1`` and ``mlp.fc2`` become FDConv; empty for the plain model.
     """
 
     def __init__(self, *, fdconv_layers: Sequence[str] = DINOV3.dynamic_layers, **kwargs: Any) -> None:

@@ -1,1 +1,1 @@
-"""The commands of `fdconv-zoo`; some of them are started by scripts/, too."""
+"""Commands of `fdconv-zoo`. The files in scripts/ start some of them, too."""

@@ -15,7 +15,7 @@ from fdconv_zoo.store.build import image_mode
 
 
 def add_augmentation_flags(group: argparse._ArgumentGroup) -> None:
-    """Add the flags that say how images and labels are changed at random."""
+    """Add the flags for the random augmentation of images and labels."""
     group.add_argument("--scale", type=float, nargs=2, default=[0.35, 1.0], help="range of the crop's area")
     group.add_argument("--ratio", type=float, nargs=2, default=[0.75, 4 / 3], help="range of its aspect ratio")
     group.add_argument("--hflip", type=float, default=0.5, help="probability of a horizontal flip")

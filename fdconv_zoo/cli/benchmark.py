@@ -143,7 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; `argv` is the command line without the program."""
+    """Run the command. `argv` defaults to `sys.argv[1:]`."""
     args = build_parser().parse_args(argv)
     check_arguments(args)
     if args.count_launches:
@@ -211,7 +211,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def print_launches(args: argparse.Namespace) -> None:
-    """Count the launches of models on a GPU, and print and write the table."""
+    """Count the launches of models on a GPU, and print the table; `--csv` also writes it."""
     name_width = widest_name(args)
     print(launch_header(name_width), flush=True)
     rows = []
@@ -259,7 +259,7 @@ def choose_settings(args: argparse.Namespace, device: torch.device) -> list[Sett
 
 
 def measure(name: str, setting: Setting, args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Measure a model, its twin, and the variants and peers that were asked for; yield one row each, the twin's first.
+    """Measure a model, its twin, and the requested variants and peers; yield one row each, the twin's first.
 
     Raises:
         ConfigError: the model does not accept the arguments, or the peers cannot replace its layers.
@@ -366,7 +366,7 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out on the GPU or the CPU, whose allocator raises a plain RuntimeError."""
+    """Whether the GPU or the CPU ran out of memory. The CPU's allocator raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
@@ -381,7 +381,7 @@ def widest_name(args: argparse.Namespace) -> int:
 
 
 def measured_columns(args: argparse.Namespace, device: torch.device) -> dict[str, Column]:
-    """Return the columns of the table that will have figures."""
+    """Return the columns of the table that these flags measure."""
     omitted = set()
     if device.type != "cuda":
         omitted |= {"peak_bytes"}

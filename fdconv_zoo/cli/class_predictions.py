@@ -17,7 +17,7 @@ class ClassPredictions:
         model: Name of the model.
         class_names: Names of the K classes.
         files: Name of each image.
-        probabilities: Of each image, K numbers.
+        probabilities: K probabilities for each image.
     """
 
     model: str
@@ -31,7 +31,7 @@ class ClassPredictions:
         self.probabilities.append(probabilities)
 
     def write_csv(self, path: Path) -> None:
-        """Write a row for each image: its file, the likeliest class, that class's probability, and those of all."""
+        """Write a row for each image: file, likeliest class, its probability, and the probabilities of all classes."""
         with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             columns = [f"probability of {name}" for name in self.class_names]
@@ -40,7 +40,7 @@ class ClassPredictions:
                 writer.writerow([name, *self._best(probabilities), *probabilities])
 
     def write_json(self, path: Path) -> None:
-        """Write the same as one object; the probabilities of an image are in the order of ``classes``."""
+        """Write the same as one JSON object. The probabilities of an image are in the order of ``classes``."""
         images = []
         for name, probabilities in zip(self.files, self.probabilities, strict=True):
             prediction, best = self._best(probabilities)

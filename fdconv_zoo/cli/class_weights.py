@@ -1,4 +1,4 @@
-"""Weights of classes in a loss, from the words of `--class-weights`."""
+"""Weights of classes in a loss, from the values of `--class-weights`."""
 
 import math
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ BALANCED = "balanced"
 
 
 def class_weights(words: Sequence[str], counts: np.ndarray) -> list[float]:
-    """Weights of the classes from the words of the flag.
+    """Return the weight of each class from the values of the flag.
 
     Args:
         words: A number for each class, or "balanced".
-        counts: Pixels or images of each class in training, int64 (K,).
+        counts: Number of training pixels or images of each class, int64 (K,).
 
     Raises:
-        ConfigError: they are neither.
+        ConfigError: `words` are neither, or a number is negative or infinite, or all are 0.
     """
     if list(words) == [BALANCED]:
-        occurring = counts > 0  # as scikit-learn's: over all pixels or images, the mean weight is 1
+        occurring = counts > 0  # as in scikit-learn: the mean weight over all pixels or images is 1
         return np.where(occurring, counts.sum() / (occurring.sum() * np.maximum(counts, 1)), 1.0).tolist()
     try:
         weights = [float(word) for word in words]

@@ -1,4 +1,4 @@
-"""The small commands: the index, cards, weights, predictions and the installation."""
+"""The small commands: list, show, download, verify, predict and doctor."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ from fdconv_zoo.store.verify import verify
 
 
 def build_parsers() -> dict[str, argparse.ArgumentParser]:
-    """Build the parsers of the commands' flags, by name."""
+    """Build the parser of each command, by name."""
     parsers = {}
 
     def add(name: str, run: Callable[[argparse.Namespace], None], text: str | None = None) -> argparse.ArgumentParser:
@@ -55,14 +55,18 @@ def build_parsers() -> dict[str, argparse.ArgumentParser]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run one of the commands; `argv` is its name and its flags."""
+    """Run one of the commands. `argv` has its name, then its flags."""
     name, *flags = argv
     args = build_parsers()[name].parse_args(flags)
     args.run(args)
 
 
 def list_entries(args: argparse.Namespace) -> None:
-    """Print the entries whose names match a pattern."""
+    """Print the entries whose names match a pattern.
+
+    Raises:
+        HubError: no entry matches.
+    """
     pattern = args.pattern if any(sign in args.pattern for sign in "*?[") else f"*{args.pattern}*"
     entries = {name: entry for name, entry in read_index().items() if fnmatch(name, pattern)}
     if args.json:
@@ -78,7 +82,11 @@ def list_entries(args: argparse.Namespace) -> None:
 
 
 def show(args: argparse.Namespace) -> None:
-    """Print a card, without the metadata for the Hub."""
+    """Print the card of an entry, without the metadata for the Hub.
+
+    Raises:
+        HubError: the name is not an entry.
+    """
     index = read_index()
     name = _entry_of(args.name, index)
     if name is None:
@@ -88,7 +96,7 @@ def show(args: argparse.Namespace) -> None:
 
 
 def _entry_of(name: str, index: Mapping[str, Entry]) -> str | None:
-    """The entry of a name of timm: of its tag, or without a tag, of the weights that timm loads for it."""
+    """Find the entry of a timm name: that of its tag or, without a tag, of the weights that timm loads by default."""
     if name in index or not timm.is_model(name):
         return name if name in index else None
     config = timm.get_pretrained_cfg(name)
@@ -136,7 +144,7 @@ def verify_files(args: argparse.Namespace) -> None:
 
 
 def predict_images(args: argparse.Namespace) -> None:
-    """Print the classes of images, or draw what is in them; entries are models, too."""
+    """Print the classes of images, or draw what is in them. The model may be an entry."""
     args.model = timm_name(args.model)
     if args.model.startswith(HUB):
         download(find_weights(args.model))  # its errors are clearer than those of loading
@@ -144,7 +152,7 @@ def predict_images(args: argparse.Namespace) -> None:
 
 
 def diagnose(args: argparse.Namespace) -> None:
-    """Print what FDConv runs on here."""
+    """Print the report of `doctor.diagnose`, as text or JSON."""
     found = doctor.diagnose()
     if args.json:
         print(json.dumps(found, indent=2))

@@ -8,19 +8,20 @@
         --output runs/compare_segment --start-from runs/compare \\
         --models resnet10s_plain resnet10s_fdw resnet10s_fdw_ksm resnet10s_fdconv resnet10s_odconv
 
-The first model is the reference, with which the others are compared seed by seed. Flags of a model's own follow its
-name, within quotation marks, and replace those for all models and of the recipe: `--model-kwargs` as a whole. All flags
-are checked before the first run starts.
+The first model is the reference, with which the others are compared seed by seed. A model's own flags follow its name,
+within quotation marks. They override the flags for all models and the recipe; `--model-kwargs` is replaced as a whole.
+All flags are checked before the first run starts.
 
-Each run keeps its last epoch's weights: none is chosen by its results. Classifiers are then tested once on a split that
-training does not see. For segmentation and detection, the figures are those of the validation images, or of
+The figures are those of the last epoch's weights: no epoch is selected by its results. Classifiers are tested once, on
+a split that is not used in training. Segmenters and detectors are evaluated on the validation images, or on
 `--test-dataset`.
 
-Killed and started again, the command continues with what is not done. `--processes 8` makes eight runs at once on one
-device: small networks leave most of a GPU idle, and share it better under NVIDIA's MPS (`nvidia-cuda-mps-control -d`).
-Several machines may share the work: give each some of the `--seeds` and the same `--output`, and at the end call once
-with all seeds. Each call ends by measuring the models' training steps, interleaved. It prints the table of its seeds,
-and writes `comparison.json`, with every run's results, and `curves.png`.
+If the command is killed, start it again: it continues with the runs that are not done. With `--processes 8`, eight runs
+share one device. Small networks leave most of a GPU idle, and share it better under NVIDIA's MPS
+(`nvidia-cuda-mps-control -d`). To use several machines, give each some of the `--seeds` and the same `--output`, and at
+the end run the command once with all seeds. At the end of each call, the models' training steps are measured,
+interleaved. The command prints the table of its seeds, and writes `curves.png` and, with the results of every run,
+`comparison.json`.
 """
 
 import argparse
@@ -61,7 +62,7 @@ METRICS = {
     SegmentationTask: {"miou": "mIoU"},
     DetectionTask: {"box_ap": "box AP", "mask_ap": "mask AP"},
 }
-REPLACED = ("mixed_precision", "updates_per_epoch")  # unset flags, which a run's configuration has as what they became
+REPLACED = ("mixed_precision", "updates_per_epoch")  # if unset, a run's configuration has the values that were used
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ class Run:
 
     Attributes:
         item: The model.
-        seed: Of the run.
-        folder: For all its files.
-        flags: The command line of its training.
+        seed: Seed of the run.
+        folder: Folder for all its files.
+        flags: Command line of its training.
         args: The same, parsed.
     """
 
@@ -84,7 +85,7 @@ class Run:
 
     @property
     def done(self) -> Path:
-        """The file that says that the run is done: its figures."""
+        """File with the figures of the run, which exists once the run is done."""
         return self.folder / "test.json"
 
 
@@ -126,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; `argv` is the command line without the program."""
+    """Run the command. `argv` defaults to `sys.argv[1:]`."""
     args, recipe = build_parser().parse_known_args(argv)
     check_ranges(args)
     task_type = TASKS[read_entry(args.config).task]
@@ -167,7 +168,7 @@ def plan_runs(
         task_type: The task.
 
     Returns:
-        The runs of all models with the first seed, then those with the next.
+        The runs of all models with the first seed, then those with the next seed, and so on.
 
     Raises:
         ConfigError: a flag is wrong, or weights to start from are missing.
@@ -245,10 +246,10 @@ def check_test(args: argparse.Namespace, task_type: type[CommandTask], runs: Seq
 
 
 def check_done(runs: Sequence[Run]) -> None:
-    """Check that the runs that are there already were made with the same flags.
+    """Check that existing runs were made with the same flags.
 
     Raises:
-        ConfigError: one was not.
+        ConfigError: a run was made with other flags.
     """
     for run in runs:
         before, now = read_run(str(run.folder)), json.loads(json.dumps(vars(run.args)))
@@ -264,17 +265,17 @@ def check_done(runs: Sequence[Run]) -> None:
 def train_and_test(
     run: Run, task_type: type[CommandTask], test_split: str, test_dataset: Path | None
 ) -> dict[str, Any]:
-    """Train, unless that is done, and return the figures of the last epoch's weights.
+    """Train and test, unless that has been done, and return the figures of the last epoch's weights.
 
     Args:
-        run: What to train.
+        run: The run.
         task_type: The task.
-        test_split: Where classifiers are tested.
-        test_dataset: Where others are tested; None for the figures of the validation images.
+        test_split: Split on which classifiers are tested.
+        test_dataset: Folder on which other models are tested; None: take the figures of the validation images.
 
     Returns:
-        What the run is, the metrics and the number of `images` they are of; `validation` has the metrics of the
-        validation images.
+        `model`, `seed` and `folder` of the run, its metrics, the number of `images` that they were computed from, and
+        as `validation` the metrics on the validation images.
 
     Raises:
         RunFolderError: another process is training in the folder.
@@ -310,7 +311,7 @@ def read_result(run: Run) -> dict[str, Any] | None:
 
 
 def test_on(dataset: Path, run: Run, task_type: type[CommandTask]) -> dict[str, Any]:
-    """Evaluate the last epoch's weights on a folder's validation images, unless that is done."""
+    """Evaluate the last epoch's weights on a folder's validation images, unless that has been done."""
     output = run.folder / "test"
     results = output / "results.json"
     if not results.exists() or json.loads(results.read_text())["dataset"] != str(dataset):

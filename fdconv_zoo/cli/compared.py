@@ -1,4 +1,4 @@
-"""The items of `compare --models`: a model, and flags of its own."""
+"""The items of `compare --models`: a model, and its own flags."""
 
 import hashlib
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fdconv_zoo.errors import ConfigError
 
-# What the command sets for each run, and the reason why it cannot be set otherwise.
+# Flags that the command sets for each run, and what to do instead or why.
 RESERVED = {
     "--model": "name models with --models",
     "--models": "give it once, with all models",
@@ -34,7 +34,7 @@ class Compared:
     Attributes:
         text: The item as it was given.
         model: Name of the model.
-        flags: The flags of its own, as words.
+        flags: The model's own flags, as words.
     """
 
     text: str
@@ -43,10 +43,10 @@ class Compared:
 
     @property
     def folder(self) -> str:
-        """Name for the folders of its runs: the model's, and that of each flag with its values.
+        """Name for the folders of its runs: the name of the model, then the name and the values of each flag.
 
-        It has letters, digits and ``._=+-`` only. A name that had to be shortened or changed for that ends with a hash
-        of the item, so that it stays unique.
+        It contains only letters, digits and ``._=+-``. If it had to be changed for that or shortened, it ends with a
+        hash of the item, so that it stays unique.
         """
         words = [self.model]
         for flag in self.flags:
@@ -65,7 +65,7 @@ def parse_compared(texts: Sequence[str]) -> list[Compared]:
     """Parse the items of `--models`.
 
     Raises:
-        ConfigError: an item is empty, has an open quotation mark or a flag that is not a model's own, or comes twice.
+        ConfigError: an item is empty, occurs twice, has an open quotation mark, or has a flag of `RESERVED`.
     """
     items: dict[str, Compared] = {}
     for text in texts:

@@ -1,4 +1,4 @@
-"""What the models of a comparison cost, measured side by side on what they are trained on."""
+"""Costs of the models of a comparison, measured interleaved on their training data."""
 
 import argparse
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ def measure_costs(task_type: type[CommandTask], runs: Sequence[argparse.Namespac
         runs: The flags of one run of each model, the reference first.
 
     Returns:
-        For each model ``parameters``; ``multiply_adds``, of inference for one training image; ``step_seconds`` and
-        ``saved_bytes``, of a training step; and the last two as multiples of the reference's, ``step_time`` and
-        ``saved_memory``.
+        For each model ``parameters``; ``multiply_adds`` of inference for one training image; ``step_seconds`` and
+        ``saved_bytes`` of a training step; and ``step_time`` and ``saved_memory``, these two as multiples of the
+        reference's.
     """
     accelerator = Accelerator()
     costs, steps = [], []

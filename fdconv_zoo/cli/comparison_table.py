@@ -1,4 +1,4 @@
-"""The table of a comparison: results of each model beside the reference's, and what it costs."""
+"""The table of a comparison: results of each model, differences from the reference, and costs."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ def summarize(
 
     Args:
         rows: The runs' figures, one row for each seed.
-        reference: Those of the first model, for the same seeds in the same order; may be `rows` itself.
-        metrics: Keys of the figures; those that the rows do not have are left out.
+        reference: Figures of the first model, for the same seeds in the same order; may be `rows` itself.
+        metrics: Keys of the metrics; those that the rows do not have are left out.
 
     Returns:
         ``seeds``, ``images``, and for each metric its mean, its sample standard deviation (None for one seed), and the
@@ -41,7 +41,7 @@ def as_table(table: Sequence[Mapping[str, Any]], metrics: Mapping[str, str]) -> 
 
     Args:
         table: One row for each model, the reference first, as `summarize` and `measure_costs` return them together.
-        metrics: Key of a metric to its name; those that the first row does not have are left out.
+        metrics: Name of each metric by its key; those that the first row does not have are left out.
     """
     shown = {key: name for key, name in metrics.items() if f"{key}_mean" in table[0]}
     titles = ["model", "parameters", "multiply-adds"]
@@ -61,7 +61,7 @@ def as_table(table: Sequence[Mapping[str, Any]], metrics: Mapping[str, str]) -> 
 
 
 def format_difference(difference: Mapping[str, float | None] | None) -> str:
-    """Format a `PairedDifference`, given as a mapping, with its interval if it has one; None is the reference."""
+    """Format a `PairedDifference`, given as a mapping, with its interval if it has one; None for the reference."""
     if difference is None:
         return "reference"
     found = PairedDifference(**difference)

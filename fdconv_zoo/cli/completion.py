@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the script of a shell; `argv` is the command line without the program."""
+    """Print the completion script of a shell. `argv` defaults to `sys.argv[1:]`."""
     print(shtab.complete(build_whole_parser(), build_parser().parse_args(argv).shell))
 
 
@@ -30,13 +30,13 @@ def build_whole_parser() -> argparse.ArgumentParser:
     parsers = command_parsers()
     for parser in parsers.values():
         for action in parser._actions:
-            if action.choices is None and action.nargs != 0:  # shells complete files only where they are told to
+            if action.choices is None and action.nargs != 0:  # shtab completes file names only for marked arguments
                 action.complete = shtab.FILE
     return overview.build_parser(parsers)
 
 
 def command_parsers() -> dict[str, argparse.ArgumentParser]:
-    """Build the parsers of the flags of all commands whose libraries are installed, by name."""
+    """Build the parser of each command whose libraries are installed, by name."""
     parsers = commands.build_parsers()
     for name, command in overview.COMMANDS.items():
         if name not in parsers:

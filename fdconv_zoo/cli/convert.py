@@ -3,8 +3,8 @@
     fdconv-zoo convert mask_rcnn_fdconv.pth --model resnet50_fdconv --output converted/
     fdconv-zoo convert upernet_swin_tiny.pth --model swin_fdconv --output converted/
 
-Before the folder gets its name, the result is loaded through timm and compared with the network of the weights file.
-Afterwards `timm.create_model("local-dir:converted", pretrained=True)` builds it.
+The folder is created only if the result, loaded through timm, computes the same as the network of the weights file.
+Then `timm.create_model("local-dir:converted", pretrained=True)` loads it.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; `argv` is the command line without the program."""
+    """Run the command. `argv` defaults to `sys.argv[1:]`."""
     args = build_parser().parse_args(argv)
     conversion = convert_checkpoint(
         args.checkpoint, args.model, args.output, model_kwargs=args.model_kwargs, overwrite=args.overwrite

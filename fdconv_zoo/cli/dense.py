@@ -29,18 +29,18 @@ from fdconv_zoo.training.data_checksum import data_checksum
 from fdconv_zoo.training.norms import NORMS, set_norm
 from fdconv_zoo.training.run_folder import DATA
 
-_NOT_IN_NAMES = re.compile(r"[^\w.: -]")  # mlflow accepts only these, and "/" makes groups
+_NOT_IN_NAMES = re.compile(r"[^\w.: -]")  # mlflow accepts only these and "/", which makes groups
 
 DENSE_SMOKE = {**SMOKE, "limit": 4, "crop_size": 64, "updates_per_epoch": 2}
 
 
 class DenseTask(CommandTask):
-    """A task whose model has a backbone of timm, and which can also evaluate a finished model.
+    """A task whose model has a timm backbone. It can also evaluate a trained model.
 
     Attributes:
         model_type: Class of the model.
-        class_metrics: Keys of the figures of each class that trackers log.
-        validation_images: Set by `validation_loader`.
+        class_metrics: Keys of the per-class figures that trackers log.
+        validation_images: Dataset of the validation images, set by `validation_loader`.
     """
 
     model_type: ClassVar[type[SavedModel]]
@@ -49,12 +49,12 @@ class DenseTask(CommandTask):
 
     @classmethod
     def add_flags(cls, parser: RecipeParser) -> None:
-        """Add the flag of evaluating."""
+        """Add the flag for evaluation."""
         parser.add_argument("--evaluate", metavar="MODEL", help="only evaluate: folder of a run, or hf-hub:NAME")
 
     @classmethod
     def check_arguments(cls, args: argparse.Namespace) -> None:
-        """Raise `ConfigError` for mistakes that the command line alone shows."""
+        """Raise `ConfigError` for mistakes that can be found without reading data."""
         super().check_arguments(args)
         if not (args.model or args.evaluate):
             raise ConfigError("--model is required: a backbone, or an entry of models/ with --config")
@@ -66,7 +66,7 @@ class DenseTask(CommandTask):
 
     @classmethod
     def run(cls, args: argparse.Namespace) -> None:
-        """Train or evaluate; with `--smoke` on a small stand-in for the dataset."""
+        """Train or evaluate. With `--smoke`, use a small stand-in for the dataset."""
         with stand_in(args.dataset) if args.smoke else nullcontext(args.dataset) as dataset:
             evaluate_only(cls, args, dataset) if args.evaluate else train(cls, args, dataset)
 
@@ -75,12 +75,12 @@ class DenseTask(CommandTask):
         """Find and check the images of a dataset, and set `data`.
 
         Args:
-            dataset: Where they are.
-            trained: A finished model: only the validation images are read, for its classes.
+            dataset: Path or name of the dataset.
+            trained: A trained model to evaluate. Only the validation images are read, with the model's classes.
 
         Raises:
             DataError: something is wrong with them.
-            ConfigError: they do not fit the finished model.
+            ConfigError: the dataset does not fit the trained model.
         """
 
     @abstractmethod
@@ -93,28 +93,28 @@ class DenseTask(CommandTask):
 
     @abstractmethod
     def evaluation_dataset(self, model: SavedModel) -> Dataset:
-        """The validation images, as the model takes them."""
+        """Return the validation images, in the form that the model takes."""
 
     @property
     @abstractmethod
     def present(self) -> np.ndarray:
-        """Which classes occur in which validation images, bool (N, K)."""
+        """Whether each of K classes occurs in each of N validation images, bool (N, K)."""
 
     @abstractmethod
     def draw(self, model: SavedModel, indices: Sequence[int], result: Any) -> Image.Image:
-        """Draw some of `validation_images` with truth and prediction; `result` is that of `measure`."""
+        """Draw some of `validation_images` with truth and prediction; `result` is from `measure`."""
 
     def save_tables(self, result: Any) -> None:
-        """Write what a result has besides its figures; the main process calls it."""
+        """Write the tables of a result besides its figures. Only the main process calls this."""
 
     def validation_loader(self, model: SavedModel) -> DataLoader:
-        """Load the validation images, as the model takes them, for `accelerator.prepare`."""
+        """Make the loader of the validation images, in the form that the model takes, for `accelerator.prepare`."""
         self.validation_images = self.evaluation_dataset(model)
         return evaluation_loader(self.validation_images, self.args.batch_size, self.args.workers)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Facts besides the flags that the run depends on."""
+        """Return what the run depends on besides the flags, such as the class names."""
         tables = [self.checked_content(part) for part in (self.data.train, self.data.validation)]
         return {
             "num_train_images": len(self.data.train),
@@ -124,14 +124,14 @@ class DenseTask(CommandTask):
 
     @abstractmethod
     def checked_content(self, part: Any) -> Table:
-        """A table of what the run depends on in a part of `data`: undecoded images, and truth."""
+        """Return a table of what the run depends on in a part of `data`: undecoded images, and truth."""
 
     def loss(self, model: nn.Module, images: Any, targets: Any) -> Tensor:
-        """The sum of the model's losses for a batch."""
+        """Return the sum of the model's losses for a batch."""
         return sum(model(images, targets).values())
 
     def tracked(self, row: Mapping[str, Any]) -> dict[str, float]:
-        """The metrics, and those of each class."""
+        """Return the metrics that trackers log, and those of each class."""
         of_classes = {
             f"{key}/{_NOT_IN_NAMES.sub('_', entry['name'])}": entry[key]
             for key in self.class_metrics
@@ -141,27 +141,27 @@ class DenseTask(CommandTask):
         return super().tracked(row) | of_classes
 
     def compiled_part(self, model: SavedModel) -> nn.Module:
-        """The backbone: heads and losses branch on what they find."""
+        """Return the backbone only, because heads and losses have data-dependent branches."""
         return model.backbone
 
     def evaluate(self, model: SavedModel) -> dict[str, Any]:
-        """The figures of the result; the main process also saves tables and pictures."""
+        """Evaluate the model, and return its figures. The main process also saves tables and pictures."""
         result = self.measure(model)
         self.save_result(model, result)
         return result.figures()
 
     def export(self, model: SavedModel, folder: Path) -> None:
-        """Write the model as its `from_pretrained` loads it."""
+        """Write the model in the form that its `from_pretrained` loads."""
         export(model, folder)
 
     def freeze(self, backbone: Backbone) -> None:
-        """Set up the norms and the frozen stages of a new model's backbone as the flags say."""
+        """Set the norms and the frozen stages of a new model's backbone according to the flags."""
         set_norm(backbone, self.args.norm)
         if self.args.frozen_stages is not None:
             freeze_stages(backbone, self.args.frozen_stages)
 
     def save_result(self, model: SavedModel, result: Any) -> None:
-        """Write tables, and pictures.png if pictures are wanted; the main process does it for all."""
+        """Write tables, and pictures.png unless `--pictures` is 0. Only the main process writes."""
         if not self.accelerator.is_main_process:
             return
         self.save_tables(result)
@@ -171,18 +171,18 @@ class DenseTask(CommandTask):
                 picture.save(temporary, format="png")
 
     def loading_code(self) -> str:
-        """The Python code that loads the finished model, on one line."""
+        """Return the Python code that loads the trained model, on one line."""
         name = self.model_type.__name__
         return f"from fdconv_zoo.dense import {name}; model = {name}.from_pretrained({str(self.output)!r})"
 
 
 def evaluate_only(task_type: type[DenseTask], args: argparse.Namespace, dataset: str) -> None:
-    """Evaluate a finished model: print its table, and write results.json and pictures.
+    """Evaluate a trained model: print its table, and write results.json, tables and pictures.
 
     Args:
         task_type: The task.
         args: Its flags.
-        dataset: Where the images are.
+        dataset: Path or name of the dataset.
 
     Raises:
         ConfigError: there are results in `--output` already, or the dataset does not fit the model.
@@ -208,7 +208,7 @@ def evaluate_only(task_type: type[DenseTask], args: argparse.Namespace, dataset:
 
 
 def starts_at_random(args: argparse.Namespace) -> bool:
-    """Whether a run to be trained starts from a backbone with random weights, other than to check the command."""
+    """Whether training starts from a backbone with random weights. False with `--evaluate` or `--smoke`."""
     return not (args.pretrained or args.checkpoint or args.smoke or args.evaluate)
 
 
@@ -222,7 +222,7 @@ def add_weights_flags(group: argparse._ArgumentGroup, *, norm: str) -> None:
     """Add the flags of the backbone's weights.
 
     Args:
-        group: Of the model's flags.
+        group: Group of the model's flags.
         norm: Default of `--norm`.
     """
     boolean = argparse.BooleanOptionalAction

@@ -54,7 +54,7 @@ class DetectionTask(DenseTask):
 
     @property
     def metrics(self) -> dict[str, str]:
-        """The metrics of a head with or without masks."""
+        """Box AP, and mask AP if the head predicts masks, else box AP50."""
         second = {"mask_ap": "mask AP"} if self.args.head == "mask_rcnn" else {"box_ap50": "box AP50"}
         return {"box_ap": "box AP", **second}
 
@@ -115,7 +115,7 @@ class DetectionTask(DenseTask):
 
     @classmethod
     def check_arguments(cls, args: argparse.Namespace) -> None:
-        """Raise `ConfigError` for mistakes that the command line alone shows."""
+        """Raise `ConfigError` for mistakes that can be found without reading data."""
         if not (args.dataset or args.validation_annotations):
             raise ConfigError(f"--dataset is required: a folder with images and their objects, or {FASHION_CANVASES}")
         super().check_arguments(args)
@@ -149,16 +149,16 @@ class DetectionTask(DenseTask):
 
     @property
     def left_out(self) -> str:
-        """The bad annotations, in words."""
+        """Describe how many bad annotations were removed or changed."""
         return f"removed, clipped or corrected {self.data.skipped} bad annotations" if self.data.skipped else ""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Facts besides the flags that the run depends on."""
+        """Return what the run depends on besides the flags, such as the class names."""
         return {**super().facts, "category_ids": self.data.category_ids}
 
     def checked_content(self, part: CocoImages) -> Table:
-        """A table of images, undecoded, and their objects."""
+        """Return a table of undecoded images and their objects."""
         return part.as_table()
 
     def build_model(self) -> Detector:
@@ -182,7 +182,7 @@ class DetectionTask(DenseTask):
         return model
 
     def training_batches(self, model: Detector) -> TrainingBatches:
-        """Make this process's batches: a list of images (3, H, W), and one of their objects."""
+        """Make this process's batches: a list of images (3, H, W), and a list of their objects."""
         args = self.args
         transform = training_transform(
             hflip=args.hflip,
@@ -195,12 +195,12 @@ class DetectionTask(DenseTask):
         return make_batches(args, dataset, self.accelerator, DetectionDataset.collate)
 
     def evaluation_dataset(self, model: Detector) -> EvaluationDataset:
-        """The validation images, as the model takes them."""
+        """Return the validation images, in the form that the model takes."""
         return EvaluationDataset(self.data.validation)
 
     @cached_property
     def truth(self) -> COCO:
-        """The objects in the validation images."""
+        """The true objects in the validation images."""
         return coco_truth(self.data.validation)
 
     def measure(self, model: Detector) -> DetectionResult:
@@ -218,7 +218,7 @@ class DetectionTask(DenseTask):
         )
 
     def save_tables(self, result: DetectionResult) -> None:
-        """Write the precision-recall curves, and what the ids of predictions.json mean if the dataset has none."""
+        """Write the precision-recall curves. If the dataset is not in COCO's format, truth.json defines the ids."""
         names = self.data.class_names
         write_curves(result.curves, names, self.output / "precision_recall.csv")
         draw_curves(result.curves, names, self.output / "precision_recall.png")
@@ -227,7 +227,7 @@ class DetectionTask(DenseTask):
 
     @property
     def present(self) -> np.ndarray:
-        """Which classes occur in which validation images, bool (N, K)."""
+        """Whether each of K classes occurs in each of N validation images, bool (N, K)."""
         validation = self.data.validation
         present = np.zeros((len(validation), len(self.data.class_names)), bool)
         present[validation.rows, validation.labels - 1] = True
@@ -242,5 +242,5 @@ build_parser = DetectionTask.build_parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train or evaluate a detector; `argv` is the command line without the program."""
+    """Train or evaluate a detector. `argv` defaults to `sys.argv[1:]`."""
     run_task(DetectionTask, argv)

@@ -1,4 +1,4 @@
-"""What is wrong with FDConv in a model, with the remedy."""
+"""Finds what is wrong with FDConv in a model, and names remedies."""
 
 import argparse
 import json
@@ -29,8 +29,8 @@ from fdconv_zoo.store.files import write_text
 from fdconv_zoo.store.names import CONFIG_FILE, LOCAL
 from fdconv_zoo.training.learning_log import NAME, read_learning
 
-_WIDTH = 100  # of a line, where the output is no terminal
-_COLUMN = 22  # where findings begin
+_WIDTH = 100  # of a line, if the output is not a terminal
+_COLUMN = 22  # at which the text of findings begins
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,12 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print what is wrong with a model; `argv` is the command line without the program.
+    """Print what is wrong with a model. `argv` defaults to `sys.argv[1:]`.
 
     Raises:
         ConfigError: there is no such model, it has no FDConv layers, or the file of `--json` exists.
-        DataError: images cannot be read; raised when all else is done.
-        DiagnosisError: there is a fault; raised when all is printed.
+        DataError: images cannot be read; raised after everything else is done.
+        DiagnosisError: there is a fault; raised after everything is printed.
     """
     args = build_parser().parse_args(argv)
     check_ranges(args)
@@ -89,7 +89,7 @@ def format_findings(findings: Sequence[Finding], width: int) -> str:
 
     Args:
         findings: In the order in which they are shown.
-        width: Of a line.
+        width: Width of a line, in characters.
     """
     lines = []
     for finding in findings:
@@ -110,7 +110,7 @@ def format_findings(findings: Sequence[Finding], width: int) -> str:
 
 
 def _read_records(name: str) -> tuple[dict[str, Any], list[dict[str, Any]], bool]:
-    """The flags of the run that a model is of, what it has measured, and whether its weights have been trained."""
+    """Read the flags and the learning log of a model's run, and whether the model's weights have been trained."""
     flags = read_run(name)
     if not flags:
         return {}, [], False
@@ -124,7 +124,7 @@ def _read_records(name: str) -> tuple[dict[str, Any], list[dict[str, Any]], bool
         updates = [json.loads(row)["update"] for row in rows]
     except (OSError, ValueError, KeyError, TypeError):
         updates = []
-    # Of several epochs, the best one may be that of --eval-first, before training.
+    # The best weights may be those before training, which --eval-first evaluates.
     return flags, learning, bool(updates) and (updates[-1] if folder.name == "last" else min(updates)) > 0
 
 
@@ -135,7 +135,7 @@ def _has_weights(name: str) -> bool:
 def _load_and_run(
     name: str, args: argparse.Namespace, problems: list[str]
 ) -> tuple[nn.Module, list[ModulatorStatistics]]:
-    """The model, and what its modulators do with the images, if there are any."""
+    """Load the model, and measure what its modulators do with the images, if there are any."""
     has_images = bool(args.images) or args.sample is not None
     dense_model = load_dense_model(name)
     if dense_model is not None:

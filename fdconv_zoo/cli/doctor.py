@@ -1,4 +1,4 @@
-"""What FDConv runs on here: versions, devices, native code, and the path that each device takes."""
+"""Report on the installation: versions, devices, native code, and the path that each device takes."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ DESCRIPTION = "Print what FDConv runs on here: versions, devices, native code, a
 
 
 def diagnose() -> dict[str, str]:
-    """Find out what there is, by name. It compiles the native code if that has not been done."""
+    """Return the lines of the report by name. Compiles the native code if it has not been compiled yet."""
     found = {
         "fdconv-zoo": __version__,
         "Python": f"{platform.python_version()} on {platform.platform()}",
@@ -32,7 +32,7 @@ def diagnose() -> dict[str, str]:
 
 
 def _num_processors() -> int:
-    """Those that this process may run on."""
+    """Return the number of processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -66,6 +66,6 @@ def _native_code() -> dict[str, str]:
 
 def _path(device: torch.device) -> str:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what they say is in the report
+        warnings.simplefilter("ignore")  # the report says the same
         paths = {dtype: choose_path(device, dtype) for dtype in (torch.float32, torch.float64)}
     return f"{paths[torch.float32]}; in float64 {paths[torch.float64]}"

@@ -1,4 +1,4 @@
-"""The start of every command, and the one place where errors that the user can act on are caught."""
+"""Starts every command. This is the only place that catches errors that the user can act on."""
 
 import os
 import sys
@@ -14,14 +14,14 @@ TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
 def run_command(command: Callable[..., None], *args: Any) -> None:
     """Run a command. A `UserError` becomes one message on stderr, without a traceback, and exit code 1.
 
-    Ctrl-C exits with 130, after the words of the `KeyboardInterrupt`, if it has any. SIGTERM, for which a run saves a
-    checkpoint, exits with `TRY_AGAIN`: a job script, or a scheduler's rule for this code, queues the job again.
+    On Ctrl-C, the message of the `KeyboardInterrupt` is printed, if it has one, and the exit code is 130. On SIGTERM,
+    a run saves a checkpoint, and the exit code is `TRY_AGAIN`, so that a job script or a scheduler can requeue the job.
 
     Args:
-        command: A `main`, or a sub-command.
+        command: A `main`, or the function of a sub-command.
         *args: Its arguments.
     """
-    for stream in (sys.stdout, sys.stderr):  # names of files can be in no encoding
+    for stream in (sys.stdout, sys.stderr):  # file names may not be valid in any encoding
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -48,5 +48,5 @@ def run_command(command: Callable[..., None], *args: Any) -> None:
 
 
 def _is_first() -> bool:
-    """Whether this is the first of several processes, which fail alike: it prints the message for all."""
+    """Whether this is the process of rank 0. All processes fail alike, so only this one prints the message."""
     return int(os.environ.get("RANK", "0")) == 0

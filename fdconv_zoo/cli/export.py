@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx  # noqa: F401 - torch's exporter needs both, and a missing one is named before work starts
+import onnx  # noqa: F401 - torch's exporter needs both; if one is missing, the command fails at once
 import onnxscript  # noqa: F401
 import torch
 
@@ -17,7 +17,7 @@ from fdconv_zoo.index import timm_name
 from fdconv_zoo.store.build import build_model, check_forward, image_mode, resolve_preprocessing
 from fdconv_zoo.store.onnx import export_onnx, metadata
 
-if TYPE_CHECKING:  # they need the extra `dense`
+if TYPE_CHECKING:  # these need the extra `dense`
     from fdconv_zoo.dense import Detector, Segmenter
 
 OLDEST_TORCH = (2, 9)  # as in pyproject.toml
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Export a model; `argv` is the command line without the program."""
+    """Export a model. `argv` defaults to `sys.argv[1:]`."""
     args = build_parser().parse_args(argv)
     check_ranges(args)
     if len(args.img_size or []) > 2:
@@ -78,7 +78,7 @@ def _export_classifier(name: str, file: Path, sides: Sequence[int] | None) -> st
         class_names(model, name),
         preprocessing,
         f"images (B, C, H, W), float32: {colours} in 0..1, from which mean is subtracted before it is divided by std",
-        "logits (B, K), float32: their softmax are the probabilities of the classes",
+        "logits (B, K), float32: their softmax gives the probabilities of the classes",
     )
     deviation = export_onnx(model, file, size, described)
     return (
@@ -103,7 +103,7 @@ def _export_detector(model: "Detector", name: str, file: Path, sides: Sequence[i
     from fdconv_zoo.dense.detection.onnx import check_exportable, export_onnx
 
     check_exportable(model)
-    height, width = _dense_size(sides, name)  # the configuration's are those to which images are resized
+    height, width = _dense_size(sides, name)  # the sizes in the configuration are those to which images are resized
     deviation = export_onnx(model, file, (height, width))
     outputs = "boxes (N, 4), labels (N,), scores (N,)" + ", masks (N, 1, H, W)" * model.has_masks
     return (

@@ -1,4 +1,4 @@
-"""The texts of `--help`, from files: they are shown without loading torch, which takes seconds.
+"""Texts of `--help`, stored in files to show them without loading torch, which takes seconds.
 
 `make help` writes the files, and a test compares them with the flags.
 """
@@ -10,6 +10,6 @@ FLAGS = (["-h"], ["--help"])
 
 
 def stored_help(name: str) -> str | None:
-    """The help of a command; None if there is no file of it."""
+    """Return the help of a command; None if it is not stored."""
     file = FOLDER / f"{name}.txt"
     return file.read_text(encoding="utf-8") if file.is_file() else None

@@ -1,4 +1,4 @@
-"""What a classifier learns from: labels, and the logits of a teacher."""
+"""Losses of a classifier: from labels, and from the logits of a teacher."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from fdconv_zoo.training.distillation import Teacher
 
 
 def add_loss_flags(group: argparse._ArgumentGroup) -> None:
-    """Add the flags."""
+    """Add the flags of the loss."""
     boolean = argparse.BooleanOptionalAction
     group.add_argument("--smoothing", type=float, default=0.1, help="label smoothing")
     group.add_argument("--bce", action=boolean, default=False, help="binary cross-entropy of each class")
@@ -31,11 +31,11 @@ def add_loss_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def build_criterion(args: argparse.Namespace, counts: np.ndarray) -> nn.Module:
-    """Build the loss of logits (B, K) for class numbers (B,) or, of mixed images, for probabilities (B, K).
+    """Build the loss of logits (B, K) against class numbers (B,) or, for mixed images, probabilities (B, K).
 
     Args:
         args: The flags of `add_loss_flags` and of mixup.
-        counts: Training images of each class, int64 (K,).
+        counts: Number of training images of each class, int64 (K,).
 
     Raises:
         ConfigError: `--class-weights` does not fit the classes.
@@ -50,7 +50,7 @@ def build_criterion(args: argparse.Namespace, counts: np.ndarray) -> nn.Module:
 
 
 def check_teacher_name(name: str) -> str:
-    """Check the name of a teacher as `check_model_name` does, which see."""
+    """Check the name of a teacher like `check_model_name`. Errors name `--teacher`."""
     with _naming_the_teacher():
         return check_model_name(name)
 
@@ -64,7 +64,7 @@ def build_teacher(name: str, class_names: Sequence[str], student: Mapping[str, A
         student: The preprocessing of the student's images.
 
     Raises:
-        ConfigError: it cannot be loaded, or does not know the classes or take the images.
+        ConfigError: the teacher cannot be loaded, lacks a class, or does not accept the images.
     """
     channels = student["input_size"][0]
     with _naming_the_teacher():
@@ -79,7 +79,7 @@ def build_teacher(name: str, class_names: Sequence[str], student: Mapping[str, A
 
 @contextmanager
 def _naming_the_teacher() -> Iterator[None]:
-    """Let errors of loading a model name the flag that it was given with."""
+    """Replace `--model` by `--teacher` in the messages of errors."""
     try:
         yield
     except ConfigError as error:

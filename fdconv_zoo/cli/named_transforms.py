@@ -1,4 +1,4 @@
-"""Transforms of torchvision and albumentations by name, as `--transforms` has them."""
+"""Transforms of torchvision and albumentations by name, for `--transforms`."""
 
 import ast
 import os
@@ -19,13 +19,13 @@ FORM = "torchvision.NAME(ARGUMENT=VALUE, ...) or albumentations.NAME(ARGUMENT=VA
 def named_transform(words: str) -> Transform:
     """Build a transform from words such as ``torchvision.GaussianBlur(kernel_size=3)``.
 
-    Nothing in the words is run: arguments are literals, and the name is that of a transform.
+    No code in `words` is executed: arguments must be literals, and the name must be that of a transform.
 
     Args:
         words: A class of torchvision.transforms.v2 or of albumentations, with its arguments.
 
     Returns:
-        Maps an image to an image of the same size and mode. Its randomness depends on the global seeds alone.
+        A function from an image to an image. Its randomness depends on the global seeds only.
 
     Raises:
         ConfigError: there is no such transform, or it does not take these arguments.
@@ -37,19 +37,22 @@ def named_transform(words: str) -> Transform:
         return _Albumentation(_albumentations_class(name)(*arguments, **keywords))
     except ConfigError as error:
         raise ConfigError(f"--transforms {words}: {error}") from error
-    except Exception as error:  # of the libraries' own checks of arguments
+    except Exception as error:  # raised by the libraries' own checks of arguments
         reason = " ".join(str(error).split())
         raise ConfigError(f"--transforms {words}: {library} does not take these arguments ({reason:.300})") from error
 
 
 def check_transform(words: str, transform: Transform, mode: str, size: tuple[int, int]) -> None:
-    """Try a transform on an image, and raise ConfigError if it fails or does not return such an image.
+    """Try a transform on a black image.
 
     Args:
-        words: Of the transform, for the message.
+        words: The transform as the user wrote it, for the message.
         transform: The transform.
         mode: "RGB" or "L".
         size: Width and height.
+
+    Raises:
+        ConfigError: the transform fails, or changes the size, mode or type of the image.
     """
     try:
         result = transform(Image.new(mode, size))
@@ -81,7 +84,7 @@ def _torchvision_class(name: str) -> type:
 
 
 def _albumentations_class(name: str) -> type:
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network for its version
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import looks for newer versions on the network
     try:
         import albumentations
     except ImportError as error:
@@ -95,7 +98,7 @@ def _albumentations_class(name: str) -> type:
 
 
 class _Albumentation:
-    """A transform of albumentations, which has generators of its own, seeded from the global one."""
+    """A transform of albumentations. Its own random generators are seeded from torch's at every call."""
 
     def __init__(self, transform: Any):
         self.transform = transform

@@ -1,4 +1,4 @@
-"""All commands by name. This module needs no torch: which commands there are is said at once."""
+"""All commands by name. This module does not import torch, so the list of commands appears at once."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,9 @@ class Command:
     """A command.
 
     Attributes:
-        module: Of `fdconv_zoo.cli`, with its `main`.
-        help: What it does, in a line.
-        extra: Of the package, which has the libraries that it needs; None if it needs no others.
+        module: Module of `fdconv_zoo.cli` with its `main`.
+        help: What it does, in one line.
+        extra: Extra of the package that installs the libraries it needs; None if it needs none.
     """
 
     module: str
@@ -54,7 +54,7 @@ def build_parser(flags: Mapping[str, argparse.ArgumentParser] | None = None) -> 
     """Build the parser of the command line.
 
     Args:
-        flags: Parsers of the flags of commands, by name; without them, only names of commands are parsed.
+        flags: The parser of each command, by name. Without them, only the name of a command is parsed.
     """
     parser = argparse.ArgumentParser(
         prog="fdconv-zoo",
@@ -76,7 +76,7 @@ def run(name: str, argv: Sequence[str]) -> None:
 
     Args:
         name: One of `COMMANDS`.
-        argv: Its flags.
+        argv: Flags of the command.
 
     Raises:
         ConfigError: a library that it needs is not installed.

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Formatter that adds the default, if there is one, to the help of a flag, and writes numbers as N and X."""
+    """Help formatter that adds the default of a flag, if it has one, and shows integers as N and floats as X."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         has_default = not (action.default is None or action.default is False or action.default == {})
@@ -22,9 +22,9 @@ class CommandParser(argparse.ArgumentParser):
 
     Args:
         prog: The command, such as `fdconv-zoo export`; by default the name of the script.
-        description: What it does.
+        description: What the command does.
         epilog: Text after the flags.
-        formatter_class: Of the help.
+        formatter_class: Formatter of the help.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(prog, None, description, epilog, formatter_class=formatter_class, allow_abbrev=False)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
-        """As in argparse, but the error names flags similar to the unknown ones."""
+        """Parse as argparse does; the error for unknown flags names similar ones."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             known = [name for action in self._actions for name in action.option_strings]

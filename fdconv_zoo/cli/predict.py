@@ -27,7 +27,7 @@ DESCRIPTION = "Print the classes of images, or draw what a segmenter or a detect
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags."""
+    """Add the flags to a parser."""
     parser.add_argument(
         "images",
         nargs="*",
@@ -56,7 +56,7 @@ def predict(args: argparse.Namespace) -> None:
 
     Raises:
         ConfigError: there are no images, or no such model; or a file to be written exists.
-        DataError: files cannot be read; raised when all others are done.
+        DataError: files cannot be read; raised after all others are done.
     """
     check_ranges(args)
     if not args.images and args.sample is None:
@@ -87,7 +87,7 @@ def load_dense_model(name: str) -> torch.nn.Module | None:
         name: A folder, or hf-hub:NAME.
 
     Returns:
-        None if there is another kind of model.
+        The model; None if it is of another kind.
 
     Raises:
         ConfigError: the libraries of dense prediction are not installed.
@@ -148,7 +148,7 @@ def _print_classes(args: argparse.Namespace) -> None:
             print(f"{name}: {classes}")
             if args.csv or args.json:
                 predictions.add(name, probabilities.tolist())
-    finally:  # whatever ends it, what was found until then is written
+    finally:  # also after an error or Ctrl-C, write the predictions so far
         if args.csv and predictions.files:
             predictions.write_csv(args.csv)
         if args.json and predictions.files:
@@ -158,9 +158,9 @@ def _print_classes(args: argparse.Namespace) -> None:
 
 
 def class_names(model: torch.nn.Module, name: str) -> list[str]:
-    """The class names in a model's configuration; without them ImageNet's for 1000 classes, else numbers.
+    """Return the class names in a model's configuration; without them ImageNet's for 1000 classes, else numbers.
 
-    ImageNet has names of two classes, such as "crane"; the second one's number is added to it.
+    In ImageNet, some names belong to two classes, such as "crane". The second one has its number after the name.
 
     Raises:
         ConfigError: the names do not fit the model.
@@ -181,7 +181,7 @@ def read_images(
 ) -> Iterator[tuple[str, Image.Image]]:
     """Yield a name and an image for every file, then for images of the sample, named with their true class.
 
-    What is wrong with files that cannot be read is appended to `problems`.
+    If a file cannot be read, the error message is appended to `problems`.
     """
     for file in _find_files(paths, set(Image.registered_extensions())):
         try:
@@ -216,7 +216,7 @@ def _read_sample(number: int, mode: str) -> Iterator[tuple[str, Image.Image]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Predict; `argv` is the command line without the program."""
+    """Predict. `argv` defaults to `sys.argv[1:]`."""
     parser = CommandParser(description=DESCRIPTION)
     add_arguments(parser)
     predict(parser.parse_args(argv))

@@ -3,9 +3,9 @@
     fdconv-zoo publish resnet50_fdconv.a1_in1k --repo me/resnet50_fdconv.a1_in1k --dry-run made/
     fdconv-zoo publish --run runs/mine --license mit --repo me/mine --tag v1.0
 
-The card of a run is made from the run: its data, classes, figures and flags. Folders are published by their last name
-only. First log in with `hf auth login`. The command prints "published" only after it downloaded the model and compared
-it.
+The card of a run describes its data, classes, figures and flags. Of the paths in them, only the last part is published.
+First log in with `hf auth login`. The command prints "published" only after it has downloaded the model and compared it
+with the local one.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; `argv` is the command line without the program."""
+    """Run the command. `argv` defaults to `sys.argv[1:]`."""
     args = build_parser().parse_args(argv)
     entry = args.entry and read_entry(args.entry)
     publisher = classifiers
@@ -84,11 +84,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def find_publisher(run: Path, architecture: str | None) -> ModuleType:
-    """Find the module that publishes the model of a run, which has the architecture if one is named.
+    """Find the module that publishes the model of a run. If an architecture is named, the model must have it.
 
     Raises:
         ConfigError: the folder has no model, or one of another architecture, or a library is missing.
-        WeightsError: its files are damaged.
+        WeightsError: the configuration of the model is damaged.
     """
     if not (run / CONFIG_FILE).is_file():
         raise ConfigError(f"--run {run}: no {CONFIG_FILE} there; is it the output folder of a run?")

@@ -1,4 +1,4 @@
-"""The ranges of all flags that are numbers, in one place. They are checked before anything is read or written."""
+"""Ranges of all numeric flags. They are checked before anything is read or written."""
 
 import argparse
 import math
@@ -14,10 +14,10 @@ class Range:
     """A range of finite numbers.
 
     Attributes:
-        least: The least number.
-        most: The largest number.
-        above: Exclude the least.
-        below: Exclude the largest.
+        least: Lower bound.
+        most: Upper bound.
+        above: Exclude the lower bound.
+        below: Exclude the upper bound.
     """
 
     least: float = -math.inf
@@ -43,9 +43,9 @@ NOT_NEGATIVE = Range(least=0)
 POSITIVE = Range(least=0, above=True)
 SIDE = Range(least=1, most=_LARGEST_SIDE)
 PROBABILITY = Range(least=0, most=1)
-RATE = Range(least=0, most=1, below=True)  # of what is left out, or of what is kept of an average
+RATE = Range(least=0, most=1, below=True)  # of dropout and label smoothing, and the decay of an average
 
-RANGES = {  # by the flag's name with underscores
+RANGES = {  # by name of the flag, with underscores
     # data
     "limit": COUNT,
     "validation_fraction": Range(least=0, most=1, above=True, below=True),
@@ -105,7 +105,7 @@ RANGES = {  # by the flag's name with underscores
     "clip_grad": NOT_NEGATIVE,
     "ema_decay": RATE,
     "patience": COUNT,
-    "seed": Range(least=0, most=2**32 - 1),  # NumPy's
+    "seed": Range(least=0, most=2**32 - 1),  # the range of NumPy's seeds
     "checkpoint_every": NOT_NEGATIVE,
     "log_every": COUNT,
     "watch": NOT_NEGATIVE,
@@ -122,14 +122,14 @@ RANGES = {  # by the flag's name with underscores
     "repeats": COUNT,
     "processes": COUNT,
 }
-_ASCENDING = ("scale", "ratio", "scale_jitter")  # lower and upper end of a range
+_ASCENDING = ("scale", "ratio", "scale_jitter")  # flags with the lower and upper end of a range
 
 
 def check_ranges(args: argparse.Namespace) -> None:
-    """Check every flag in `RANGES` that is set: a number or a list of them, or "auto", which stands for one.
+    """Check every flag in `RANGES` that is set. It may be a number, a list of numbers, or "auto".
 
     Raises:
-        ConfigError: one is outside its range; names the flag.
+        ConfigError: a number is outside its range, or two numbers are in the wrong order; names the flag.
     """
     for name, value in vars(args).items():
         if value is None or name not in RANGES:

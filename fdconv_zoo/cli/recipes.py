@@ -1,4 +1,4 @@
-"""The command line of training: flags over the recipe of an entry over defaults."""
+"""Command line of training: flags override the recipe of an entry, which overrides defaults."""
 
 import argparse
 import os
@@ -13,15 +13,15 @@ from fdconv_zoo.cli.parser import CommandParser
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.index import TASKS, read_entry
 
-RUN_FLAGS = ("config", "output", "resume", "overwrite", "smoke", "evaluate")  # of one start, never of a recipe
+RUN_FLAGS = ("config", "output", "resume", "overwrite", "smoke", "evaluate")  # never part of a recipe
 
 
 class RecipeParser(CommandParser):
-    """A parser with the flags that all tasks share. It raises `ConfigError`.
+    """A parser with the flags that all tasks share. It raises `ConfigError` instead of exiting.
 
     Args:
-        description: Of the command.
-        task: Of the recipes that it accepts, a key of `TASKS`.
+        description: Description of the command.
+        task: Task of the recipes that it accepts, a key of `TASKS`.
     """
 
     def __init__(self, description: str, *, task: str = "classification"):
@@ -39,14 +39,15 @@ class RecipeParser(CommandParser):
         raise ConfigError(message)
 
     def parse(self, argv: Sequence[str] | None = None, *, smoke: Mapping[str, Any]) -> argparse.Namespace:
-        """Parse the command line over the recipe of `--config`, and over `smoke` if `--smoke` is set.
+        """Parse the command line. Flags override `smoke` if `--smoke` is set, which overrides the recipe of `--config`.
 
         Args:
-            argv: The command line, without the program.
+            argv: The flags; default: `sys.argv[1:]`.
             smoke: Settings of `--smoke`; None resets a flag to its default.
 
         Raises:
-            ConfigError: an unknown flag or recipe key, or a value of the wrong kind.
+            ConfigError: an unknown flag or recipe key, a value of the wrong kind, a recipe for another task, or no
+                `--output`.
             EntryError: the file of `--config` is not a valid entry.
         """
         argv = list(sys.argv[1:] if argv is None else argv)
@@ -91,7 +92,7 @@ class RecipeParser(CommandParser):
 
 
 def _values(key: str, texts: Iterable[str]) -> Iterator[str]:
-    """Yield the texts, which follow a flag on the command line, and refuse those that would be flags themselves."""
+    """Yield the values of a flag. Raise `ConfigError` if one would be parsed as a flag itself."""
     for text in texts:
         if text.startswith("-") and not re.fullmatch(r"-[\d.]+(e[+-]?\d+)?", text):
             raise ConfigError(f"recipe key {key!r}: {text!r} is not a value, but looks like a flag")
@@ -99,7 +100,7 @@ def _values(key: str, texts: Iterable[str]) -> Iterator[str]:
 
 
 class _Arguments(ParseKwargs):
-    """timm's action for KEY=VALUE, with a message for what is not of that form."""
+    """timm's action for KEY=VALUE, with an error message for values of another form."""
 
     def __call__(
         self,
@@ -125,7 +126,7 @@ def add_split_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def add_arguments_flag(group: argparse._ArgumentGroup, flag: str, owner: str) -> None:
-    """Add a flag for any number of KEY=VALUE, the arguments of its owner."""
+    """Add a flag that takes any number of KEY=VALUE, the arguments of `owner`."""
     group.add_argument(
         flag, nargs="*", action=_Arguments, default={}, metavar="KEY=VALUE", help=f"arguments of the {owner}"
     )

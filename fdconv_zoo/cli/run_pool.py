@@ -1,4 +1,4 @@
-"""Runs of a comparison side by side, each in a process of its own."""
+"""Runs of a comparison in parallel, each in its own process."""
 
 import multiprocessing
 import os
@@ -14,15 +14,15 @@ from fdconv_zoo.errors import RunFolderError, UserError
 
 
 def run_side_by_side(job: Callable[[Any], Any], items: Sequence[Any], logs: Sequence[Path], processes: int) -> None:
-    """Call `job` with each item, `processes` of them at once, and write what it prints to a file.
+    """Call `job` with each item, in up to `processes` processes at once, and append its output to a file.
 
-    CPU threads are shared out evenly. Once a job has failed, none is started any more.
+    CPU threads are divided evenly among the processes. After a job has failed, no further job is started.
 
     Args:
-        job: A function of a module, whose results are not returned.
-        items: What it is called with; all can be pickled.
-        logs: For each item the file, which is appended to.
-        processes: How many at most.
+        job: A function of a module. Its results are discarded.
+        items: Arguments of the calls, one each; they must be picklable.
+        logs: Log file of each item.
+        processes: Largest number of processes.
 
     Raises:
         RunFolderError: a job has failed.
@@ -35,7 +35,7 @@ def run_side_by_side(job: Callable[[Any], Any], items: Sequence[Any], logs: Sequ
         processes, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
     ) as pool:
         while running or (waiting and not failed):
-            while waiting and not failed and len(running) < processes:  # the pool itself would take one too many
+            while waiting and not failed and len(running) < processes:  # the pool itself would queue one more
                 item, log = waiting.pop(0)
                 running[pool.submit(_run, job, item, log)] = log
             for future in wait(running, return_when=FIRST_COMPLETED).done:

@@ -28,7 +28,7 @@ from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.training.batches import TrainingBatches, make_batches
 from fdconv_zoo.training.confusion import draw_confusion, write_confusion
 
-_LOWEST = 3  # classes that the line of an epoch names
+_LOWEST = 3  # classes that the line of an epoch names, those of lowest IoU
 
 
 class SegmentationTask(DenseTask):
@@ -119,7 +119,7 @@ class SegmentationTask(DenseTask):
 
     @classmethod
     def check_arguments(cls, args: argparse.Namespace) -> None:
-        """Raise `ConfigError` for mistakes that the command line alone shows."""
+        """Raise `ConfigError` for mistakes that can be found without reading data."""
         if not args.dataset:
             raise ConfigError(f"--dataset is required: a folder, files, a Hub dataset, or {FASHION_CANVASES}")
         super().check_arguments(args)
@@ -163,7 +163,7 @@ class SegmentationTask(DenseTask):
             self.accelerator.print(f"images of {args.evaluate}: {remark}")
 
     def checked_content(self, part: ImageMaskPairs) -> Table:
-        """A table of images and masks, undecoded."""
+        """Return a table of undecoded images and masks."""
         return part.source.select(part.rows)
 
     def build_model(self) -> Segmenter:
@@ -208,7 +208,7 @@ class SegmentationTask(DenseTask):
         return make_batches(args, dataset, self.accelerator, SegmentationDataset.collate)
 
     def evaluation_dataset(self, model: Segmenter) -> EvaluationDataset:
-        """The validation images and masks, as the model takes them."""
+        """Return the validation images and masks, in the form that the model takes."""
         return EvaluationDataset(self.data.validation, mean=model.mean, std=model.std, short_side=self.args.short_side)
 
     def measure(self, model: Segmenter) -> SegmentationResult:
@@ -216,24 +216,24 @@ class SegmentationTask(DenseTask):
         return evaluate_segmenter(self.accelerator, model, self.validation, **self.inference)
 
     def describe(self, figures: Mapping[str, Any]) -> str:
-        """The metrics, and the classes with the lowest IoU, in words."""
+        """Describe the metrics, and the classes with the lowest IoU."""
         known = [entry for entry in figures["classes"] if entry["iou"] is not None]
         lowest = sorted(known, key=lambda entry: entry["iou"])[:_LOWEST]
         names = ", ".join(f"{entry['name']} {entry['iou']:.1f} %" for entry in lowest)
         return f"{super().describe(figures)}, lowest IoU: {names}"
 
     def save_tables(self, result: SegmentationResult) -> None:
-        """Write the confusion matrix."""
+        """Write the confusion matrix, as CSV and as a picture."""
         write_confusion(result.confusion, self.data.class_names, self.output / "confusion.csv")
         draw_confusion(result.confusion, self.data.class_names, self.output / "confusion.png")
 
     @property
     def present(self) -> np.ndarray:
-        """Which classes occur in which validation images, bool (N, K)."""
+        """Whether each of K classes occurs in each of N validation images, bool (N, K)."""
         return self.data.pixels["validation"] > 0
 
     def draw(self, model: Segmenter, indices: Sequence[int], result: SegmentationResult) -> Image.Image:
-        """Draw some of `validation_images` with truth and prediction, and the IoU of each class over all of them."""
+        """Draw some of `validation_images` with truth and prediction, and the IoU of each class over all images."""
         iou = [entry.iou for entry in result.classes]
         return draw_predictions(model, self.validation_images, indices, iou=iou, **self.inference)
 
@@ -258,5 +258,5 @@ build_parser = SegmentationTask.build_parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train or evaluate a segmenter; `argv` is the command line without the program."""
+    """Train or evaluate a segmenter. `argv` defaults to `sys.argv[1:]`."""
     run_task(SegmentationTask, argv)

@@ -1,4 +1,4 @@
-"""Base of the commands that train: their common shape, and the steps they all take in the same order."""
+"""Base class of the commands that train, and the steps that all of them take."""
 
 import argparse
 from abc import abstractmethod
@@ -39,16 +39,16 @@ class CommandTask(Task):
 
     Args:
         args: The flags of `build_parser`.
-        accelerator: Of the run.
+        accelerator: Accelerator of the run.
 
     Attributes:
-        name: Of the recipes it accepts, a key of `fdconv_zoo.index.TASKS`.
-        description: Of the command, for its `--help`.
+        name: Name of the task, a key of `fdconv_zoo.index.TASKS`. Only recipes for this task are accepted.
+        description: Description of the command for `--help`.
         smoke: Settings of `--smoke`.
-        defaults: Of the optimization flags, where they differ from those of other tasks.
+        defaults: Defaults of optimization flags that differ from those of `add_optimization_flags`.
         output: Folder for all files of the run.
-        data: As `load_data` found them.
-        validation: The loader of the validation images, as the accelerator prepared it.
+        data: The dataset, set by `load_data`.
+        validation: Loader of the validation images, prepared by the accelerator.
     """
 
     name: ClassVar[str]
@@ -79,12 +79,12 @@ class CommandTask(Task):
 
     @classmethod
     def check_arguments(cls, args: argparse.Namespace) -> None:
-        """Raise `ConfigError` for mistakes that the command line alone shows."""
+        """Raise `ConfigError` for mistakes that can be found without reading data."""
         check_optimization(args)
 
     @classmethod
     def run(cls, args: argparse.Namespace) -> None:
-        """Do what the flags ask for."""
+        """Run the command with these flags."""
         train(cls, args, args.dataset)
 
     @abstractmethod
@@ -101,29 +101,29 @@ class CommandTask(Task):
 
     @abstractmethod
     def training_batches(self, model: nn.Module) -> TrainingBatches:
-        """Make this process's batches of the training images, as the model takes them."""
+        """Make this process's batches of training images, in the form that the model takes."""
 
     @abstractmethod
     def validation_loader(self, model: nn.Module) -> DataLoader:
-        """Load the validation images, as the model takes them, for `accelerator.prepare`."""
+        """Make the loader of the validation images, in the form that the model takes, for `accelerator.prepare`."""
 
     @property
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Facts besides the flags that the run depends on."""
+        """Return what the run depends on besides the flags, such as the class names."""
 
     @property
     def left_out(self) -> str:
-        """Description of what `load_data` left out or changed; empty for nothing."""
+        """Describe what `load_data` left out or changed; empty if nothing."""
         return ""
 
     @abstractmethod
     def loading_code(self) -> str:
-        """The Python code that loads the finished model, on one line."""
+        """Return the Python code that loads the trained model, on one line."""
 
 
 def run_task(task_type: type[CommandTask], argv: Sequence[str] | None = None) -> None:
-    """Run the command of a task; `argv` is the command line without the program."""
+    """Run the command of a task. `argv` defaults to `sys.argv[1:]`."""
     task_type.run(checked_arguments(task_type, argv))
 
 
@@ -131,7 +131,8 @@ def checked_arguments(task_type: type[CommandTask], argv: Sequence[str] | None =
     """Parse and check the command line of a task.
 
     Raises:
-        ConfigError: it has a mistake that it shows by itself.
+        ConfigError: a flag or a recipe key is unknown or invalid, or flags do not fit together.
+        EntryError: the file of `--config` is not a valid entry.
     """
     args = task_type.build_parser().parse(argv, smoke=task_type.smoke)
     check_ranges(args)
@@ -140,23 +141,23 @@ def checked_arguments(task_type: type[CommandTask], argv: Sequence[str] | None =
 
 
 def train(task_type: type[CommandTask], args: argparse.Namespace, dataset: str) -> None:
-    """Train from the beginning, or from where the run was stopped, and print how to load the best model.
+    """Train, or continue a stopped run, and print how to load the best model.
 
     Args:
         task_type: The task.
         args: Its flags.
-        dataset: Where the images are.
+        dataset: Path or name of the dataset.
     """
     with Termination() as termination:
         accelerator, run = start(args)
         task = task_type(args, accelerator)
-        with accelerator.local_main_process_first():  # it checks the data and downloads the weights
+        with accelerator.local_main_process_first():  # the first process checks the data and downloads the weights
             task.load_data(dataset)
             model = task.build_model().to(accelerator.device)
         batches = task.training_batches(model)
         task.validation = accelerator.prepare(task.validation_loader(model))
         accelerator.print(describe_run(task, model, batches))
-        facts = task.facts if accelerator.is_main_process else {}  # it alone writes them
+        facts = task.facts if accelerator.is_main_process else {}  # only the main process writes them
         try:
             history = fit(task, model, batches, args, facts, accelerator=accelerator, run=run, termination=termination)
         except KeyboardInterrupt as interrupt:
@@ -173,7 +174,7 @@ def train(task_type: type[CommandTask], args: argparse.Namespace, dataset: str) 
 
 
 def when(task: CommandTask, history: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> str:
-    """In which epoch a run was best, and if that is known, where it started."""
+    """Describe when a run was best and, if it is known, the metric before training."""
     if best["epoch"] == 0:
         return "before training"
     first = history[0]
@@ -182,7 +183,7 @@ def when(task: CommandTask, history: Sequence[Mapping[str, Any]], best: Mapping[
 
 
 def describe_run(task: CommandTask, model: nn.Module, batches: TrainingBatches) -> str:
-    """What is about to be trained, on what and with what, in a few lines."""
+    """Describe the device, model, data and output of a run, one per line."""
     accelerator = task.accelerator
     parameters = list(model.parameters())
     count = sum(parameter.numel() for parameter in parameters)
@@ -208,7 +209,7 @@ def describe_run(task: CommandTask, model: nn.Module, batches: TrainingBatches) 
 
 
 def _long_warm_up(args: argparse.Namespace) -> str:
-    """A hint where the learning rate rises for half of the run or longer; else empty."""
+    """Return a hint if warm-up takes half of the run or longer; else an empty string."""
     if args.warmup_epochs < args.epochs / 2:
         return ""
     return f"{args.warmup_epochs:g} of {args.epochs} epochs, so most updates are small: lower --warmup-epochs"

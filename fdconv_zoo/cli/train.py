@@ -49,7 +49,7 @@ class ClassificationTask(CommandTask):
         "limit": 8,
     }
     data: ImageData
-    result: Evaluation  # the newest
+    result: Evaluation  # the latest one
 
     @classmethod
     def add_flags(cls, parser: RecipeParser) -> None:
@@ -94,7 +94,7 @@ class ClassificationTask(CommandTask):
 
     @classmethod
     def check_arguments(cls, args: argparse.Namespace) -> None:
-        """Raise `ConfigError` for mistakes that the command line alone shows; bring the model's name to timm's form."""
+        """Raise `ConfigError` for mistakes that can be found without reading data; bring model names to timm's form."""
         if args.dataset is None:
             raise ConfigError(f"--dataset is required: a folder, files, a Hub dataset, or {SAMPLE}")
         if args.model is None:
@@ -136,14 +136,14 @@ class ClassificationTask(CommandTask):
 
     @property
     def left_out(self) -> str:
-        """The images that could not be read, in words."""
+        """Describe how many images could not be read."""
         return f"skipped {self.data.skipped} images that could not be read" if self.data.skipped else ""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Facts besides the flags that the run depends on."""
+        """Return what the run depends on besides the flags, such as the class names."""
         facts = {
-            "num_train_images": getattr(self.data.train, "num_rows", None),  # a stream has no number
+            "num_train_images": getattr(self.data.train, "num_rows", None),  # the length of a stream is unknown
             "class_names": self.data.class_names,
         }
         if not self.args.streaming:
@@ -151,7 +151,7 @@ class ClassificationTask(CommandTask):
         return facts
 
     def build_model(self) -> nn.Module:
-        """Build the model that the flags name, and set `model_args` and `preprocessing`, with which it is exported."""
+        """Build the model that the flags name. Also sets the loss, and for export `model_args` and `preprocessing`."""
         args = self.args
         model, self.model_args = build_model(
             args.model,
@@ -188,12 +188,12 @@ class ClassificationTask(CommandTask):
         return model
 
     def _reset_other_classifier(self, model: nn.Module) -> None:
-        """Draw the classifier anew if it is of as many other classes; timm does so for another number of them."""
+        """Reinitialize the classifier if only the names of its classes differ. timm does so if their number differs."""
         args = self.args
         labels = list(model.pretrained_cfg.get("label_names") or ())
         loaded = args.pretrained and not args.checkpoint and len(labels) == model.num_classes
         if loaded and labels != self.data.class_names:
-            self.accelerator.print(f"{args.model} was trained on other classes: its classifier is drawn anew")
+            self.accelerator.print(f"{args.model} was trained on other classes: its classifier is reinitialized")
             model.reset_classifier(model.num_classes)
 
     def _build_criterion(self) -> nn.Module:
@@ -220,7 +220,7 @@ class ClassificationTask(CommandTask):
         return make_batches(self.args, dataset, self.accelerator, repeats=self.args.aug_repeats, weights=weights)
 
     def validation_loader(self, model: nn.Module) -> DataLoader:
-        """Load the validation images and their class numbers."""
+        """Make the loader of the validation images and their class numbers."""
         return evaluation_loader(
             self.data.validation,
             self.preprocessing,
@@ -231,7 +231,7 @@ class ClassificationTask(CommandTask):
 
     @cached_property
     def mix(self) -> Mixup | None:
-        """Mixup and CutMix of a batch."""
+        """Mixup and CutMix of a batch; None if both are off."""
         args = self.args
         if not (args.mixup or args.cutmix):
             return None
@@ -239,7 +239,7 @@ class ClassificationTask(CommandTask):
         return Mixup(args.mixup, args.cutmix, label_smoothing=args.smoothing, num_classes=classes)
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss of a batch: images (B, C, H, W) and class numbers (B,)."""
+        """Return the loss of a batch of images (B, C, H, W) and class numbers (B,)."""
         if self.mix is not None:
             images, labels = self.mix(images, labels)
         logits = model(images)
@@ -251,12 +251,12 @@ class ClassificationTask(CommandTask):
         return loss + self.args.distill_weight * distillation_loss(logits, aim, self.args.temperature)
 
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
-        """The figures of `Evaluation`."""
+        """Evaluate the model, and return the figures of `Evaluation`."""
         self.result = evaluate(self.accelerator, model, self.validation)
         return self.result.figures()
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        """Write the model as `timm.create_model` loads it, and what it makes of each class."""
+        """Write the model in the form that `timm.create_model` loads, and its results for each class."""
         write_class_results(self.result.labels, self.result.predictions, self.data.class_names, folder)
         export_model(
             model,
@@ -267,7 +267,7 @@ class ClassificationTask(CommandTask):
         )
 
     def loading_code(self) -> str:
-        """The Python code that loads the finished model, on one line."""
+        """Return the Python code that loads the trained model, on one line."""
         return f"import timm, fdconv_zoo; model = timm.create_model({f'local-dir:{self.output}'!r}, pretrained=True)"
 
 
@@ -275,5 +275,5 @@ build_parser = ClassificationTask.build_parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train a classifier; `argv` is the command line without the program."""
+    """Train a classifier. `argv` defaults to `sys.argv[1:]`."""
     run_task(ClassificationTask, argv)

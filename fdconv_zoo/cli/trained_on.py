@@ -1,4 +1,4 @@
-"""What a model was trained on, as its run says: so that evaluation keeps to images that the model has not seen."""
+"""Reads what a model was trained on, so that it is evaluated on images that it has not seen."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -32,15 +32,15 @@ class Evaluated:
     run: Mapping[str, Any]
 
     def check_unchanged(self, model: str, train_count: int | None, class_names: Sequence[str]) -> None:
-        """Check that the held-out part can be told from what the run was trained on.
+        """Check that the held-out part of the dataset is still the one that the run did not train on.
 
         Args:
             model: Name of the model.
-            train_count: Training images that the dataset has now; None if nothing was held out.
-            class_names: Its classes.
+            train_count: Number of training images that the dataset has now; None if nothing was held out.
+            class_names: Names of the classes that it has now.
 
         Raises:
-            ConfigError: images or classes have been added or removed since.
+            ConfigError: images or classes have been added or removed since the run.
         """
         if train_count is None or not self.run:
             return
@@ -59,8 +59,8 @@ class Evaluated:
         """Describe the images.
 
         Args:
-            split: The split they are of.
-            train_count: Training images beside them; None if nothing was held out.
+            split: The split that they come from.
+            train_count: Number of training images in the same split; None if nothing was held out.
         """
         if train_count is not None:
             return f"the part of {split} that the run held out"
@@ -72,12 +72,12 @@ class Evaluated:
 
 
 def evaluated_part(model: str, dataset: str, validation_split: str | None) -> Evaluated:
-    """Choose the images for a model: for the output folder of a run with the same dataset, those the run validated on.
+    """Choose the images to evaluate a model on. If its run used the same dataset, they are the run's validation images.
 
     Args:
         model: Folder or name of the model.
-        dataset: Where the images are.
-        validation_split: The split that the user chose; it is used as it is.
+        dataset: Path or name of the dataset.
+        validation_split: The split that the user chose. It is used whole, whatever the run used.
 
     Raises:
         ConfigError: the configuration of the run is damaged.
@@ -92,7 +92,7 @@ def evaluated_part(model: str, dataset: str, validation_split: str | None) -> Ev
 
 
 def read_run(model: str) -> dict[str, Any]:
-    """Read the configuration of the run that a model is of; empty if it is not in the output folder of a run.
+    """Read the configuration of a model's run; empty if it is not in the output folder of a run.
 
     Raises:
         ConfigError: the file is damaged.
@@ -119,7 +119,7 @@ def class_numbers(name: str, model: nn.Module, class_names: Sequence[str]) -> li
         class_names: Names of the classes of the dataset.
 
     Returns:
-        The model's number of each of them.
+        The model's class number of each class of the dataset.
 
     Raises:
         ConfigError: the model does not have the classes of the dataset.

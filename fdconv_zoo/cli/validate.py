@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Evaluate classifiers; `argv` is the command line without the program."""
+    """Evaluate classifiers. `argv` defaults to `sys.argv[1:]`."""
     args = build_parser().parse_args(argv)
     check_ranges(args)
     check_output(args)
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def check_output(args: argparse.Namespace) -> None:
-    """Raise `ConfigError` for several models with one `--output`, or for files there that would be replaced."""
+    """Raise `ConfigError` for several models with one `--output`, or if files in it would be replaced."""
     if args.output is None:
         return
     if len(args.model) > 1:
@@ -135,7 +135,7 @@ def load_data(args: argparse.Namespace, part: Evaluated) -> ImageData:
 
 
 def as_numbered_by(name: str, model: nn.Module, data: ImageData) -> Dataset | IterableDataset:
-    """Return the validation images with the class numbers of a model, which it has for the same names.
+    """Return the validation images, labelled with the model's numbers of the same class names.
 
     Args:
         name: Name of the model.
@@ -150,7 +150,7 @@ def as_numbered_by(name: str, model: nn.Module, data: ImageData) -> Dataset | It
 
 
 def as_table(results: Sequence[dict[str, Any]]) -> str:
-    """The results as an aligned table."""
+    """Format the results as an aligned table."""
     width = max(len(row["model"]) for row in results)
     lines = [
         f"{'model':<{width}}  {'size':>9}  {'top-1 %':>7}  {'top-5 %':>7}  {'loss':>7}  {'images':>7}  {'images/s':>8}"

@@ -1,4 +1,4 @@
-"""A report on what FDConv does in a model: maps of frequency bands, spectra and kernels, in one HTML file."""
+"""Writes a report on what FDConv does in a model: maps of frequency bands, spectra and kernels, in one HTML file."""
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ from fdconv_zoo.index import timm_name
 from fdconv_zoo.store.build import build_model, image_mode, resolve_preprocessing
 from fdconv_zoo.store.files import write_text
 
-if TYPE_CHECKING:  # they need the extra `dense`
+if TYPE_CHECKING:  # these need the extra `dense`
     from fdconv_zoo.dense import Detector, Segmenter
 
 NamedImages = Iterable[tuple[str, Image.Image]]
@@ -59,11 +59,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write a report; `argv` is the command line without the program.
+    """Write a report. `argv` defaults to `sys.argv[1:]`.
 
     Raises:
-        ConfigError: there are no images, no such model, or nothing to see in it; or the output exists.
-        DataError: images cannot be read; raised when the report on the others is written.
+        ConfigError: there are no images, no such model, or no such FDConv layers in it; or the output exists.
+        DataError: images cannot be read; raised after the report on the others is written.
     """
     args = build_parser().parse_args(argv)
     check_ranges(args)
@@ -130,11 +130,11 @@ def _predicted(model: "Segmenter | Detector", images: NamedImages, short_side: i
 
 
 def _short(name: str) -> str:
-    """A file's name without its folder: reports are shared."""
+    """Return a file's name without its folder, because reports are shared."""
     return Path(name).name if Path(name).is_file() else name
 
 
 def as_picture(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Undo the normalization of (1, C, H, W): values from 0 to 1, (H, W, 3) or (H, W)."""
+    """Undo the normalization of an image (1, C, H, W). Returns float32 in 0..1, (H, W, 3) or (H, W)."""
     scaled = pixels[0].float() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
     return scaled.clamp(0, 1).permute(1, 2, 0).numpy().squeeze(2 if len(scaled) == 1 else ())

@@ -13,7 +13,7 @@ from fdconv_zoo.conversion.table import align
 from fdconv_zoo.layers import BandModulatedConv2d, FDLinear
 from fdconv_zoo.layers.replace import DYNAMIC_KINDS, DynamicLayer, find_layers, swap_layers
 
-# Elements of kernels that are assembled at a time; at least one kernel.
+# Number of kernel elements that are assembled at a time; at least one kernel.
 _CHUNK = 2**22
 
 
@@ -21,7 +21,7 @@ _CHUNK = 2**22
 class Deviation:
     """Deviation of a plain model from the FDConv model that it approximates; ``print`` shows it as a table.
 
-    All figures are root mean squares over the images: of the difference, as a fraction of the FDConv model's values.
+    All figures are the root mean square of the difference over the images, divided by that of the FDConv model's value.
 
     Attributes:
         layers: By layer name, deviation of the layer's output for the input it has in the FDConv model. Layers that
@@ -126,7 +126,7 @@ class _Mean:
 
 
 class _Error:
-    """Running sums of squares, of a difference and of the reference."""
+    """Running sums of squares of a difference and of the reference."""
 
     def __init__(self) -> None:
         self.difference = self.expected = 0.0

@@ -38,15 +38,16 @@ def convert_model(
     Args:
         model: any module, or a single layer; FDConv layers in it are left alone.
         include: convert only layers whose names match this pattern, or one of several (``"layer4.*.conv2"``, as in
-            :mod:`fnmatch`), even if they belong to the classifier or see windows of an image.
+            :mod:`fnmatch`), even if they belong to the classifier or process windows of an image.
         exclude: skip layers whose names match this pattern, or one of several.
         types: ``nn.Conv2d``, ``nn.Linear``, or both.
         min_channels: skip layers with fewer input or output channels. The paper converts layers with more than 16.
         select: called with each layer's name and the layer; layers for which it returns false are skipped.
         example: an input of the model: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
-            The model runs on it before and after the conversion, to see the layers' inputs and compare the outputs.
+            The model runs on it before and after the conversion, to observe the layers' inputs and compare the outputs.
         dry_run: only print the plan; change nothing.
-        **options: of :class:`fdconv_zoo.FDConv2d` (``num_kernels``, ``fbm``, ...). Linear layers ignore those of FBM.
+        **options: keyword-only arguments of :class:`fdconv_zoo.FDConv2d` (``num_kernels``, ``fbm``, ...). Linear layers
+            ignore those of FBM.
 
     Returns:
         The model; if the model itself is a converted layer, the new layer.

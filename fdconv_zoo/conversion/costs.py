@@ -15,7 +15,7 @@ def count_parameters(model: nn.Module) -> int:
 def count_multiply_adds(model: nn.Module, x: Tensor) -> tuple[int, int]:
     """Count multiply-adds of convolutions, matrix products and attention in inference.
 
-    FFTs and element-wise operations are not counted, and so neither is the assembly of kernels in FDW.
+    FFTs and element-wise operations are not counted, so the assembly of kernels in FDW is not counted either.
 
     Args:
         model: changed to eval mode.
@@ -25,7 +25,7 @@ def count_multiply_adds(model: nn.Module, x: Tensor) -> tuple[int, int]:
         The total, and the total without FBM's low-passes. These are matrix products in place of FFTs; papers usually
         count convolutions and linear layers only, which excludes both.
     """
-    # Not inference_mode: in it, the counter does not see the operations that a matrix product consists of.
+    # Not inference_mode, in which the counter does not see the operations that a matrix product consists of.
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(x)
     counts = counter.get_flop_counts()

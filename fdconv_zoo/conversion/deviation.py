@@ -26,7 +26,7 @@ def deviation_on_example(
         expected: the plain model's output.
 
     Raises:
-        RuntimeError: the model does not run, or does not call a new layer; names the layer.
+        RuntimeError: the model does not run, or does not call a new layer; the message names the layer.
     """
     try:
         calls, actual = observe(converted, layers, example)
@@ -46,19 +46,19 @@ def deviation_on_example(
 def check_rounding(
     model: nn.Module, layers: Collection[PlainLayer], example: Example, expected: Any, deviation: float
 ) -> None:
-    """Check that rounding explains a deviation: measure how far it changes the plain model's output.
+    """Check that rounding explains a deviation: measure how far rounding changes the plain model's output.
 
-    Deep models amplify rounding, some of them without bound, so no fixed tolerance fits all models.
+    Deep models amplify rounding errors, some of them without bound, so no fixed tolerance fits all models.
 
     Args:
         model: the plain model.
         layers: its layers that were converted.
         example: an input of the model.
         expected: the plain model's output.
-        deviation: of the converted model, from :func:`deviation_on_example`.
+        deviation: deviation of the converted model, from :func:`deviation_on_example`.
 
     Raises:
-        RuntimeError: the deviation is larger.
+        RuntimeError: the deviation is larger than rounding explains.
     """
     eps = _coarsest_eps(layers, expected)
 
@@ -83,7 +83,7 @@ def largest_deviation(actual: Any, expected: Any) -> float:
 
     Returns:
         The largest difference in any tensor, as a fraction of the tensor's largest finite value. Infinite if shapes
-        differ, or if non-finite values do.
+        or non-finite values differ.
     """
     actual, expected = find_floating(actual), find_floating(expected)
     if [tensor.shape for tensor in actual] != [tensor.shape for tensor in expected]:

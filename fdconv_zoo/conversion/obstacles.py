@@ -8,7 +8,7 @@ from torch.nn.parameter import is_lazy
 
 from fdconv_zoo.layers.plain import PlainLayer, own_forward
 
-# Children whose weights torch's own modules read without calling them.
+# Children of torch's modules whose weights are read without calling the child.
 _READ_DIRECTLY = {nn.MultiheadAttention: ("out_proj",), nn.TransformerEncoderLayer: ("linear1", "linear2")}
 
 
@@ -43,7 +43,7 @@ def obstacle_in_layer(layer: PlainLayer, min_channels: int, num_kernels: int) ->
 
 
 def obstacles_in_parents(model: nn.Module) -> dict[nn.Module, str]:
-    """Find the layers whose parents, modules of torch, do not call them."""
+    """Find the layers that their parents, modules of torch, do not call."""
     return {
         getattr(parent, child): f"nn.{kind.__name__} reads its weight without calling it"
         for parent in model.modules()

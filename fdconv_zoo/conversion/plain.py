@@ -11,14 +11,15 @@ from fdconv_zoo.layers.replace import DYNAMIC_KINDS, DynamicLayer, bare_twin, fi
 def to_plain(model: nn.Module) -> nn.Module:
     """Convert FDConv layers with neutral modulators back to ``nn.Conv2d`` and ``nn.Linear``, in place.
 
-    The model computes the same function up to float rounding. A model of the zoo then has the parameters of timm's
+    The model computes the same function up to float rounding. A model of the zoo then has the same parameters as timm's
     plain model. Shared layers and weights stay shared, a frozen spectrum becomes a frozen weight, and biases are kept.
 
     Returns:
         The model; if the model itself is an FDConv layer, the plain layer.
 
     Raises:
-        ValueError: the modulators of some layers are not neutral; names the first of them. The model is unchanged.
+        ValueError: the modulators of some layers are not neutral; the message names the first ones. The model is
+            unchanged.
     """
     layers: dict[DynamicLayer, list[str]] = find_layers(model, DYNAMIC_KINDS)
     if moved := [names[0] for layer, names in layers.items() if not is_neutral(layer)]:
@@ -39,7 +40,7 @@ def to_plain(model: nn.Module) -> nn.Module:
 
 
 def is_neutral(layer: nn.Module) -> bool:
-    """Whether the modulators of an FDConv layer have no effect, whatever the image."""
+    """Whether the modulators of an FDConv layer have no effect for any image."""
     heads: list[nn.Module | None] = []  # the last layers of the modulators
     for part in layer.modules():
         if isinstance(part, KernelSpatialModulation):

@@ -1,4 +1,4 @@
-"""Plans a conversion: which layers change, and at what cost."""
+"""Plans a conversion: which layers change, and what they cost."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from fdconv_zoo.conversion.table import align
 from fdconv_zoo.layers import set_path
 from fdconv_zoo.layers.replace import bare_twin, make_dynamic
 
-GROWN = 4  # times more parameters: the plan warns
+GROWN = 4  # the plan warns about layers that grow by more than this factor
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class PlannedLayer:
     """A layer to convert. Costs are pairs: before (plain) and after (FDConv).
 
     Attributes:
-        names: All its names in the model.
+        names: All names of the layer in the model.
         kind: ``"FDConv2d"`` or ``"FDLinear"``.
         kernel_shape: (O, I/groups, a, b).
-        parameters: Number of parameters; those shared with an earlier layer of the plan are counted there only.
-        multiply_adds: For one image, with torch's own operations (see
+        parameters: Number of parameters; those shared with an earlier layer of the plan are only counted there.
+        multiply_adds: Multiply-adds for one image, with torch's own operations (see
             :func:`fdconv_zoo.conversion.costs.count_multiply_adds`); None without an example.
     """
 
@@ -107,7 +107,7 @@ def plan_conversion(
 
 
 def make_plan(model: nn.Module, rules: Rules, calls: Calls | None, options: dict[str, Any]) -> ConversionPlan:
-    """Make a plan after the example has run, see :func:`plan_conversion`."""
+    """Make a plan from the calls that the example made, see :func:`plan_conversion`."""
     chosen, skipped = select_layers(model, rules, calls, options)
     counted: set[Tensor | None] = set()
     known_costs: dict[tuple[str, torch.Size], tuple[int, int]] = {}

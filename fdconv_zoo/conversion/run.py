@@ -51,7 +51,7 @@ def run(
             return model(*example) if isinstance(example, tuple) else model(example)
     finally:
         handle.remove()
-        # torch leaves the mark of the hook's keyword arguments, and with it every later call of a module is slower.
+        # torch does not remove this entry for the hook's keyword arguments, which slows down all later module calls.
         torch_module._global_forward_hooks_with_kwargs.pop(handle.id, None)
 
 
@@ -88,8 +88,8 @@ def observe_plain_layers(model: nn.Module, example: Example) -> tuple[Calls, Any
     """Record the calls of a model's plain layers, as :func:`observe` does, before a conversion.
 
     Raises:
-        ValueError: the model has lazy parameters, which the run would initialise; names the layer.
-        RuntimeError: the model does not run on the example; names the layer that fails.
+        ValueError: the model has lazy parameters, which the run would initialise; the message names the layer.
+        RuntimeError: the model does not run on the example; the message names the layer that fails.
     """
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):

@@ -39,7 +39,7 @@ class Rules:
     """The user's choice of layers; see :func:`fdconv_zoo.convert_model`.
 
     Raises:
-        TypeError: ``types`` has a type other than ``nn.Conv2d`` and ``nn.Linear``; names it.
+        TypeError: ``types`` has a type other than ``nn.Conv2d`` and ``nn.Linear``.
     """
 
     include: str | Iterable[str] | None = None
@@ -63,7 +63,11 @@ class Rules:
         return (self.types,) if isinstance(self.types, type) else tuple(self.types)
 
     def objection(self, layer: nn.Module, names: Sequence[str]) -> str | None:
-        """Return why the user does not want this layer; None if they do."""
+        """Return why these rules exclude a layer; None if they do not.
+
+        Raises:
+            RuntimeError: ``select`` raises an error.
+        """
         if not isinstance(layer, self.kinds):
             return f"not in types={_names(self.kinds)}"
         if self.include is not None and not _match(names, self.include):
@@ -82,7 +86,7 @@ class Rules:
         return self.include is not None and not set(names).isdisjoint(self.include)
 
     def names(self, names: Sequence[str]) -> bool:
-        """Whether a pattern of ``include`` matches one of these names, ``"*"`` aside."""
+        """Whether a pattern of ``include`` other than ``"*"`` matches one of these names."""
         return self.include is not None and _match(names, [pattern for pattern in self.include if pattern != "*"])
 
     def __str__(self) -> str:
@@ -100,14 +104,14 @@ def select_layers(
     Args:
         model: not changed.
         rules: the user's choice.
-        calls: the calls that an example showed; None without an example.
-        options: of the FDConv layers.
+        calls: the calls observed on an example; None without an example.
+        options: options of the FDConv layers.
 
     Returns:
-        The layers with all their names, and the other convolutions and linear layers.
+        The layers with all their names, and the skipped convolutions and linear layers.
 
     Raises:
-        TypeError: FDConv layers do not have an option; names it.
+        TypeError: FDConv layers do not have an option; the message names it.
         ValueError: ``include`` names a layer (without wildcards) that does not exist or cannot be converted, or
             nothing is left to convert.
     """
@@ -155,7 +159,7 @@ def select_layers(
 def _objection_unless_named(
     layer: nn.Module, names: list[str], rules: Rules, calls: Calls | None, classifier: set[nn.Module]
 ) -> str | None:
-    """Return why a layer should be converted only if the user asks for it; None if nothing speaks against it."""
+    """Return why a layer should only be converted if the user names it; None if there is no objection."""
     is_linear = isinstance(layer, nn.Linear)
     if is_linear and calls is None and rules.include is None and rules.select is None:
         return "its input may be (B, C): pass an example to show that it is not, or name it in include"
@@ -183,7 +187,7 @@ def group_by_reason(skipped: Sequence[SkippedLayer], limit: int = 4) -> list[str
 
 
 def _check_names(model: nn.Module, rules: Rules, layers: dict[PlainLayer, list[str]]) -> None:
-    """Check that names without wildcards are those of layers; a typo would pass unnoticed."""
+    """Check that names without wildcards are names of layers; otherwise, a typo would go unnoticed."""
     known = {name for names in layers.values() for name in names}
     known |= {name for names in find_layers(model, DYNAMIC_KINDS).values() for name in names}
     modules = dict(model.named_modules(remove_duplicate=False))

@@ -1,6 +1,6 @@
 """Converts the networks of Ultralytics (YOLO, RT-DETR), which fold BatchNorm into convolutions before they predict.
 
-Nothing of Ultralytics is imported: its blocks are known by their attributes ``conv``, ``bn`` and ``act``.
+Ultralytics is not imported: its blocks are recognised by their attributes ``conv``, ``bn`` and ``act``.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,23 +19,23 @@ from fdconv_zoo.layers.replace import find_layers
 def convert_ultralytics(
     model: nn.Module, *, select: Callable[[str, nn.Module], bool] | None = None, dry_run: bool = False, **rules: Any
 ) -> nn.Module:
-    """Convert layers of a network of Ultralytics to FDConv layers, in place, without changing what it computes.
+    """Convert layers of an Ultralytics network to FDConv layers, in place, without changing what it computes.
 
-    As :func:`fdconv_zoo.convert_model`, and the network's ``fuse()`` works afterwards, and with it prediction,
-    validation and export: a kernel that depends on the image cannot take up the BatchNorm after it, so ``fuse()`` makes
-    both one module and folds the other blocks as usual. Blocks with parallel convolutions that ``fuse()`` adds up
-    (``RepConv`` and the like) are skipped. The network can be copied and pickled.
+    Works like :func:`fdconv_zoo.convert_model`, and also adapts the network's ``fuse()``, which prediction, validation
+    and export call. BatchNorm cannot be folded into a kernel that depends on the image, so ``fuse()`` puts the FDConv
+    layer and its BatchNorm into one module, and folds all other blocks as usual. Blocks with parallel convolutions that
+    ``fuse()`` adds up (such as ``RepConv``) are skipped. The network can be copied and pickled.
 
     Args:
         model: ``YOLO(...).model``.
-        select, dry_run, **rules: as in :func:`fdconv_zoo.convert_model`, with its options.
+        select, dry_run, **rules: as in :func:`fdconv_zoo.convert_model`, including options of FDConv layers.
 
     Returns:
         The network.
 
     Raises:
         TypeError: ``model`` is not a network of Ultralytics.
-        TypeError, ValueError, RuntimeError: of :func:`fdconv_zoo.convert_model`. The network is then unchanged.
+        TypeError, ValueError, RuntimeError: as in :func:`fdconv_zoo.convert_model`. The network is then unchanged.
     """
     if not isinstance(getattr(model, "model", None), nn.Sequential) or not callable(getattr(model, "fuse", None)):
         raise TypeError(
@@ -49,16 +49,16 @@ def convert_ultralytics(
 
     convert_model(model, select=wanted, dry_run=dry_run, **rules)
     if not dry_run:
-        # Not a closure, which cannot be pickled with the network. Saved networks refer to `_fuse` by its name.
+        # A partial, because a closure cannot be pickled. Saved networks refer to `_fuse` by its name.
         vars(model)["fuse"] = partial(_fuse, model)
     return model
 
 
 class ConvertingTrainer:
-    """Mixin that makes a trainer of Ultralytics train a converted network.
+    """Mixin that makes an Ultralytics trainer train a converted network.
 
-    A trainer builds its network anew, from the configuration and the weights. With this class first among its bases,
-    it converts what it has built. Weights of plain and of converted networks are taken over::
+    A trainer builds a new network from the configuration and the weights. With this class as its first base class, it
+    then converts this network. Weights of plain and of converted networks can be loaded::
 
         class Trainer(ConvertingTrainer, DetectionTrainer):
             conversion = dict(include="model.?.*")
@@ -78,9 +78,9 @@ class ConvertingTrainer:
             verbose: log what is built and loaded.
 
         Raises:
-            WeightsError: ``weights`` has FDConv layers that this trainer does not make; names them.
+            WeightsError: ``weights`` has FDConv layers that this trainer does not make; the message names them.
         """
-        # The trainer, the next class in the order of bases, has the method.
+        # The trainer, the next base class, defines this method.
         plain = super().get_model(cfg=cfg, weights=weights, verbose=verbose)  # type: ignore[misc]
         model: Any = convert_ultralytics(plain, **self.conversion)
         trained = _dynamic_layers(weights) if isinstance(weights, nn.Module) else {}
@@ -96,13 +96,13 @@ def _fuse(model: Any, *args: Any, **kwargs: Any) -> nn.Module:
         conv, norm = getattr(block, "conv", None), getattr(block, "bn", None)
         if isinstance(conv, FDConv2d) and isinstance(norm, nn.BatchNorm2d) and hasattr(block, "act"):
             block.conv = nn.Sequential(conv, norm)
-            del block.bn  # the network's own fuse() passes over blocks without
+            del block.bn  # the network's own fuse() skips blocks without it
             block.forward = block.forward_fuse
     return type(model).fuse(model, *args, **kwargs)
 
 
 def _merges_convolutions(block: nn.Module) -> bool:
-    """Whether a block, to be fused, adds up the weights of parallel convolutions."""
+    """Whether fusing a block adds up the weights of parallel convolutions."""
     return hasattr(block, "fuse_convs") or (hasattr(block, "fuse") and hasattr(block, "conv1"))
 
 
@@ -123,6 +123,6 @@ def _check_layers(trained: Mapping[str, DynamicKernel], made: Mapping[str, Dynam
 
 
 def _options(layer: DynamicKernel) -> tuple[int, bool, bool, bool]:
-    """What decides which parameters a layer has, besides its channels: those of a head follow the classes."""
+    """The settings that decide which parameters a layer has, except channels: those of a head depend on the classes."""
     ksm = layer.ksm
     return layer.fdw.num_kernels, ksm.global_branch is not None, ksm.local_branch is not None, layer.fbm is not None

@@ -1,4 +1,4 @@
-"""Labelled images for training: finds and checks the user's images, and augments them repeatably.
+"""Labelled images for training: finds and checks images, and augments them reproducibly.
 
 `load_image_data` finds and checks images through the `datasets` library. `ImageDataset` and `StreamedImageDataset`
 decode and transform them for a DataLoader. `open_image` needs Pillow only; names that need `datasets` are imported on

@@ -80,7 +80,7 @@ def _describe(image: dict | None, split: str, row: int) -> str:
 
 
 def report_bad_images(lines: list[str], skip: bool) -> None:
-    """Raise DataError with the number of bad images and the first of them; if `skip`, only log it."""
+    """Raise DataError that counts the unreadable images and lists the first ones; if `skip`, log a warning instead."""
     if not lines:
         return
     listing = f"{len(lines)} images cannot be read:{listed(lines)}"

@@ -8,9 +8,9 @@ from fdconv_zoo.errors import ConfigError, DataError, first_of
 
 
 def check_spelling(names: Sequence[str]) -> None:
-    """Raise DataError for classes that differ only in case or blanks: they are one class, spelt in several ways.
+    """Raise DataError if names differ only in case or blanks: they are probably one class, spelt in several ways.
 
-    Single letters may differ in case: they are classes of characters.
+    Single letters may differ in case, as in datasets of characters.
     """
     spellings = defaultdict(list)
     for name in names:
@@ -26,18 +26,18 @@ def _normal(name: str) -> str:
 
 
 def match_classes(model: str, trained: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Find the classes of a dataset among those of a model, by name.
+    """Match the classes of a dataset to those of a model, by name.
 
     Args:
         model: Name of the model, for the message.
-        trained: Classes of the model, in the order of their numbers.
+        trained: Classes of the model, in the order of their indices.
         names: Classes of the dataset.
 
     Returns:
-        The model's number of each class of the dataset.
+        The model's index of each class of the dataset.
 
     Raises:
-        ConfigError: the model does not have a class.
+        ConfigError: the model does not have a class of the dataset.
     """
     numbers = {name: number for number, name in enumerate(trained)}
     if unknown := [name for name in names if name not in numbers]:

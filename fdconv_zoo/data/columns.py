@@ -15,7 +15,13 @@ _LABEL_TYPES = ("string", "large_string", "bool", "int8", "int16", "int32", "int
 
 
 def find_image_column(features: Features, wanted: str | None) -> str:
-    """Return `wanted`, or else the only column of images. Raises DataError, which lists the columns."""
+    """Return `wanted`, or else the only column of images.
+
+    If there are several, the one called "image" or "images" is used.
+
+    Raises:
+        DataError: there is no such column, or the choice is ambiguous; the message lists the columns.
+    """
     images = [name for name, feature in features.items() if _is_image(feature)]
     if wanted is not None and wanted in features and wanted not in images:
         raise DataError(f"Column {wanted!r} holds {features[wanted]}, not images. {_column_list('Image', images)}.")
@@ -25,7 +31,10 @@ def find_image_column(features: Features, wanted: str | None) -> str:
 def find_label_column(features: Features, wanted: str | None) -> str:
     """Return `wanted`, or else the only ClassLabel column, or else the only column of strings or integers.
 
-    If there are several, the one called "label" or "labels" is used. Raises DataError, which lists the columns.
+    If there are several, the one called "label" or "labels" is used.
+
+    Raises:
+        DataError: there is no such column, or the choice is ambiguous; the message lists the columns.
     """
     named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     plain = [name for name, feature in features.items() if _is_value(feature)]
@@ -72,7 +81,7 @@ def select_undecoded(source: Dataset | IterableDataset, image: str, label: str) 
 
 
 def encode_labels(splits: dict[str, Dataset]) -> dict[str, Dataset]:
-    """Convert the labels of all splits to class indices, numbered alike in every split.
+    """Convert the labels of all splits to class indices, which are the same in every split.
 
     Raises:
         DataError: a label is missing, or outside the range of its ClassLabel, or classes differ only in case or blanks.
@@ -94,7 +103,7 @@ def encode_labels(splits: dict[str, Dataset]) -> dict[str, Dataset]:
 def renumber_labels(
     source: Dataset | IterableDataset, numbers: Sequence[int], class_names: Sequence[str]
 ) -> Dataset | IterableDataset:
-    """Convert class indices to those of other classes.
+    """Map class indices to those of another list of classes.
 
     Args:
         source: Dataset with a column `label`.
@@ -113,7 +122,7 @@ def renumber_labels(
 
 def _renumbered(label: int | None, numbers: list[int]) -> dict[str, int | None]:
     known = label is not None and 0 <= label < len(numbers)
-    return {"label": numbers[label] if known else label}  # reading the stream refuses others
+    return {"label": numbers[label] if known else label}  # an invalid label raises an error when the stream is read
 
 
 def read_labels(source: Dataset) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""PyTorch datasets whose random augmentation is exactly repeatable."""
+"""PyTorch datasets with reproducible random augmentation."""
 
 import logging
 import random
@@ -23,7 +23,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
-    """Seed the generators that transforms draw from (Python, NumPy, PyTorch on the CPU); restore them on exit."""
+    """Seed the generators that transforms use (Python, NumPy, PyTorch on the CPU); restore their states on exit."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     python_seed, numpy_seed, torch_seed = (int(word) for word in np.random.SeedSequence(entropy).generate_state(3))
     with torch.random.fork_rng(devices=[]):
@@ -38,12 +38,14 @@ def seeded(*entropy: int) -> Iterator[None]:
 
 
 def _shared_integer(value: int = 0) -> Tensor:
-    """An integer in shared memory: running DataLoader workers see it change."""
+    """Return an integer in shared memory, so that running DataLoader workers see it change."""
     return torch.tensor(value, dtype=torch.int64).share_memory_()
 
 
 class RepeatableDataset(data.Dataset):
     """Base class of map-style datasets whose augmentation is a pure function of (seed, epoch, index, time).
+
+    `time` is the number of earlier draws of the same sample in the epoch.
 
     Args:
         source: Samples by index, before augmentation.
@@ -65,13 +67,19 @@ class RepeatableDataset(data.Dataset):
         return len(self.source)
 
     def augment(self, index: int, *sample: Any, time: int = 0) -> Any:
-        """Apply `transform` to sample `index`, seeded for this seed, epoch, index and time it is drawn in the epoch."""
+        """Apply `transform` to a sample, with generators seeded by (seed, epoch, index, time).
+
+        Args:
+            index: Index of the sample.
+            *sample: Arguments of `transform`.
+            time: Number of earlier draws of the sample in the epoch.
+        """
         with seeded(self.seed, int(self._epoch), index, time):
             return self.transform(*sample)
 
 
 class ImageDataset(RepeatableDataset):
-    """Images by index; augmentation is a pure function of (seed, epoch, index, time it is drawn in the epoch).
+    """Images by index; augmentation is a pure function of (seed, epoch, index, time), as in `RepeatableDataset`.
 
     Args:
         source: Dataset with the columns `image` (undecoded) and `label`, as returned by `load_image_data`.
@@ -88,8 +96,8 @@ class ImageDataset(RepeatableDataset):
         """Return image (C, H, W) and class index. Raises DataError if the image cannot be read.
 
         Args:
-            index: Of the image; or index and time, for images that are drawn several times in an epoch: each time they
-                are augmented in another way.
+            index: Index of the image; or (index, time), for images that are drawn several times in an epoch and
+                augmented differently each time.
         """
         index, time = index if isinstance(index, tuple) else (int(index), 0)
         record = self.source[index]
@@ -100,8 +108,8 @@ class ImageDataset(RepeatableDataset):
 class StreamedImageDataset(data.IterableDataset):
     """Images of a stream; augmentation is a pure function of (seed, epoch, worker, position in the worker's stream).
 
-    DataLoader workers share the stream file by file. For several processes, split `source` beforehand with
-    `datasets.distributed.split_dataset_by_node`, and give each process a different `seed`.
+    The files of the stream are divided among the DataLoader workers. For several processes, split `source` beforehand
+    with `datasets.distributed.split_dataset_by_node`, and give each process a different `seed`.
 
     Args:
         source: Stream with the columns `image` (undecoded) and `label`, as returned by `load_image_data`.
@@ -138,11 +146,12 @@ class StreamedImageDataset(data.IterableDataset):
 
         Args:
             epoch: Determines the order of the stream and the augmentation.
-            done_batches: Batches of this epoch that an interrupted run has consumed. Their records are skipped without
-                decoding. The rest of the epoch is exact if the number of workers is unchanged and no worker had run
-                out of files. Batches come in another order if the number is not a multiple of the number of workers,
-                and each bad image skipped earlier shifts its worker back by one record.
-            batch_size: Images per batch of those batches.
+            done_batches: Number of batches of this epoch that an interrupted run has consumed. Their records are
+                skipped without decoding. The other images are those of an uninterrupted run if the number of workers
+                is unchanged and no worker had run out of files. The order of batches differs if `done_batches` is not
+                a multiple of the number of workers. Each bad image that was skipped before the interruption shifts
+                its worker back by one record.
+            batch_size: Number of images in each of those batches.
         """
         self._epoch.fill_(epoch)
         self._done_batches.fill_(done_batches)

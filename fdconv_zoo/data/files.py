@@ -1,4 +1,4 @@
-"""Finds the image files below a folder, and counts what else lies there."""
+"""Finds the image files below a folder, and reports the other files."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from fdconv_zoo.errors import DataError, first_of
 
 _logger = logging.getLogger(__name__)
 
-_SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # Windows writes them into every folder of pictures
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # Windows creates them in folders of pictures
 
 
 @cache
@@ -23,22 +23,22 @@ def image_suffixes() -> frozenset[str]:
 
 
 def sub_folders(folder: Path) -> list[Path]:
-    """Return the visible sub-folders in alphabetical order, also linked ones; none if there is no such folder."""
+    """Return the visible sub-folders, also linked ones, in alphabetical order; empty if `folder` does not exist."""
     if not folder.is_dir():
         return []
     return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
 def find_images(folder: Path, *, recursive: bool = True) -> tuple[list[Path], list[Path]]:
-    """List the visible files of a folder, also behind links, in alphabetical order.
+    """List the visible files of a folder in alphabetical order, following links.
 
     Args:
         folder: Where to look.
-        recursive: Look into its sub-folders, too.
+        recursive: Also search sub-folders.
 
     Returns:
-        The images, and the other files. A suffix that Pillow does not know, or none, is no reason against a file: its
-        first bytes decide.
+        The images, and the other files. A file with an unknown suffix, or without one, is an image if Pillow
+        recognizes its content.
 
     Raises:
         DataError: a name is not valid UTF-8.
@@ -56,7 +56,7 @@ def has_images(folder: Path, *, recursive: bool = True) -> bool:
 
 
 def report_left_out(folder: Path, what: str, files: Sequence[Path]) -> None:
-    """Log how many files are left out, of which suffixes, and the first of them."""
+    """Log the number of files left out, by suffix, and the first of them."""
     if files:
         kinds = Counter(file.suffix.lower() or "without a suffix" for file in files)
         _logger.warning(
@@ -74,7 +74,7 @@ def _relative(files: Iterable[Path], folder: Path) -> Iterator[str]:
 
 
 def _walk(folder: str, recursive: bool, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """Yield visible files; `above` identifies the folders around this one, because links can lead in circles."""
+    """Yield visible files. `above` identifies the parent folders, because links can be circular."""
     status = os.stat(folder)
     here = (status.st_dev, status.st_ino)
     if here in above:
@@ -106,6 +106,6 @@ def _is_image(file: Path) -> bool:
         with Image.open(file):
             return True
     except Image.DecompressionBombError:
-        return True  # the checks explain it
+        return True  # reported when images are checked
     except OSError:
         return False

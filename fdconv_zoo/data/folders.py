@@ -18,7 +18,7 @@ class ClassFolders:
 
     Attributes:
         folder: The folder.
-        children: Its sub-folders that have images.
+        children: Its sub-folders that contain images.
     """
 
     folder: Path
@@ -26,7 +26,7 @@ class ClassFolders:
 
     @property
     def doubtful(self) -> bool:
-        """Whether these are hardly classes: there is only one, or one has the name of a split."""
+        """Whether the sub-folders may not be classes: there is only one, or one has the name of a split."""
         return len(self.children) < 2 or any(SPLIT_NAME.match(child.name) for child in self.children)
 
     def list_images(self) -> list[tuple[str, str]]:
@@ -40,11 +40,11 @@ class ClassFolders:
             [child for child, (images, _) in found.items() if all(file.parent != child for file in images)]
         )
         self._report(found)
-        # As `datasets` sorts the files of a folder, on which the part held out for validation depends.
+        # The order in which `datasets` sorts a folder: the images held out for validation depend on it.
         return sorted((str(image), child.name) for child, (images, _) in found.items() for image in images)
 
     def _check_level(self, outer: list[Path]) -> None:
-        """Check folders without images directly in them."""
+        """Raise DataError if folders without images of their own look like splits, or contain the class folders."""
         if len(self.children) == 1 and outer and len(sub_folders(outer[0])) > 1:
             raise DataError(
                 f"{self.folder}: its only folder with images is {outer[0].name}, which has folders inside. If they are "
@@ -59,7 +59,7 @@ class ClassFolders:
             )
 
     def _report(self, found: dict[Path, tuple[list[Path], list[Path]]]) -> None:
-        """Log what is left out, and what could be meant otherwise."""
+        """Log files that are left out, and folders that may be meant differently."""
         names = [child.name for child in self.children]
         if usual := [name for name in names if SPLIT_NAME.fullmatch(name)]:
             _logger.warning("%s: the folders %s are read as classes, not as splits.", self.folder, first_of(usual))
@@ -79,5 +79,5 @@ class ClassFolders:
 
 
 def find_class_folders(folder: Path) -> ClassFolders:
-    """Find the sub-folders that have images. Raises DataError if the name of a file is not valid UTF-8."""
+    """Find the sub-folders that contain images. Raises DataError if the name of a file is not valid UTF-8."""
     return ClassFolders(folder, [child for child in sub_folders(folder) if has_images(child)])

@@ -14,11 +14,11 @@ from fdconv_zoo.errors import DataError
 Mode = Literal["RGB", "L"]
 
 _SKIP = "Repair or remove it, or skip such images with --skip-bad-images."
-_SENSOR_BITS = (8, 10, 12, 14)  # of data that are often stored in 16 bits without being scaled to them
+_SENSOR_BITS = (8, 10, 12, 14)  # of sensors whose values are often stored in 16 bits unscaled
 
 
 def open_image(record: dict | None, mode: Mode = "RGB", name: str = "", *, remedy: str = _SKIP) -> Image.Image:
-    """Decode a whole image as `decode_image` does.
+    """Decode an image as `decode_image` does, with an error message that names it.
 
     Args:
         record, mode: As in `decode_image`.
@@ -30,7 +30,7 @@ def open_image(record: dict | None, mode: Mode = "RGB", name: str = "", *, remed
     """
     try:
         return decode_image(record, mode)
-    except Exception as error:  # Pillow's decoders fail with a dozen types
+    except Exception as error:  # Pillow's decoders raise a dozen types
         name = (record or {}).get("path") or name or "an image"
         raise DataError(f"{name}: cannot be read as an image ({reason(error)}). {remedy}") from error
 
@@ -43,10 +43,10 @@ def reason(error: Exception) -> str:
 
 
 def decode_image(record: dict | None, mode: Mode = "RGB", *, upright: bool = True) -> Image.Image:
-    """Decode a whole image and convert it to `mode`.
+    """Decode an image completely, and convert it to `mode`.
 
     Transparent pixels are composited over white, as viewers do. 16-bit grayscale is scaled to 8 bits, with a warning if
-    its values seem to have fewer bits. Of an animation, the first frame is used. CMYK is converted by Pillow, without
+    its values seem to have fewer bits. The first frame of an animation is used. CMYK is converted by Pillow, without
     colour profiles.
 
     Args:
@@ -55,7 +55,7 @@ def decode_image(record: dict | None, mode: Mode = "RGB", *, upright: bool = Tru
         upright: Rotate the image upright by its EXIF tag.
 
     Raises:
-        Exception: Pillow or the file system cannot read the image; of many types.
+        Exception: Pillow or the file system cannot read the image; the type varies.
     """
     image = Image.open(BytesIO(read_bytes(record)))
     bits = 12 if raw_mode(image) == "I;12" else 16  # packed samples of TIFF, which Pillow does not scale
@@ -86,7 +86,7 @@ def read_bytes(record: dict | None) -> bytes:
 
 
 def raw_mode(image: Image.Image) -> str | None:
-    """How an image that is not loaded yet stores its pixels, in Pillow's words, such as "L;4" for 4 bits; or None."""
+    """Return Pillow's raw mode of an image that is not loaded yet, such as "L;4" for 4 bits; None if it has none."""
     arguments = image.tile[0][3] if getattr(image, "tile", None) else None
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else None
@@ -108,10 +108,10 @@ def _warn_of_few_levels(largest: int) -> None:
     """Warn if no pixel of a 16-bit image exceeds the range of a camera or a scanner with fewer bits."""
     bits = next((bits for bits in _SENSOR_BITS if largest < 2**bits), None)
     if largest and bits:
-        # Without a name: Python shows the same text once, and not for each of a thousand images.
+        # The text does not name the image, so that Python shows it only once.
         warnings.warn(
-            f"a 16-bit image has no value above {2**bits - 1}, so {2 ** max(bits - 8, 0) + 1} of 256 grey levels are "
-            f"left of it: white is 65535. If the data have {bits} bits, multiply them by {2 ** (16 - bits)}, or save "
-            "them with 8 bits",
+            f"a 16-bit image has no value above {2**bits - 1}, but white is 65535, so only "
+            f"{2 ** max(bits - 8, 0) + 1} of 256 grey levels remain. If the data have {bits} bits, multiply them by "
+            f"{2 ** (16 - bits)}, or save them with 8 bits",
             stacklevel=2,
         )

@@ -20,17 +20,17 @@ from fdconv_zoo.errors import DataError, first_of, listed
 
 _logger = logging.getLogger(__name__)
 
-METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # as the Hub calls them
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # the names on the Hub
 LISTING_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
-# What a name of an image can be. A class called 1 is the stem of 1.png, so this comes last.
+# How a name can identify an image, in the order of trial. Stems come last: a class called 1 is also the stem of 1.png.
 _WAYS = ("path", "path without suffix", "name", "stem")
 _USUAL_NAMES = ("file_name", "filename", "file", "path", "image")
-_INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})")  # 007 is a name
+_INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})")  # 007 is a string
 
 
 class NamesNoImagesError(DataError):
-    """A file is a table, but no list of images."""
+    """A file is a table, but does not list images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class Listing:
         return column in self.rows and any(value is not None for value in self.rows[column])
 
     def label(self, wanted: str | None) -> str:
-        """Return the column of labels. Raises DataError, as `find_label_column`."""
+        """Return the column of labels. Raises DataError, as `find_label_column` does."""
         others = Features({name: kind for name, kind in self.features.items() if name != self.image})
         try:
             return find_label_column(others, wanted)
@@ -78,7 +78,10 @@ class Listing:
             raise DataError(f"{self.file}: {error}") from error
 
     def by_split(self, default: str) -> dict[str, "Listing"]:
-        """Divide the rows by their column `split`, or by folders with the names of splits, if any do."""
+        """Divide the rows by their column `split`, or else by their top folders, if all of these are names of splits.
+
+        Otherwise, all rows belong to the split `default`.
+        """
         folders = self.rows[self.image].map(lambda path: os.path.relpath(path, self.folder).split(os.sep)[0])
         column = self.rows["split"].map(str) if "split" in self.rows else folders
         for names in (column, folders):
@@ -103,7 +106,7 @@ class Listing:
         return replace(self, rows=rows)
 
     def report_unlisted(self) -> None:
-        """Log the images that are not listed: near those that are, or anywhere in the folder of a metadata file."""
+        """Log unlisted images: in the folders of listed images, or anywhere below the folder of a metadata file."""
         named = set(self.rows[self.image])
         whole = self.file.name.lower() in METADATA_FILES
         folders = {self.folder} if whole else {Path(path).parent for path in named}
@@ -121,11 +124,12 @@ def read_listing(file: Path, *, image: str | None = None, outside: bool = False)
     Args:
         file: CSV with commas, semicolons or tabs and possibly without a header, JSON Lines or parquet.
         image: The column of names. Default: file_name or another usual name, or the first whose values name images.
-        outside: Also accept paths that lead out of the folder of the file.
+        outside: Also accept paths outside the folder of the file.
 
     Raises:
         NamesNoImagesError: no column names images.
-        DataError: the file cannot be read, or a name fits several images.
+        DataError: the file cannot be read, has no column `image`, or a name is missing, matches several images or leads
+            out of the folder.
     """
     file = Path(os.path.abspath(file))
     rows, names = _read_rows(file), _Names(file, outside)
@@ -156,12 +160,12 @@ def _read_rows(file: Path) -> pd.DataFrame:
         raise DataError(f"{file}: cannot be read as a table ({error}). Save it as CSV in UTF-8.") from error
     rows.columns = [str(name).strip() for name in rows]
     if rows.empty or not rows.columns.is_unique:
-        raise DataError(f"{file}: has no rows, or columns of one name. Give it one row for each image.")
+        raise DataError(f"{file}: has no rows, or several columns of the same name. Give it one row for each image.")
     return rows
 
 
 def _plain(column: pd.Series) -> list | None:
-    """Return strings, or integers if all are, and None for missing values. Returns None for lists and the like."""
+    """Return strings, or integers if all values are, with None for missing ones; None for a column of other types."""
     values = [None if isinstance(value, float) and math.isnan(value) else value for value in column.tolist()]
     if any(not isinstance(value, str | int | float | None) for value in values):
         return None
@@ -189,7 +193,7 @@ class _Names:
         return found
 
     def find(self, name: str, by: str) -> list[str]:
-        """Return the files that a name stands for in one of `_WAYS`."""
+        """Return the files that a name identifies in one of `_WAYS`."""
         if by != "path":
             name = name.replace("\\", "/")
             return self._below[by].get(name if by == "path without suffix" else name.split("/")[-1], [])
@@ -197,17 +201,17 @@ class _Names:
         return [path] if path and os.path.isfile(path) else []
 
     def path(self, value: str | int | None) -> str:
-        """Return the path of an image; the checks name those that do not exist.
+        """Return the path of an image. It need not exist: missing files are reported when images are checked.
 
         Raises:
-            DataError: there is no name, it stands for several images, or it leads out of the folder.
+            DataError: the name is missing, matches several images, or leads out of the folder.
         """
         if value is None:
             raise DataError(f"{self.file}: a row names no image. Add the name, or remove the row.")
         name = str(value).strip()
         for by in _WAYS:
             found = self.find(name, by)
-            if len(found) > 1 and (split := SPLIT_NAME.match(self.file.name)):  # train.csv rather names images in train
+            if len(found) > 1 and (split := SPLIT_NAME.match(self.file.name)):  # train.csv lists images in train
                 places = {path: os.path.relpath(path, self.file.parent).lower() for path in found}
                 found = [path for path in found if places[path].startswith(split[1].lower())] or found
             if len(found) > 1:

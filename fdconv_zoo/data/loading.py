@@ -13,7 +13,7 @@ from fdconv_zoo.data.splits import limit_rows, resolve_splits, split_rows
 from fdconv_zoo.errors import DataError
 
 _SHUFFLE_BUFFER = 1000  # undecoded images in memory per worker
-_SHARDS = 128  # of a streamed list of image files; processes and workers share them out
+_SHARDS = 128  # of a streamed list of image files, divided among processes and workers
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class ImageData:
     """Datasets with two columns: `image`, undecoded ({"bytes", "path"}), and `label`, a class index.
 
     Attributes:
-        train: Training images, map-style or streamed; a stream is shuffled again in every epoch. None for
-            `split="validation"`.
+        train: Training images, map-style or streamed; a stream is shuffled again in every epoch. None unless `split`
+            was "both".
         validation: Validation images, in their stored order.
         class_names: Names of the classes, in the order of their indices.
         skipped: Number of images that `skip_bad_images` left out. For a stream, `StreamedImageDataset` counts them.
-        split: The split that the validation images are of.
-        train_count: Number of training images in this split, before `limit` and `skip_bad_images`; None if the
-            validation images are all of it.
+        split: Name of the split that the validation images belong to.
+        train_count: Number of training images in this split, before `limit` and `skip_bad_images`; None if all of
+            its images are validation images.
     """
 
     train: Dataset | IterableDataset | None
@@ -74,10 +74,10 @@ def load_image_data(
         streaming: Read images while training, for datasets that do not fit on the disk.
         skip_bad_images: Skip images that cannot be read instead of raising.
         num_workers: Processes that check images.
-        limit: Maximum number of images per split, for trial runs. They are drawn by `seed`; from a validation stream,
-            the first ones are taken.
+        limit: Maximum number of images per split, for trial runs. They are drawn at random with `seed`; of a validation
+            stream, the first ones are taken.
         split: "validation" loads validation images only, or all images if there is only one split. "held out" loads
-            those that "both" validates on.
+            the validation images of "both".
 
     Raises:
         DataError: the data have a problem; the message says what to do.

@@ -18,14 +18,14 @@ from fdconv_zoo.errors import DataError, first_of
 
 _logger = logging.getLogger(__name__)
 
-Open = Callable[[], Dataset]  # opens a split: a column of undecoded images and at least one other
+Open = Callable[[], Dataset]  # opens a split, with a column of undecoded images and at least one other column
 
 
 def folder_splits(folder: Path, image: str | None, label: str | None) -> dict[str, Open]:
     """Find the splits of a folder of images.
 
-    In this order: a metadata file with a column of labels; folders with the names of splits; class folders; another
-    file that lists images.
+    The first of these that exists is used: a metadata file with a column of labels; folders with the names of splits;
+    class folders; another file that lists images.
 
     Args:
         folder: Where to look.
@@ -50,7 +50,7 @@ def folder_splits(folder: Path, image: str | None, label: str | None) -> dict[st
         classes = find_class_folders(folder)
     listings = _files_with(folder, LISTING_SUFFIXES)
     if len(classes.children) > 1:
-        listings = [file for file in listings if file.name.lower() not in METADATA_FILES]  # without a certain label
+        listings = [file for file in listings if file.name.lower() not in METADATA_FILES]  # label column unclear
     if listings and classes.doubtful:
         try:
             return listing_splits(listings, image, label)
@@ -67,7 +67,7 @@ def folder_splits(folder: Path, image: str | None, label: str | None) -> dict[st
 def listing_splits(
     files: Sequence[Path], image: str | None, label: str | None, *, outside: bool = False
 ) -> dict[str, Open]:
-    """Find the splits in files that list images. The names of several files begin with those of their splits.
+    """Find the splits in files that list images. If there are several, their names must begin with those of splits.
 
     Args:
         files: CSV or JSON Lines.
@@ -75,7 +75,7 @@ def listing_splits(
         outside: Also accept images that are not below the folder of their file.
 
     Raises:
-        DataError: as `read_listing`, or a file belongs to no split.
+        DataError: as `read_listing`, a file belongs to no split, or several files have the same split.
     """
     if len(files) > 1:
         files = [file for file in files if SPLIT_NAME.match(file.name)] or files
@@ -166,7 +166,7 @@ def _open_listing(listing: Listing, label: str) -> Dataset:
 
 
 def as_dataset(columns: dict[str, tuple], image: str, features: Features) -> Dataset:
-    """Make a table of image files, which `datasets` keeps in its cache until one of the files changes.
+    """Build a table of image files, which `datasets` caches until one of the files changes.
 
     Args:
         columns: Values by column.
@@ -177,7 +177,7 @@ def as_dataset(columns: dict[str, tuple], image: str, features: Features) -> Dat
         DataError: the cache cannot be written to.
     """
     stamps = tuple(map(_stamp, columns[image]))
-    # `datasets` would take lists for shards, and call `_rows` for each item of the longest.
+    # Tuples, because `datasets` would treat lists as shards, and call `_rows` for each item.
     arguments = {"columns": columns, "stamps": stamps}
     try:
         return Dataset.from_generator(_rows, features, gen_kwargs=arguments)
@@ -198,5 +198,5 @@ def _stamp(path: str) -> tuple[int, int] | None:
     try:
         status = os.stat(path)
     except OSError:
-        return None  # the checks name the file
+        return None  # reported when images are checked
     return status.st_size, status.st_mtime_ns

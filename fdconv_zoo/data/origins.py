@@ -1,4 +1,4 @@
-"""Where tables may take images from, and where `datasets` keeps what it made of them."""
+"""Checks which image files tables may name, and whether `datasets` can write to its cache."""
 
 import errno
 import os
@@ -18,9 +18,9 @@ _HUB = "hf://"
 
 
 def check_surroundings(error: BaseException) -> None:
-    """Raise DataError if loading failed for another reason than the content of files.
+    """Raise DataError if loading failed for a reason other than the content of the files.
 
-    The reasons are a name that is not UTF-8, and a cache of `datasets` that cannot be written to, or is full.
+    These reasons are a name that is not UTF-8, and a cache of `datasets` that is full or cannot be written to.
     """
     cause = error.__cause__ or error
     if isinstance(cause, UnicodeEncodeError):
@@ -43,14 +43,14 @@ def check_surroundings(error: BaseException) -> None:
 def check_origins(
     splits: Mapping[str, Dataset | IterableDataset], folder: Path | None
 ) -> dict[str, Dataset | IterableDataset]:
-    """Check that tables hold their images, or name files that came with them.
+    """Check that tables contain their images, or name only files that belong to the dataset.
 
-    A table can name any file of this machine in place of an image: others', or a device that never ends.
+    Instead of an image, a table can name any file on this machine, such as a private file or an endless device.
 
     Args:
         splits: Tables, or streams of them; a stream is checked while it is read.
-        folder: Of a local table, whose files it may name. None: the table is from the Hub, and may name what
-            `datasets` has downloaded.
+        folder: Folder of a local table, which may name files below it. None: the table is from the Hub, and may name
+            files in the caches of `datasets` and huggingface_hub.
 
     Returns:
         The splits.
@@ -67,7 +67,7 @@ def _checked(name: str, split: Dataset | IterableDataset, folders: Sequence[Path
     columns = [column for column, feature in (split.features or {}).items() if _is_image(feature)]
     if isinstance(split, IterableDataset):
         for column in columns:
-            split = split.cast_column(column, Image(decode=False))  # else each would be decoded for the check
+            split = split.cast_column(column, Image(decode=False))  # otherwise the check would decode every image
         kwargs = {"columns": columns, "folders": folders, "split": name}
         return split.map(_check_row, fn_kwargs=kwargs, features=Features(split.features)) if columns else split
     bad = []

@@ -26,7 +26,7 @@ _TABLE_SUFFIXES = {".parquet": "parquet", ".arrow": "arrow"}
 
 
 class Splits(Mapping[str, datasets.Dataset | datasets.IterableDataset]):
-    """Splits by name, each opened when it is asked for."""
+    """Splits by name, opened on access."""
 
     def __init__(self, opened: Mapping[str, Callable[[], datasets.Dataset | datasets.IterableDataset]]):
         self._open = opened
@@ -50,7 +50,7 @@ def load_splits(
 
     Args:
         dataset: As in `load_image_data`.
-        streaming: Read parquet and arrow files and the Hub as streams.
+        streaming: Read parquet files, arrow files and datasets on the Hub as streams.
         image_column, label_column: The columns of files that list images.
 
     Raises:
@@ -81,7 +81,7 @@ def load_splits(
 def _load(dataset: str, builder: str, arguments: dict, streaming: bool) -> Splits:
     try:
         loaded = datasets.load_dataset(builder, **arguments, streaming=streaming)
-    except Exception as error:  # whatever the file formats and the network raise
+    except Exception as error:  # file formats and the network raise many types
         check_surroundings(error)
         cause = error.__cause__ or error
         detail = f"{type(cause).__name__}: {cause}"
@@ -109,7 +109,10 @@ def _find_tables(folder: Path) -> list[Path]:
 
 
 def _table_arguments(files: list[Path]) -> tuple[str, dict]:
-    """Parquet or arrow files. Their split is the prefix of the file name, or else the name of the folder."""
+    """Return the builder and the arguments of `datasets.load_dataset` for parquet or arrow files.
+
+    The split of a file is the prefix of its name, or else the name of its folder.
+    """
     suffixes = {file.suffix for file in files}
     if len(suffixes) > 1 or not suffixes <= set(_TABLE_SUFFIXES):
         raise DataError(f"{files[0]}: files must be all parquet or all arrow, not {', '.join(sorted(suffixes))}.")

@@ -14,10 +14,13 @@ SPLIT_NAME = re.compile(rf"({'|'.join(TRAIN_NAMES + VALIDATION_NAMES)})(?![a-z])
 
 
 def choose_splits(available: Iterable[str], train: str | None, validation: str | None) -> tuple[str | None, str | None]:
-    """Choose the training and validation split: the given one, else one with a usual name, else the only one left.
+    """Choose the training and the validation split: the given ones, or else those with usual names.
 
-    Either is None if there is no such split: validation if there is only one split, training if all are validation
-    splits.
+    Without a usual name, the only split left is the training split.
+
+    Returns:
+        The names of the training and the validation split. Training is None if no split can be chosen, validation if
+        there is no other split.
 
     Raises:
         DataError: a given split does not exist, or the validation split is ambiguous.
@@ -45,9 +48,10 @@ def resolve_splits(
     validation: str | None,
     wanted: Literal["both", "validation", "held out"],
 ) -> tuple[str | None, str | None]:
-    """Apply `choose_splits` to what is wanted: for "validation" alone, a single split is the validation split.
+    """Choose the splits to load, as `choose_splits` does.
 
-    The validation split is None if a part of the training split is to be held out.
+    If `wanted` is "validation", a single split is the validation split. Otherwise, the validation split is None if a
+    part of the training split must be held out.
 
     Raises:
         DataError: as `choose_splits`, or both splits are wanted and the training split is ambiguous.
@@ -78,6 +82,9 @@ def split_rows(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
 
     Returns:
         Training rows and validation rows, both ascending.
+
+    Raises:
+        DataError: `fraction` is not between 0 and 1.
     """
     if not 0 < fraction < 1:
         raise DataError(f"The fraction of validation images must be between 0 and 1, not {fraction}.")
@@ -91,7 +98,7 @@ def split_rows(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
 
 
 def limit_rows(rows: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
-    """Draw at most `limit` of the rows with `seed`, and keep their order."""
+    """Draw at most `limit` of the rows at random, and return them in ascending order."""
     if limit is None:
         return rows
     return np.sort(np.random.default_rng(seed).permutation(rows)[:limit])

@@ -27,10 +27,10 @@ class Backbone(nn.Module):
     Args:
         name: A model name registered with timm, such as ``resnet50_fdconv``, optionally with a tag.
         strides: Strides of the requested maps, finest first. A stride of 2 is skipped if the model does not have it.
-            None: the last four maps, whatever their strides.
+            None: the last four maps, whose strides must differ.
         arguments: Keyword arguments for ``timm.create_model``.
-        pretrained: Load the published weights of `name`, or a weights file: its path.
-        output_stride: Stride of the last map. Below 32, models that support it dilate their last stages.
+        pretrained: True: load the published weights of `name`. A path: load this weights file.
+        output_stride: Stride of the last map. Below 32, the last stages are dilated, which not all models support.
 
     Attributes:
         model: The timm model.
@@ -78,7 +78,7 @@ class Backbone(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Compute maps (B, C, H / stride, W / stride) of images (B, 3, H, W)."""
+        """Compute feature maps (B, C, H / stride, W / stride) of images (B, 3, H, W)."""
         return self.model.forward_intermediates(
             images, indices=self._indices, output_fmt="NCHW", intermediates_only=True
         )

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 def evaluation_loader(dataset: Dataset, batch_size: int, workers: int) -> DataLoader:
-    """Load evaluation images in order, for `accelerator.prepare`.
+    """Build the DataLoader of evaluation images, in order, for `accelerator.prepare`.
 
     Args:
         dataset: `EvaluationDataset` of segmentation or detection.
@@ -23,14 +23,14 @@ def evaluation_loader(dataset: Dataset, batch_size: int, workers: int) -> DataLo
 
 
 def choose_varied(present: np.ndarray, number: int) -> list[int]:
-    """Choose images in which together as many classes as possible occur, one after the other.
+    """Choose images greedily, so that together they show as many classes as possible.
 
     Args:
         present: Whether each class occurs in each image, bool (N, K).
         number: How many images to choose.
 
     Returns:
-        Their indices, ascending. Where more images add nothing, the first ones fill up.
+        Indices of the images, ascending. When no image adds a class, the first remaining images are chosen.
     """
     chosen: list[int] = []
     missing = present.any(axis=0)

@@ -1,4 +1,4 @@
-"""Which parameters of a network for dense prediction a run does not train."""
+"""Freezes parameters of networks for dense prediction."""
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
@@ -12,11 +12,11 @@ from fdconv_zoo.layers.modulators import find_modulators
 
 
 def freeze_stages(backbone: Backbone, stages: int) -> None:
-    """Turn gradients off for the stem and the first stages of a backbone, except for FDConv's modulators.
+    """Freeze the stem and the first stages of a backbone, except FDConv's modulators.
 
     This is the detection configuration of FDConv's authors: their ``frozen_stages`` with KSM and FBM in
-    ``need_grad_list``, because published weights do not have any. The norms of frozen stages keep their statistics if
-    training starts with `fdconv_zoo.training.tuning.train_mode`.
+    ``need_grad_list``, because published weights do not include modulators. The norms of frozen stages keep their
+    statistics if training starts with `fdconv_zoo.training.tuning.train_mode`.
 
     Args:
         backbone: Changed in place.
@@ -35,14 +35,14 @@ def freeze_stages(backbone: Backbone, stages: int) -> None:
 
 
 def freeze_unused(module: nn.Module, outputs: Callable[[nn.Module, Tensor], Iterable[Tensor]]) -> None:
-    """Turn gradients off for parameters that no output depends on.
+    """Freeze the parameters that no output depends on.
 
-    Some decoders take only the first maps of a backbone that cannot be cut there, such as HRNet. Such parameters never
-    get a gradient, for which torch's DistributedDataParallel would wait in vain. In one process they do no harm.
+    Some decoders use only the first maps of a backbone that cannot be truncated there, such as HRNet. Other parameters
+    never get a gradient, and torch's DistributedDataParallel would wait for it. In a single process they do no harm.
 
     Args:
         module: Changed in place; its buffers and the random state stay as they are.
-        outputs: Computes, in training mode, the outputs of a copy of the module for images (2, 3, 64, 64).
+        outputs: Computes the outputs of a copy of the module, which is in training mode, for images (2, 3, 64, 64).
     """
     copy = deepcopy(module).cpu().train()
     with torch.random.fork_rng(devices=[]), torch.enable_grad():

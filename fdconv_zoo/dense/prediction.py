@@ -37,12 +37,12 @@ def predict_files(
     least_score: float = 0.5,
     short_side: int | None = None,
 ) -> None:
-    """Write a picture of every image and a video of every video, and print a summary of each image.
+    """Write each image as a picture and each video as a video, with predictions, and print a summary of each.
 
-    A segmenter also writes ``NAME.mask.png`` for each image, whose pixels have the values of the masks in
-    training. A detector also writes ``detections.json`` for all images: file name, class, score, box (left, top, width,
-    height in pixels), and mask as compressed run lengths. A file that cannot be read does not stop the others, and
-    whatever stops the run, what was found until then is written.
+    A segmenter also writes ``NAME.mask.png`` for each image, with the same pixel values as the training masks. A
+    detector also writes ``detections.json`` for all images: file name, class, score, box (left, top, width, height in
+    pixels), and mask as compressed run lengths. Files that cannot be read are skipped. If the run stops early, the
+    detections up to that point are written.
 
     Args:
         model: The model in eval mode, on any device.
@@ -53,7 +53,7 @@ def predict_files(
 
     Raises:
         ConfigError: an output file exists, or two files would have the same name.
-        DataError: files cannot be read; raised when all others are done.
+        DataError: files cannot be read; raised after all other files are processed.
     """
     targets = _targets(files, output)
     predictor = make_predictor(model, least_score=least_score, short_side=short_side)
@@ -76,7 +76,7 @@ def predict_files(
 def make_predictor(
     model: Segmenter | Detector, *, least_score: float = 0.5, short_side: int | None = None
 ) -> Predictor:
-    """Make the function that predicts for one image; arguments as in `predict_files`."""
+    """Return a function that predicts for one image; arguments as in `predict_files`."""
     if isinstance(model, Segmenter):
         return _segmentation_predictor(model, short_side)
     return _detection_predictor(model, least_score)

@@ -32,12 +32,12 @@ _COLUMNS = {  # of the classes in a row of metrics.jsonl
 
 @dataclass(frozen=True)
 class _Kind:
-    """What differs between the two kinds of runs.
+    """The differences between runs of segmentation and detection.
 
     Attributes:
         model: Class of the model.
-        command: That trains it.
-        metrics: Key in a row of metrics.jsonl to its name, and the Hub's; the first chose the best epoch.
+        command: Command that trains the model.
+        metrics: By key in a row of metrics.jsonl: name, and name on the Hub. The first determined the best epoch.
     """
 
     model: type[Segmenter | Detector]
@@ -69,9 +69,9 @@ _KINDS = {  # by a key of the configuration
 
 
 def make_run_repository(weights: Path, repo_id: str, folder: Path, *, licence: str | None = None) -> None:
-    """Write all files of the repository of a run, and check that the model loads from them as it was.
+    """Write all files of the repository of a run, and check that the model loaded from them predicts the same.
 
-    All that they say is from the run itself. They hold none of its images.
+    All information in them is from the run itself. They contain none of its images.
 
     Args:
         weights: Output folder of a run of `fdconv-zoo segment` or `detect`, or `last` in it.
@@ -80,8 +80,9 @@ def make_run_repository(weights: Path, repo_id: str, folder: Path, *, licence: s
         licence: Identifier of the licence of the weights, such as "apache-2.0"; None states none.
 
     Raises:
-        PublishError: It is not the folder of a run, or the run's record is damaged.
-        WeightsError: The run's configuration or weights are damaged, or weights are not finite.
+        PublishError: `weights` is not the folder of a run, the run's record is damaged, or the written model predicts
+            differently.
+        WeightsError: the run's configuration or weights are damaged, or weights are not finite.
     """
     kind = _kind(weights)
     run = read_run(weights, next(iter(kind.metrics)))
@@ -98,12 +99,12 @@ def make_run_repository(weights: Path, repo_id: str, folder: Path, *, licence: s
 
 
 def publish(folder: Path, target: Target) -> str:
-    """Upload a folder of `make_run_repository`, see :func:`fdconv_zoo.store.upload.upload`."""
+    """Upload a folder of `make_run_repository` and return the commit hash; see `fdconv_zoo.store.upload.upload`."""
     return upload(folder, target, _predictions_are_equal)
 
 
 def loading_code(folder: Path, repo_id: str, revision: str) -> str:
-    """The Python code that loads the published model of a folder."""
+    """Return the Python code that loads the published model of a folder."""
     return f"{_kind(folder).model.__name__}.from_pretrained({repo_id!r}, revision={revision!r})"
 
 
@@ -178,7 +179,7 @@ def _predict_the_same(one: Segmenter | Detector, other: Segmenter | Detector) ->
 
 @torch.inference_mode()
 def _predictions(model: Segmenter | Detector) -> list[Tensor]:
-    """What a model computes from random images; of a detector also its pyramid, because it may detect nothing."""
+    """Compute a model's outputs for random images; for detectors also the pyramid, as they may detect nothing."""
     images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     if isinstance(model, Segmenter):
         return [model(images)]

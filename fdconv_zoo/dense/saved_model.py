@@ -18,10 +18,10 @@ _FILES = (constants.CONFIG_NAME, constants.SAFETENSORS_SINGLE_FILE)
 
 
 class SavedModel(nn.Module, PyTorchModelHubMixin):
-    """A module with the Hub's mixin, and with errors that say what is wrong with a folder.
+    """A module with the Hub's mixin, and with errors that say what is wrong with a model's files.
 
     Attributes:
-        config: The arguments to build the model again, as JSON values. Subclasses set it.
+        config: The arguments that rebuild the model, as JSON values. Subclasses set it.
     """
 
     config: dict[str, Any]

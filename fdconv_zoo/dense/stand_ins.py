@@ -25,7 +25,7 @@ def stand_in(dataset: str) -> Iterator[str]:
 
     Args:
         dataset: The dataset of a recipe. The last part of its path determines the layout: ``ADEChallengeData2016``,
-            ``cityscapes``, ``coco``, or for any other name that of the canvases.
+            ``cityscapes`` or ``coco``; any other name stands for the layout of the canvases.
 
     Yields:
         The folder of the stand-in.

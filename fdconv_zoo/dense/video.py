@@ -1,4 +1,4 @@
-"""Converts videos: turns every frame upright and draws it."""
+"""Converts videos: rotates every frame upright and draws it."""
 
 import struct
 from collections.abc import Callable
@@ -25,12 +25,12 @@ _UPRIGHT = {
 
 
 def convert_video(draw: Callable[[Image.Image], Image.Image], source: Path, target: Path) -> int:
-    """Write a silent video of a picture of every frame.
+    """Draw a picture of every frame, and write them as a video without sound.
 
     Args:
-        draw: Upright frame -> picture; all pictures have one size.
+        draw: Upright frame -> picture. All pictures must have the same size.
         source: The video.
-        target: The new one, in MP4 format.
+        target: The new video, in MP4 format.
 
     Returns:
         The number of frames.
@@ -59,7 +59,7 @@ def convert_video(draw: Callable[[Image.Image], Image.Image], source: Path, targ
 
 
 def upright(frame: av.VideoFrame) -> Image.Image:
-    """Convert a frame to RGB as players show it: turned by quarters, or mirrored, if it has a display matrix."""
+    """Convert a frame to RGB as players show it: its display matrix can rotate it by quarter turns, or mirror it."""
     image = frame.to_image()
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:

@@ -1,4 +1,4 @@
-"""The zoo's index: one YAML file per entry in `models/`, read and checked."""
+"""The zoo's index: reads and checks `models/`, which has one YAML file per entry."""
 
 from fdconv_zoo.index.entry import (
     MODELS,

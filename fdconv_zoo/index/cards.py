@@ -1,4 +1,4 @@
-"""Model cards: the page of an entry of the index that is published with its weights."""
+"""Model cards: for each entry of the index, the page that is published with its weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +14,14 @@ from fdconv_zoo.index.table import more, quantity
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 _CITATIONS = Path(__file__).with_name("citations.bib")
-_METRICS = {"% top-1": "accuracy", "% top-5": "top_5_accuracy"}  # the Hub's names of ours
+_METRICS = {"% top-1": "accuracy", "% top-5": "top_5_accuracy"}  # our metrics, and the Hub's names for them
 
 
 def render_card(entry: Entry, name: str) -> ModelCard:
     """Render the card of an entry.
 
     Args:
-        entry: Of the index. ``dataclasses.replace(entry, hub_id=...)`` gives the card of a new repository.
+        entry: Entry of the index. For the card of a new repository, pass ``dataclasses.replace(entry, hub_id=...)``.
         name: The file's name in `models/`, without `.yaml`.
     """
     costs, preprocessing, family = entry.costs, entry.preprocessing, find_family(entry.architecture)
@@ -56,11 +56,11 @@ def render_card(entry: Entry, name: str) -> ModelCard:
         licence=_licence(entry),
         citations=citations(family.citation),
     )
-    return ModelCard(f"{str(card).rstrip()}\n")  # the template engine drops the last line's end
+    return ModelCard(f"{str(card).rstrip()}\n")  # the template engine drops the final newline
 
 
 def card_metadata(entry: Entry, name: str) -> ModelCardData:
-    """The metadata of a card, for the Hub; without results that the paper reports, which are not this model's."""
+    """Return the metadata of a card for the Hub. Results of the paper are left out: they are not this model's."""
     data = find_training_data(entry.tag or str((entry.recipe or {}).get("dataset", "")))
     results = [_eval_result(result) for result in entry.results.measured]
     licence_link = find_licence(entry.license).link
@@ -79,7 +79,7 @@ def card_metadata(entry: Entry, name: str) -> ModelCardData:
 
 
 def with_card(index: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The entries that have a card: all but further recipes of a model with an entry under its own name."""
+    """Return the entries that have a card. Other recipes for a model that has an entry under its own name have none."""
     return {name: entry for name, entry in index.items() if name == entry.model or entry.model not in index}
 
 
@@ -95,14 +95,14 @@ def _eval_result(result: Result) -> EvalResult:
         metric_type=_METRICS.get(result.metric, result.metric),
         metric_name=result.metric,
         metric_value=result.value,
-        # A source must be a link; a command goes among the arguments of the measurement.
+        # A source must be a link; a command is stored with the arguments of the metric.
         metric_args={"setting": result.setting} | ({} if is_link else {"command": result.source}),
         source_url=result.source if is_link else None,
     )
 
 
 def _load(entry: Entry) -> str:
-    """The arguments of `timm.create_model`."""
+    """The arguments of `timm.create_model` that load the model."""
     if entry.hub_id:
         return f'"hf-hub:{entry.hub_id}", pretrained=True'
     return f'"{entry.model}"' + (", pretrained=True" if entry.status != "recipe only" else "")
@@ -171,7 +171,7 @@ def _licence(entry: Entry) -> str:
 
 
 def citations(of_the_family: str | None) -> str:
-    """Return FDConv's paper, the family's, and timm, in BibTeX; only timm for a model that is not of our families."""
+    """Return the citations of FDConv, the family and timm in BibTeX; only timm for a model not of our families."""
     fdconv, timm = _CITATIONS.read_text(encoding="utf-8").strip().split("\n\n")
     return "\n\n".join((fdconv, of_the_family.strip(), timm)) if of_the_family else timm
 

@@ -1,4 +1,4 @@
-"""Entries of the index, and reading them from their YAML files."""
+"""Entries of the index, read from their YAML files."""
 
 import difflib
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import yaml
 from fdconv_zoo.errors import EntryError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# The wheel has the entries inside the package, the repository next to it.
+# In the wheel, the entries are inside the package; in the repository, next to it.
 MODELS = _PACKAGE / "models" if (_PACKAGE / "models").is_dir() else _PACKAGE.parent / "models"
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # faster, if PyYAML was built with it
 STATUSES = ("converted, not trained", "trained", "recipe only")
@@ -28,7 +28,7 @@ class Preprocessing:
         mean: Mean per channel, for pixels in 0..1.
         std: Standard deviation per channel.
         interpolation: Interpolation for resizing.
-        crop_pct: Side of the center crop in validation, as a fraction of the resized image's.
+        crop_pct: Side of the center crop in validation, as a fraction of the side of the resized image.
     """
 
     size: list[int]
@@ -40,14 +40,14 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of the model and of its plain twin for one image of the preprocessing's size.
+    """Costs of the model and of timm's plain model, for one image of the preprocessing's size.
 
     Attributes:
         parameters: Number of parameters, with the default number of classes.
-        plain_parameters: The twin's.
-        multiply_adds: In inference, with FBM's low-passes and without FFTs; see
+        plain_parameters: The same for the plain model.
+        multiply_adds: Multiply-adds in inference, with FBM's low-passes and without FFTs; see
             `fdconv_zoo.conversion.costs.count_multiply_adds`.
-        plain_multiply_adds: The twin's.
+        plain_multiply_adds: The same for the plain model.
     """
 
     parameters: int
@@ -58,14 +58,14 @@ class Costs:
 
 @dataclass(frozen=True)
 class Result:
-    """One figure.
+    """A single result.
 
     Attributes:
-        dataset: With its split, such as "COCO val2017".
-        metric: With its unit, such as "box AP".
-        value: The figure.
+        dataset: Dataset and split, such as "COCO val2017".
+        metric: Metric with its unit, such as "box AP".
+        value: Value of the metric.
         setting: Short description of the model and its training.
-        source: Link to the paper, or the command that measures the figure.
+        source: Link to the paper, or the command that measures the value.
     """
 
     dataset: str
@@ -101,9 +101,9 @@ class Comparison:
     """A comparison of models trained in the same way, measured here.
 
     Attributes:
-        dataset: With its split.
-        metric: With its unit.
-        setting: Short description of the common training.
+        dataset: Dataset and split.
+        metric: Metric with its unit.
+        setting: Short description of the training, which is the same for all models.
         source: The command that produces the table.
         finding: The conclusion, in a sentence or two.
         rows: One per model.
@@ -119,12 +119,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Results:
-    """Figures by origin.
+    """Results by origin.
 
     Attributes:
-        paper: Reported by the paper, not measured here.
-        measured: Measured here.
-        comparisons: Measured here, together with other models.
+        paper: Results that the paper reports, not measured here.
+        measured: Results measured here.
+        comparisons: Comparisons with other models, measured here.
     """
 
     paper: list[Result]
@@ -137,16 +137,16 @@ class Entry:
     """A model of the zoo.
 
     Attributes:
-        model: Its timm name, `architecture.tag`, or `architecture` if there are no weights.
+        model: Name in timm: `architecture.tag`, or `architecture` if there are no weights.
         task: One of `TASKS`.
         description: Description in a sentence or two.
-        source: Hub id of the weights it starts from; None if there are none.
-        hub_id: Hub id under which this project published it; None if it did not.
-        license: SPDX identifier of the licence of those weights, or of the entry's own.
+        source: Hub id of the weights that the model starts from; None if there are none.
+        hub_id: Hub id under which this project published the model; None if it is not published.
+        license: SPDX identifier of the licence of the source weights, or of the entry's own weights or recipe.
         status: One of `STATUSES`.
-        preprocessing: Preprocessing of its input.
-        costs: Its costs and its plain twin's.
-        results: Figures by origin.
+        preprocessing: Preprocessing of the model's input.
+        costs: Costs of the model and of timm's plain model.
+        results: Results by origin.
         recipe: Flags of the task's command, with underscores; None if the entry is only weights.
     """
 
@@ -174,7 +174,7 @@ class Entry:
 
     @property
     def loads_from(self) -> str:
-        """The name by which timm loads it: where this project published it, otherwise the model's own."""
+        """The name by which timm loads the model: its repository if this project published it, else its own name."""
         return f"hf-hub:{self.hub_id}" if self.hub_id else self.model
 
 
@@ -185,7 +185,7 @@ def find_entry(name: str | Path) -> Path:
         name: Name of an entry of the index, as `fdconv-zoo list` prints it, or a path of a file.
 
     Raises:
-        EntryError: there is neither.
+        EntryError: there is no such entry and no such file.
     """
     path, known = Path(name), MODELS / f"{name}.yaml"
     if path.is_file():
@@ -205,7 +205,7 @@ def read_entry(name: str | Path) -> Entry:
         name: As for `find_entry`.
 
     Raises:
-        EntryError: there is none, it is not YAML, a key is unknown or missing, or a value has the wrong type.
+        EntryError: there is no such entry, it is not YAML, a key is unknown or missing, or a value is invalid.
     """
     path = find_entry(name)
     try:
@@ -229,7 +229,7 @@ def read_index(folder: str | Path = MODELS) -> dict[str, Entry]:
     """Read all entries of a folder.
 
     Returns:
-        The entries by file name without `.yaml`, sorted.
+        The entries by file name without `.yaml`, sorted by name.
 
     Raises:
         EntryError: an entry is invalid, or the folder has none.

@@ -1,4 +1,4 @@
-"""Facts about datasets and licences for model cards; families add those that only their weights have."""
+"""Facts about datasets and licences for model cards; families register those that only their weights have."""
 
 import re
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ class Dataset:
     """A dataset that models are trained or measured on.
 
     Attributes:
-        title: As results name it, before a comma and the split.
-        hub_id: On the Hub; None where it is not public.
-        task: The Hub's name of what is measured on it.
-        remark: What to know before using a model trained on it.
+        title: Name of the dataset in results, before a comma and the split.
+        hub_id: Hub id of the dataset; None if it is not public.
+        task: The Hub's name of the task that is measured on it.
+        remark: What to know before using a model that was trained on it.
     """
 
     title: str
@@ -26,8 +26,8 @@ class Licence:
     """A licence of weights.
 
     Attributes:
-        title: As it stands in a sentence.
-        link: Its text, for a licence that the Hub does not know by its identifier.
+        title: Name of the licence, as used in a sentence.
+        link: Link to its text, for a licence whose identifier the Hub does not know.
     """
 
     title: str
@@ -59,16 +59,16 @@ LICENCES = {  # by identifier
 
 
 def find_training_data(text: str) -> list[Dataset]:
-    """The datasets that a tag such as ``fb_in22k_ft_in1k`` names, in its order."""
+    """Return the datasets that a tag such as ``fb_in22k_ft_in1k`` names, in the order of the tag."""
     return [TRAINED_ON[part] for part in re.findall(rf"(?<![a-z\d])({'|'.join(TRAINED_ON)})(?![a-z\d])", text)]
 
 
 def find_measured_data(title: str) -> Dataset:
-    """The dataset of a result; one that is not known stands for itself."""
+    """Return the dataset of a result; for an unknown title, a dataset with this title."""
     known = (dataset for dataset in (*TRAINED_ON.values(), *_DENSE) if title.startswith(dataset.title))
     return next(known, Dataset(title, title.lower()))
 
 
 def find_licence(identifier: str) -> Licence:
-    """The licence of an identifier; one that is not known is called by it."""
+    """Return the licence of an identifier; for an unknown identifier, a licence with this title."""
     return LICENCES.get(identifier, Licence(identifier))

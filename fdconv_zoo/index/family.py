@@ -1,6 +1,6 @@
 """Records of the model families, for the index, the cards and the conversion of other projects' weights.
 
-A family's file in ``fdconv_zoo/backbones`` registers its record when it is imported; no other file names a family.
+A family's file in ``fdconv_zoo/backbones`` registers its record on import; no other file names a family.
 """
 
 import re
@@ -17,18 +17,18 @@ Rules = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Naming:
-    """The names one library has for a family's parameters.
+    """The names that a library uses for a family's parameters.
 
-    The rules rename the start of a name, so that what a layer holds (``weight``, ``bias``, or the parameters of the
-    paper authors' FDConv layer) keeps its own. A parameter that no rule matches keeps its name.
+    The rules only rename the start of a name, up to the layer. The names of parameters within a layer (``weight``,
+    ``bias``, or those of the paper authors' FDConv layer) do not change. If no rule matches, the name is kept.
 
     Attributes:
-        library: whose names they are.
-        mark: pattern of a name that only this library has; the first naming of a family with a match is taken.
-        renames: pattern of a name's start, and what timm has in its place; the first that matches counts. See
-            :func:`fdconv_zoo.porting.naming.rename` for what a replacement may hold.
-        left: pattern of names that timm has no place for, and why the model is the same without them.
-        unfolds_by_channel: patches are merged in the order of ``nn.Unfold``, channels outermost.
+        library: the library that uses the names.
+        mark: pattern of a name that only this library has; the first naming of a family that matches is used.
+        renames: pairs of a pattern for the start of a name and timm's replacement; the first match is used. See
+            :func:`fdconv_zoo.porting.naming.rename` for the placeholders of a replacement.
+        left: pairs of a pattern for names that timm's model does not have, and the reason why it does not need them.
+        unfolds_by_channel: whether patches are merged in the order of ``nn.Unfold``, with channels outermost.
     """
 
     library: str
@@ -52,11 +52,11 @@ class Porting:
 
     Attributes:
         timm_modules: modules of timm whose plain models have the family's parameters.
-        namings: the names that libraries have for them.
+        namings: the names that libraries use for the parameters.
         classifier: timm's name of the last layer.
-        implied_arguments: the model's arguments that follow from the weights (under timm's names).
-        difference: how a backbone with this configuration of OpenMMLab's differs from timm's model, so that weights
-            which fit would compute something else; None if it does not.
+        implied_arguments: returns the model's arguments that can be derived from the weights (under timm's names).
+        difference: returns how a backbone with an OpenMMLab configuration differs from timm's model, if its weights fit
+            timm's model but compute something else; None if it does not differ.
     """
 
     timm_modules: tuple[str, ...]
@@ -68,23 +68,23 @@ class Porting:
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models, or a branch of one with a paper of its own.
+    """A family of models, or a variant of one with its own paper.
 
     Attributes:
-        title: its name in sentences.
-        tag: its name among a card's tags.
-        architectures: pattern of how the names of its architectures begin.
-        order: its place in tables.
-        citation: its paper, in BibTeX.
-        layers: which of its layers are FDConv, in words.
-        layer_choices: the names of a block's layers that can be FDConv: what ``fdconv_layers`` may hold.
-        dynamic_layers: those that are, by default.
-        has_bands: some of them have kernels larger than 1x1, where frequency band modulation has a place.
+        title: name of the family in sentences.
+        tag: name of the family among a card's tags.
+        architectures: pattern for the start of the names of its architectures.
+        order: position in tables.
+        citation: the family's paper, in BibTeX.
+        layers: which layers are FDConv, in words.
+        layer_choices: the names of a block's layers that can be FDConv, the possible values of ``fdconv_layers``.
+        dynamic_layers: the layers that are FDConv by default.
+        has_bands: whether some of the layers have kernels larger than 1x1, so that FBM applies.
         porting: how other projects' weights are converted.
-        arguments: its models' own arguments besides those of timm and of FDConv's layers, each with what it does.
-        short_name: a second name of its tiny model.
-        datasets: that only its weights were trained on, by the part of a tag that names them.
-        licences: that only its weights have, by the identifier that timm gives them.
+        arguments: arguments of the family's models, other than those of timm and of FDConv layers, with descriptions.
+        short_name: second name of the family's tiny model.
+        datasets: datasets that only the family's weights were trained on, by the part of a tag that names them.
+        licences: licences that only the family's weights have, by timm's identifier.
     """
 
     title: str
@@ -107,7 +107,7 @@ _FAMILIES: list[Family] = []
 
 
 def register_family(family: Family) -> Family:
-    """Make a family known, with its datasets and licences, and return it."""
+    """Register a family with its datasets and licences, and return it."""
     _FAMILIES.append(family)
     TRAINED_ON.update(family.datasets)
     LICENCES.update(family.licences)
@@ -115,15 +115,15 @@ def register_family(family: Family) -> Family:
 
 
 def all_families() -> list[Family]:
-    """The registered families, in the order of tables."""
+    """Return the registered families, in the order of tables."""
     return sorted(_FAMILIES, key=lambda family: family.order)
 
 
 def find_family(architecture: str) -> Family:
-    """The family of one of our architectures.
+    """Return the family of one of our architectures.
 
     Raises:
-        KeyError: it belongs to none.
+        KeyError: the architecture belongs to no registered family.
     """
     for family in _FAMILIES:
         if re.match(family.architectures, architecture):

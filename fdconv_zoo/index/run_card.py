@@ -1,4 +1,4 @@
-"""Model cards of runs, made from what the runs have written about themselves."""
+"""Model cards of runs, made from the files that the runs have written."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from fdconv_zoo.index.family import Family, find_family
 from fdconv_zoo.index.run_record import RunRecord
 
 _TEMPLATE = Path(__file__).with_name("run_card_template.md")
-_SHOWN = 100  # classes that a card lists
+_SHOWN = 100  # largest number of classes that a card lists
 
 
 def render_run_card(
@@ -33,8 +33,8 @@ def render_run_card(
         repo_id: Repository of the card.
         architecture: timm's name of the model, without a tag.
         parameters: Number of parameters.
-        preprocessing: As the model's ``config.json`` has it, under `pretrained_cfg`.
-        licence: Identifier of the licence that the publisher gives the weights; None if they give none.
+        preprocessing: The `pretrained_cfg` in the model's ``config.json``.
+        licence: Identifier of the licence under which the weights are published; None if not stated.
     """
     results = [
         EvalResult(
@@ -76,7 +76,7 @@ def render_run_card(
 
 
 def licence_metadata(licence: str | None) -> dict[str, Any]:
-    """The keys of a card's metadata for a licence, by its identifier."""
+    """Return the entries of a card's metadata for the licence with this identifier."""
     link = licence and find_licence(licence).link
     return {
         "license": "other" if link else licence,
@@ -86,12 +86,12 @@ def licence_metadata(licence: str | None) -> dict[str, Any]:
 
 
 def run_facts(run: RunRecord, architecture: str, *, metric: str, licence: str | None) -> dict[str, Any]:
-    """What the cards of all runs say, for their templates.
+    """Return the values that the card templates of all kinds of runs use.
 
     Args:
         run: The record of the run.
         architecture: timm's name of the model or its backbone, without a tag.
-        metric: That chose the best epoch, in words.
+        metric: The metric that chose the best epoch, in words.
         licence: As in `render_run_card`.
     """
     family, source = _family(architecture), find_source(run)
@@ -116,7 +116,7 @@ def run_facts(run: RunRecord, architecture: str, *, metric: str, licence: str | 
 
 
 def find_source(run: RunRecord) -> str | None:
-    """The repository on the Hub whose weights the run started from; None if there is none, or it is not known."""
+    """Return the Hub repository whose weights the run started from; None if there is none, or it is unknown."""
     flags = run.flags
     if flags.get("smoke") or flags.get("checkpoint") or not flags.get("pretrained"):
         return None
@@ -128,7 +128,7 @@ def find_source(run: RunRecord) -> str | None:
 
 
 def find_origin(run: RunRecord) -> str:
-    """What the run started from, in words: that repository, a file, weights of the package, or random weights."""
+    """Return what the run started from, in words: a Hub repository, a file, a model's weights, or random weights."""
     flags = run.flags
     if source := find_source(run):
         return source

@@ -1,4 +1,4 @@
-"""What a run has written about itself."""
+"""The record of a run: the flags and metrics that it has written to its folder."""
 
 import json
 import shutil
@@ -12,13 +12,13 @@ import yaml
 from fdconv_zoo.errors import PublishError
 
 FLAGS_FILE, ROWS_FILE = "train_config.yaml", "metrics.jsonl"
-# What does not belong to a recipe: what a run found, and where and how it was started.
+# Flags that are not part of a recipe: values that a run determined, and where and how it was started.
 _NOT_RECIPE = {
     *("class_names", "num_train_images", "data_checksum", "versions", "num_processes", "model_kwargs"),
     *("config", "output", "resume", "overwrite", "smoke", "workers", "checkpoint_every", "log_every", "log_with"),
     *("watch", "category_ids", "evaluate", "pictures"),
 }
-_PATHS = (  # may name places of the publisher's machine
+_PATHS = (  # flags that may contain paths of the publisher's machine
     *("dataset", "checkpoint", "config", "output", "model", "teacher", "class_names_file", "evaluate"),
     *("train_annotations", "validation_annotations", "train_images", "validation_images"),
 )
@@ -29,10 +29,10 @@ class RunRecord:
     """The record of a run.
 
     Attributes:
-        folder: Of the run.
-        flags: Of train_config.yaml, without the folders of this machine.
-        row: Of metrics.jsonl, for the epoch whose weights are meant.
-        is_last: Whether they are meant because they are the last, not because the row is the best.
+        folder: Folder of the run.
+        flags: The contents of train_config.yaml; absolute paths are shortened to their last part.
+        row: The row of metrics.jsonl for the epoch of the weights.
+        is_last: Whether the weights are those of the last epoch, not of the best one.
     """
 
     folder: Path
@@ -53,11 +53,11 @@ class RunRecord:
 
     @property
     def dataset(self) -> str:
-        """The dataset, or what the flags name in its place."""
+        """The dataset; if there is none, the file of validation annotations."""
         return str(self.flags["dataset"] or self.flags.get("validation_annotations"))
 
     def copy_to(self, folder: Path) -> None:
-        """Write what is published of the record to a folder: flags, rows and their curves, but none of the data."""
+        """Write the published part of the record to a folder: flags, metrics and their curves, but no data."""
         flags = yaml.safe_dump(dict(self.flags), sort_keys=False, allow_unicode=True)
         (folder / FLAGS_FILE).write_text(flags, encoding="utf-8")
         for name in (ROWS_FILE, "curves.png"):
@@ -69,11 +69,11 @@ def read_run(weights: Path, metric: str) -> RunRecord:
     """Read the record of a run.
 
     Args:
-        weights: The run's folder, with the weights of its best epoch, or `last` in it.
-        metric: Key of the rows by which the best epoch was chosen.
+        weights: The run's folder, with the weights of its best epoch, or the folder `last` in it.
+        metric: Key in the rows of the metric that chose the best epoch.
 
     Raises:
-        PublishError: there is no record of a run with this metric, or it is damaged; names the file.
+        PublishError: there is no record of a run with this metric, or it is damaged; the message names the file.
     """
     folder = weights if (weights / FLAGS_FILE).is_file() else weights.resolve().parent
     is_last = folder != weights
@@ -82,7 +82,7 @@ def read_run(weights: Path, metric: str) -> RunRecord:
     flags, text = _read(folder / FLAGS_FILE), _text(folder / ROWS_FILE)
     try:
         rows = [json.loads(line) for line in text.splitlines()]
-        best = max(rows, key=lambda row: row[metric])  # the first of several, as the run has chosen it
+        best = max(rows, key=lambda row: row[metric])  # the first of equal rows, as in training
     except (ValueError, KeyError, TypeError) as error:
         raise PublishError(
             f"{folder / ROWS_FILE}: it does not hold the epochs of a run, with their {metric} ({error})"

@@ -50,7 +50,7 @@ This page and the cards are generated from the entries: after changing one, run 
 
 
 def render_table(index: Mapping[str, Entry]) -> str:
-    """The page, in Markdown."""
+    """Render the page as Markdown."""
     rows: dict[str, list[tuple[str, Entry]]] = {}
     for name, entry in index.items():
         rows.setdefault(entry.architecture, []).append((name, entry))
@@ -93,12 +93,12 @@ def _row(entries: list[tuple[str, Entry]]) -> str:
 
 
 def quantity(count: int) -> str:
-    """A count in millions (M) or billions (G)."""
+    """Format a count in millions (M) or billions (G)."""
     return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.2f} M"
 
 
 def more(dynamic: int, plain: int) -> str:
-    """Increase by FDConv: a count and a percentage."""
+    """Format the increase by FDConv, as a count and a percentage."""
     return f"{quantity(dynamic - plain)}, {100 * (dynamic / plain - 1):.0f} %"
 
 
@@ -113,6 +113,6 @@ def _results(entry: Entry) -> Iterable[str]:
 
 
 def _place(row: list[tuple[str, Entry]]) -> tuple[int, int]:
-    """By family, the smallest model first."""
+    """Sort key: by family, then from the smallest to the largest model."""
     entry = row[0][1]
     return find_family(entry.architecture).order, entry.costs.plain_parameters

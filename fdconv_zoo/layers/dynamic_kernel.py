@@ -1,4 +1,4 @@
-"""Base class of FDConv2d and FDLinear: FDW and KSM, the bias, and reading plain and the authors' weights."""
+"""Base class of FDConv2d and FDLinear: FDW, KSM, the bias, and loading of plain weights and of the authors' weights."""
 
 import copy
 import math
@@ -25,13 +25,13 @@ from fdconv_zoo.ops import (
 
 
 class DynamicKernel(TracedForScript):
-    """Base class of the layers whose kernels FDW and KSM make.
+    """Base class of layers whose kernels are computed by FDW and KSM.
 
     Args:
-        in_channels: of all groups.
-        out_channels: O.
-        kernel_size: (a, b).
-        groups: of the convolution.
+        in_channels: number of input channels I, of all groups together.
+        out_channels: number of output channels O.
+        kernel_size: height and width (a, b).
+        groups: number of groups of the convolution.
         bias: add a learned bias to each output channel.
         num_kernels, temperature, kernel_temperature, ksm_global, ksm_local, stored_groups: as in
             :class:`fdconv_zoo.FDConv2d`.
@@ -83,19 +83,19 @@ class DynamicKernel(TracedForScript):
         self._reset_bias()
 
     def assemble(self, pooled: Tensor) -> Tensor:
-        """The kernels (B, O, I/groups, a, b) of images with pooled features (B, I); without KSM B is 1."""
+        """Assemble the kernels (B, O, I/groups, a, b) of images with pooled features (B, I); without KSM, B is 1."""
         weights, modulators = self.predict(pooled)
         return assemble_kernels(weights, modulators.to(weights.spectrum.dtype), self.groups)
 
     def predict(self, pooled: Tensor) -> tuple[DisjointWeights, KernelModulators]:
-        """Predict the ingredients of the kernels of images with pooled features (B, I)."""
+        """Return FDW's weights and KSM's modulators for pooled features (B, I), without assembling kernels."""
         modulators = self.ksm(pooled, assemble=False)
         return self.fdw(modulators.kernel, mix=False), modulators
 
     def convolve(
         self, x: Tensor, *, weights: DisjointWeights, modulators: KernelModulators, geometry: Geometry
     ) -> Tensor:
-        """(B, I, H, W) to (B, O, H', W'), with the bias."""
+        """Convolve each image with its own kernel and add the bias: (B, I, H, W) to (B, O, H', W')."""
         x = x.to(compute_dtype(x))
         with no_autocast(x.device.type):
             y = dynamic_convolution(
@@ -109,7 +109,7 @@ class DynamicKernel(TracedForScript):
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
 
     def extra_repr(self) -> str:
-        """Settings that ``print(module)`` shows besides the plain layer's."""
+        """Settings that ``print(module)`` shows in addition to those of the plain layer."""
         branches = [name for name, branch in self.ksm.named_children() if branch is not None]
         ksm = "+".join(name.removesuffix("_branch") for name in branches) or None
         spectrum = self.fdw.spectrum
@@ -124,12 +124,12 @@ class DynamicKernel(TracedForScript):
         if name == "weight":
             raise AttributeError(
                 f"{type(self).__name__} has no weight: its kernels depend on the image. assemble(pooled) returns them, "
-                "and fdconv_zoo.to_plain makes plain layers of those whose modulators are neutral."
+                "and fdconv_zoo.to_plain converts layers with neutral modulators to plain layers."
             )
         return super().__getattr__(name)
 
     def reset_parameters(self) -> None:
-        """Start as the plain layer does, with neutral modulators."""
+        """Initialize as the plain layer does, with neutral modulators."""
         self.fdw.reset_parameters()
         self._reset_modulators()
         self._reset_bias()
@@ -140,11 +140,11 @@ class DynamicKernel(TracedForScript):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def load_plain(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Take over a plain layer's parameters and make every modulator neutral, to compute the plain layer's function.
+        """Load a plain layer's parameters and make every modulator neutral, so that both compute the same function.
 
         Args:
-            weight: of the shape of the plain twin's.
-            bias: (O,), or None where the layer has none.
+            weight: in the shape of the plain layer's weight.
+            bias: (O,), or None if the plain layer has none.
         """
         self._reset_modulators()
         self.fdw.load_kernel(weight.detach().view(self.fdw.kernel_shape))
@@ -158,13 +158,13 @@ class DynamicKernel(TracedForScript):
             self.fbm.reset_parameters()
 
     def _neutral_modulators(self, device: torch.device) -> dict[str, Tensor]:
-        """Make the modulators neutral, and return their state dict; for a layer without memory, on a device."""
+        """Make the modulators neutral and return their state dict; for a meta layer, that of a copy on a device."""
         parts = nn.ModuleDict({"ksm": self.ksm} if self.fbm is None else {"ksm": self.ksm, "fbm": self.fbm})
         if any(parameter.is_meta for parameter in parts.parameters()):
             parts = copy.deepcopy(parts).to_empty(device=device)
             for module in parts.modules():
                 _reset(module)
-        for part in parts.values():  # last, since it zeroes what the parts within have drawn
+        for part in parts.values():  # last: it zeroes what the submodules have initialized at random
             _reset(part)
         return parts.state_dict()
 
@@ -172,7 +172,7 @@ class DynamicKernel(TracedForScript):
         self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
-        """Read our own weights, the authors' and plain ones, in whatever model the layer is."""
+        """Load FDConv's own weights, the authors' weights or plain weights, as part of any model."""
         ours = from_reference({key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)})
         weight = ours.pop(prefix + "weight", None)
         if weight is not None and weight.is_complex():
@@ -188,7 +188,7 @@ class DynamicKernel(TracedForScript):
             else:
                 error_msgs.append(
                     f"size mismatch for {prefix}weight: the checkpoint's plain kernel is {found}, the FDConv layer "
-                    f"stands for one of {expected}."
+                    f"expects {expected}."
                 )
         head = ours.get(prefix + "ksm.global_branch.kernel.bias")
         mixed = self.fdw.num_kernels if head is None else len(head)

@@ -23,32 +23,32 @@ from fdconv_zoo.ops import (
 
 BandMask = Literal["exact", "reference", "learned"]
 
-# The paper cuts at a quarter, an eighth and a sixteenth of the sampling rate, and lets pass what lies strictly below.
-# In the authors' code rounding admits the sinusoids at exactly an eighth and a sixteenth (not at a quarter): the
-# default keeps to the code, which checkpoints were trained with.
+# The paper's cutoffs are 1/4, 1/8 and 1/16 of the sampling rate; a low-pass keeps the frequencies strictly below. In
+# the authors' code, rounding also keeps the frequencies of exactly 1/8 and 1/16 (not 1/4). The default follows the
+# code, since checkpoints were trained with it.
 BAND_EDGES = (1 / 4, 1 / 8 + 1e-8, 1 / 16 + 1e-8)
 
-# The authors compute their masks for feature maps of this size and stretch them to all others.
+# The authors compute their masks for feature maps of this size and resize them for all other sizes.
 _REFERENCE_MASK_SIZE = 64
 
 
 class FrequencyBandModulation(TracedForScript):
-    """Weigh the frequency bands of a feature map, at every pixel with weights of its own.
+    """Scale the frequency bands of a feature map, with separate factors at each pixel.
 
-    Band m is multiplied with ``A_m = 2 * sigmoid(conv3x3(x))``; the lowest band passes unchanged. A fresh module
-    returns its input, bit for bit.
+    Band m is multiplied by ``A_m = 2 * sigmoid(conv3x3(x))``; the lowest band passes unchanged. A new module returns
+    its input, bit for bit.
 
     Args:
         channels: C.
-        band_edges: falling cutoff frequencies in cycles per sample, each in (0, 0.5]; M edges make M + 1 bands. A
-            low-pass keeps ``max(|u|, |v|)`` strictly below its edge.
+        band_edges: cutoff frequencies in cycles per sample, in descending order, each in (0, 0.5]; M edges make M + 1
+            bands. A low-pass keeps ``max(|u|, |v|)`` strictly below its edge.
         band_mask: ``"exact"``: the bands as defined, at every feature size. ``"reference"``: the paper authors'
-            masks, made at 64x64 and stretched, for checkpoints trained with their code. ``"learned"``: soft masks whose
-            edges are parameters and start at ``band_edges``; the bands still sum up to the input. The last two are
-            computed by torch's operations, whatever the path.
+            masks, computed at 64x64 and resized, for checkpoints trained with their code. ``"learned"``: soft masks
+            whose edges are parameters and start at ``band_edges``, which must be below 0.5; the bands still sum to the
+            input. ``"reference"`` and ``"learned"`` use torch's operations on every path.
 
     Raises:
-        ValueError: edges that do not fall or leave the range, or an unknown ``band_mask``.
+        ValueError: ``band_edges`` are not in descending order or out of range, or ``band_mask`` is unknown.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class FrequencyBandModulation(TracedForScript):
         edges = tuple(band_edges)
         falls = all(high > low for high, low in zip((0.5 + 1e-9, *edges), (*edges, 0.0), strict=True))
         if not edges or not falls:
-            raise ValueError(f"band_edges is {edges}: give frequencies that fall, at most 0.5 and above 0.")
+            raise ValueError(f"band_edges is {edges}: give frequencies in descending order, at most 0.5 and above 0.")
         if band_mask not in get_args(BandMask):
             raise ValueError(f"band_mask is {band_mask!r}: it must be one of {get_args(BandMask)}.")
         if band_mask == "learned" and edges[0] >= 0.5:
@@ -73,14 +73,14 @@ class FrequencyBandModulation(TracedForScript):
         self.band_mask = band_mask
         self.path: Path | None = None
         self.attention = nn.Conv2d(channels, len(edges), 3, padding=1, device=device, dtype=dtype)
-        # The share of each edge in the one above it, as a logit, so that edges fall and stay in (0, 0.5).
+        # The ratio of each edge to the next higher one, as a logit: edges stay in descending order and in (0, 0.5).
         self.edge_logits: Tensor | None = None
         if band_mask == "learned":
             self.edge_logits = nn.Parameter(torch.empty(len(edges), device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Make every band's weight 1, and put learned edges back to where they start."""
+        """Set the factor of every band to 1, and learned edges to ``band_edges``."""
         for parameter in (self.attention.weight, self.attention.bias):
             if parameter is not None:
                 nn.init.zeros_(parameter)
@@ -90,7 +90,7 @@ class FrequencyBandModulation(TracedForScript):
                 self.edge_logits.copy_(torch.tensor([math.log(share / (1 - share)) for share in shares]))
 
     def edges(self) -> tuple[float, ...]:
-        """The edges as they are now, falling, in cycles per sample: ``band_edges``, or what they were trained to be."""
+        """Return the current edges in cycles per sample, in descending order: ``band_edges``, or the learned edges."""
         if self.edge_logits is None:
             return self.band_edges
         return tuple(_learned_edges(self.edge_logits.detach().double()).tolist())
@@ -99,15 +99,15 @@ class FrequencyBandModulation(TracedForScript):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape and dtype."""
         logits = self.attention(x)
-        # A low-pass sums over whole rows and columns: in half precision that rounds away the fine differences
-        # between bands, so it runs in float32 whatever autocast says.
+        # A low-pass sums over whole rows and columns. In half precision, rounding would remove the small differences
+        # between bands, so it runs in float32 or wider, also under autocast.
         with no_autocast(x.device.type):
             dtype = transform_dtype(x)
             (weights,) = modulate([logits], [1.0], [1], dtype, self.path)
             return self.weigh(x, weights)
 
     def weigh(self, x: Tensor, weights: Tensor) -> Tensor:
-        """The sum of the bands of x (B, C, H, W) by weights (B, M, H, W), highest band first, in float32 or wider."""
+        """Sum the bands of x (B, C, H, W), scaled by weights (B, M, H, W) in float32 or wider, highest band first."""
         if self.band_mask == "exact":
             return modulate_bands(x, weights, self.band_edges, self.path)
         wide = x.to(weights.dtype)
@@ -129,18 +129,18 @@ class FrequencyBandModulation(TracedForScript):
 
 
 def _learned_edges(logits: Tensor) -> Tensor:
-    """(M,): each edge is a share of the one above it, the first of 0.5."""
-    return 0.5 * F.logsigmoid(logits).cumsum(0).exp()  # ONNX has no product of this kind
+    """(M,): each edge is a fraction of the next higher one; the first is a fraction of 0.5."""
+    return 0.5 * F.logsigmoid(logits).cumsum(0).exp()  # ONNX does not support cumprod
 
 
 class BandModulatedConv2d(nn.Conv2d, TracedForScript):
-    """A plain convolution with Frequency Band Modulation on its input; a fresh one is the plain convolution.
+    """A plain convolution with Frequency Band Modulation on its input; a new one computes the plain convolution.
 
-    It reads plain checkpoints: where they have nothing for ``fbm``, that becomes neutral.
+    Plain checkpoints can be loaded: ``fbm`` then becomes neutral.
 
     Args:
         *args, **kwargs: as in ``nn.Conv2d``.
-        band_edges, band_mask: of :class:`FrequencyBandModulation`.
+        band_edges, band_mask: as in :class:`FrequencyBandModulation`.
     """
 
     def __init__(
@@ -156,14 +156,14 @@ class BandModulatedConv2d(nn.Conv2d, TracedForScript):
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, **options: Any) -> "BandModulatedConv2d":
-        """A layer of the same function as ``conv``, with its parameters.
+        """Make a layer that computes the same function as ``conv`` and shares its parameters.
 
         Args:
             conv: the plain layer; it is not changed.
             **options: ``band_edges`` and ``band_mask``.
 
         Raises:
-            TypeError: ``conv`` is no ``nn.Conv2d``, or a subclass that computes in a way of its own.
+            TypeError: ``conv`` is not an ``nn.Conv2d``, or is a subclass with its own ``forward``.
         """
         check_plain(conv, nn.Conv2d)
         layer = cls(**conv_arguments(conv), device="meta", **options)
@@ -189,7 +189,7 @@ class BandModulatedConv2d(nn.Conv2d, TracedForScript):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         if prefix + "weight" in state_dict and prefix + "fbm.attention.weight" not in state_dict:
-            device = state_dict[prefix + "weight"].device  # the layer itself may have no memory yet
+            device = state_dict[prefix + "weight"].device  # the layer itself may be on the meta device
             neutral = copy.deepcopy(self.fbm).to_empty(device=device)
             neutral.reset_parameters()
             state_dict.update({f"{prefix}fbm.{key}": value for key, value in neutral.state_dict().items()})

@@ -32,7 +32,7 @@ class FDConv2d(DynamicKernel):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
             as in ``nn.Conv2d``.
-        num_kernels: n of FDW, from 1 to the number of Fourier coefficients of the kernel.
+        num_kernels: number n of FDW's kernels, from 1 to the number of Fourier coefficients of the kernel.
         temperature: divides the channel, filter and spatial logits of KSM.
         kernel_temperature: divides the kernel logits of KSM.
         ksm_global, ksm_local: whether KSM has its global and its local branch.
@@ -75,7 +75,7 @@ class FDConv2d(DynamicKernel):
             raise ValueError(
                 f"groups is {groups}: it must divide in_channels ({in_channels}) and out_channels ({out_channels})."
             )
-        # The plain twin (without memory) checks and completes the arguments as torch does.
+        # A plain layer on the meta device checks and completes the arguments as torch does.
         plain = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device="meta"
         )
@@ -104,7 +104,7 @@ class FDConv2d(DynamicKernel):
         self.padding_mode = padding_mode
         if padding_mode == "zeros" and not isinstance(self.padding, str):
             self._explicit_padding, own_padding = [0] * 4, self.padding
-        else:  # what the convolution itself cannot pad ("same" may be lopsided) is padded before
+        else:  # the convolution itself does not support it ("same" may be asymmetric): pad the input first
             self._explicit_padding, own_padding = plain._reversed_padding_repeated_twice, (0, 0)
         self._geometry = Geometry(**geometry, padding=own_padding, groups=groups)
         if fbm or (fbm is None and self.kernel_size == (3, 3)):
@@ -112,14 +112,14 @@ class FDConv2d(DynamicKernel):
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, **options: Any) -> "FDConv2d":
-        """An FDConv layer that computes the same function as ``conv``, ready to train.
+        """Make an FDConv layer that computes the same function as ``conv``, ready to train.
 
         Args:
             conv: the plain layer; it is not changed.
             **options: the keyword-only arguments of the class.
 
         Raises:
-            TypeError: ``conv`` is not an ``nn.Conv2d``, or a subclass that computes in a way of its own.
+            TypeError: ``conv`` is not an ``nn.Conv2d``, or is a subclass with its own ``forward``.
         """
         check_plain(conv, nn.Conv2d)
         layer = cls(**conv_arguments(conv), device=conv.weight.device, dtype=conv.weight.dtype, **options)
@@ -159,7 +159,7 @@ def _pair(name: str, size: tuple[int, ...], least: int = 1) -> tuple[int, int]:
 class FDLinear(DynamicKernel):
     """Frequency Dynamic Convolution on tokens, a drop-in for ``nn.Linear``: a 1x1 :class:`FDConv2d`.
 
-    Maps (B, N, I) or (B, H, W, I) to the same with O features, with a separate weight for each image.
+    Maps (B, N, I) or (B, H, W, I) to the same shape with O features, with a separate weight for each image.
 
     Args:
         in_features, out_features, bias, device, dtype: as in ``nn.Linear``.
@@ -205,14 +205,14 @@ class FDLinear(DynamicKernel):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, **options: Any) -> "FDLinear":
-        """An FDConv layer that computes the same function as ``linear``, ready to train.
+        """Make an FDConv layer that computes the same function as ``linear``, ready to train.
 
         Args:
             linear: the plain layer; it is not changed.
             **options: the keyword-only arguments of the class.
 
         Raises:
-            TypeError: ``linear`` is not an ``nn.Linear``, or a subclass that computes in a way of its own.
+            TypeError: ``linear`` is not an ``nn.Linear``, or is a subclass with its own ``forward``.
         """
         check_plain(linear, nn.Linear)
         layer = cls(
@@ -228,7 +228,7 @@ class FDLinear(DynamicKernel):
 
     @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, I) or (B, H, W, I) to the same with O features."""
+        """(B, N, I) or (B, H, W, I) to the same shape with O features."""
         check_input(x, self.in_features, channel_dim=-1, ndims=(3, 4), layout="(B, N, C) or (B, H, W, C)")
         tokens = x.flatten(1, -2)
         features = tokens.transpose(1, 2).unsqueeze(3)

@@ -17,24 +17,24 @@ class FourierDisjointWeight(nn.Module):
 
     The kernel (O, I, a, b) is laid out as a plane of O*a rows and I*b columns; its real 2-D DFT is the parameter.
     Sorted by radius, the coefficients fall into ``num_kernels`` consecutive groups whose sizes differ by at most
-    one; kernel j is the inverse DFT of group j alone. More kernels cost no more parameters.
+    one; kernel j is the inverse DFT of group j alone. The number of parameters does not depend on ``num_kernels``.
 
-    ``spectrum`` (O*a, I*b//2 + 1, 2) stores the DFT divided by ``scale`` = max(min(O, I)//2, 1), real and imaginary
-    parts in the last axis: the magnitude of ordinary weights, which is what an optimizer's step size and decay
-    expect, and the authors' convention.
+    ``spectrum`` (O*a, I*b//2 + 1, 2) stores the DFT divided by ``scale`` = max(min(O, I)//2, 1), with real and
+    imaginary parts in the last axis. Its values then have the magnitude of ordinary weights, for which learning rates
+    and weight decays are made. The authors' code does the same.
 
-    ``group_index`` (O*a, I*b//2 + 1), the group of each coefficient, follows from the shape and is then not part of
-    the state dict. A converted checkpoint of the authors has groups of its own (see ``from_reference``): loading it
-    replaces the groups, and where they differ from the shape's they are saved. A state dict without groups brings
-    back those of the shape.
+    ``group_index`` (O*a, I*b//2 + 1) is the group of each coefficient. By default, it is derived from the shape and is
+    not part of the state dict. A converted checkpoint of the authors has its own groups (see ``from_reference``):
+    loading it replaces the groups, and they are saved if they differ from the derived ones. Loading a state dict
+    without groups restores the derived ones.
 
     Args:
         out_channels: O.
         in_channels: I, the input channels of one group of the convolution.
         kernel_size: (a, b).
         num_kernels: n, from 1 to the number of coefficients.
-        stored_groups: make ``group_index`` a part of the state dict always, so that every loader restores it, also
-            those that only know the state dict of the model they fill.
+        stored_groups: always make ``group_index`` a part of the state dict, so that every loader restores it,
+            including loaders that only load what is in the model's own state dict.
 
     Raises:
         ValueError: ``num_kernels`` is out of range.
@@ -73,12 +73,12 @@ class FourierDisjointWeight(nn.Module):
         self.reset_parameters()
 
     def init_non_persistent_buffers(self) -> None:
-        """Rebuild what follows from the shape alone (timm's convention, for models built on the meta device)."""
+        """Derive ``group_index`` from the shape (timm's convention, for models that are built on the meta device)."""
         if not self.stored_groups:
             self.group_index = self.derive_groups(self.spectrum.device)
 
     def reset_parameters(self) -> None:
-        """Start as ``nn.Conv2d`` does, uniform in +-1/sqrt(fan_in), with the groups that follow from the shape."""
+        """Initialize as ``nn.Conv2d`` does, uniformly in +-1/sqrt(fan_in), with the groups derived from the shape."""
         if not self.group_index.is_meta:
             self.group_index = self.derive_groups(self.group_index.device)
         _, in_channels, height, width = self.kernel_shape
@@ -88,12 +88,12 @@ class FourierDisjointWeight(nn.Module):
 
     @torch.no_grad()
     def load_kernel(self, kernel: Tensor) -> None:
-        """Take over a plain kernel (O, I, a, b): with equal attention on all n kernels, the layer returns it."""
+        """Load a plain kernel (O, I, a, b): with equal attention on all n kernels, ``forward`` returns it."""
         self.spectrum.copy_(self.to_spectrum(kernel))
 
     def to_spectrum(self, kernel: Tensor) -> Tensor:
-        """The ``spectrum`` (O*a, I*b//2 + 1, 2), in the parameter's dtype, of a plain kernel (O, I, a, b)."""
-        # In double precision, so that the round trip costs no more than the rounding of the result.
+        """Compute the ``spectrum`` (O*a, I*b//2 + 1, 2), in the parameter's dtype, of a plain kernel (O, I, a, b)."""
+        # In double precision, so that the only error is the rounding of the result.
         plane = kernel.double().transpose(1, 2).reshape(self._plane)
         return torch.view_as_real(torch.fft.rfft2(plane)).div(self.scale).to(self.spectrum.dtype)
 
@@ -108,13 +108,14 @@ class FourierDisjointWeight(nn.Module):
 
         Args:
             kernel_attention: (B, n), weights whose neutral value is 1/n; None: all neutral, B = 1.
-            mix: False returns what the kernels are mixed from, for operations that mix them themselves.
+            mix: False: return the spectrum, groups and attention, for operations that mix the kernels themselves.
 
         Returns:
-            (B, O, I, a, b), in float32 or wider.
+            The mixed kernels (B, O, I, a, b), in float32 or wider; with ``mix=False``, their
+            :class:`~fdconv_zoo.ops.DisjointWeights`.
         """
         spectrum: Tensor = self.spectrum
-        # No FFT exists in bfloat16, and in float16 only for powers of two.
+        # torch does not support FFTs in bfloat16, and in float16 only for sizes that are powers of two.
         spectrum = spectrum.float() if spectrum.dtype in (torch.bfloat16, torch.float16) else spectrum
         if kernel_attention is None:
             attention = spectrum.new_full((1, self.num_kernels), self.scale)
@@ -126,15 +127,15 @@ class FourierDisjointWeight(nn.Module):
         return mix_spectrum(weights) if mix else weights
 
     def derive_groups(self, device: torch.device | str | None = None) -> Tensor:
-        """The ``group_index`` that follows from the shape, on a device."""
-        if torch.empty(0).is_meta:  # where large models are built to be counted: no time for sorting
+        """Derive the ``group_index`` of the layer's shape, on a device."""
+        if torch.empty(0).is_meta:  # under torch.device("meta"), to count a large model: sorting would take long
             return torch.empty(self.spectrum.shape[:2], dtype=group_dtype(self.num_kernels), device="meta")
-        if torch.device(device or "cpu").type == "meta":  # its parameters are to be loaded, the groups are in no file
+        if torch.device(device or "cpu").type == "meta":  # parameters will be loaded, but files contain no groups
             device = None
         return torch.tensor(frequency_groups(*self._plane, self.num_kernels), device=device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FourierDisjointWeight":
-        # `to_empty()` would leave uninitialized memory, which no loader fills where the groups are not in a file.
+        # `to_empty()` would leave uninitialized memory, which stays so if the loaded file does not contain the groups.
         groups, self._buffers["group_index"] = self.group_index, None
         super()._apply(fn, recurse)
         if groups.is_meta and not self.spectrum.is_meta:
@@ -165,7 +166,7 @@ class FourierDisjointWeight(nn.Module):
         problem = None if groups is None else self._find_problem(groups)
         if problem:
             error_msgs.append(f"{key} {problem}: it does not belong to this layer, or the file is damaged.")
-        # Torch's own loading only sees whether the key is there; the groups themselves are placed afterwards.
+        # torch's own loading only checks whether the key is present; the groups themselves are set afterwards.
         if groups is not None:
             state_dict[key] = self.group_index
             if not self.stored_groups:
@@ -180,7 +181,7 @@ class FourierDisjointWeight(nn.Module):
             self.group_index = self.derive_groups(self.spectrum.device)
 
     def _find_problem(self, groups: Tensor) -> str | None:
-        """Reason why a tensor cannot be the groups of this layer's coefficients; None if it can."""
+        """Why a tensor cannot be the groups of this layer's coefficients; None if it can."""
         expected = tuple(self.spectrum.shape[:2])
         if groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
             return f"is of type {groups.dtype}, not of integers"
@@ -199,12 +200,12 @@ class FourierDisjointWeight(nn.Module):
 def frequency_groups(rows: int, cols: int, num_groups: int) -> np.ndarray:
     """Sort the real DFT's coefficients of a (rows, cols) plane by radius and cut them into equal groups.
 
-    Many coefficients share a radius. The radii are compared as exact integers and ties keep row-major order, so that
-    the groups, and with them every checkpoint, are the same on every device and version.
+    Many coefficients share a radius. The radii are compared as exact integers and ties keep row-major order, so the
+    groups do not depend on the device or on library versions, and checkpoints stay valid.
 
     Returns:
-        (rows, cols//2 + 1), the group of each coefficient: see :func:`cut_into_groups`. Shared between callers: do
-        not write into it.
+        (rows, cols//2 + 1), the group of each coefficient: see :func:`cut_into_groups`. The array is cached and shared:
+        do not write to it.
     """
     u = np.arange(rows)
     u = np.minimum(u, rows - u)
@@ -230,5 +231,5 @@ def cut_into_groups(order: np.ndarray, num_groups: int) -> np.ndarray:
 
 
 def group_dtype(num_groups: int) -> torch.dtype:
-    """The smallest integer type that holds so many groups."""
+    """Return the smallest integer type that can hold the indices of this many groups."""
     return next(d for d in (torch.uint8, torch.int16, torch.int32) if num_groups - 1 <= torch.iinfo(d).max)

@@ -1,4 +1,4 @@
-"""Checks of what a layer or a model is given."""
+"""Checks of the input of a layer or a model."""
 
 from torch import Tensor
 

@@ -1,7 +1,8 @@
 """KSM: Kernel Spatial Modulation (FDConv, section 3.2, https://arxiv.org/abs/2503.18783).
 
-Two small branches read the image's pooled features g (B, I) and say how to scale the kernel of that image. All
-modulators are ``2 * sigmoid(logit)``: a zero logit is an exact 1, so a fresh module changes nothing.
+Two small branches predict, from the pooled features g (B, I) of each image, how to scale the image's kernel. All
+modulators are ``2 * sigmoid(logit)``, those of FDW's n kernels divided by n. A zero logit gives exactly 1, so a new
+module changes nothing.
 """
 
 import math
@@ -40,7 +41,7 @@ class StarReLU(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
-        """Make it the square of ReLU."""
+        """Reset to ``relu(x)^2``."""
         nn.init.ones_(self.scale)
         nn.init.zeros_(self.bias)
 
@@ -50,13 +51,13 @@ class StarReLU(nn.Module):
 
 
 class GlobalBranch(nn.Module):
-    """From all channels together: one factor per input channel, output channel, tap, and kernel of FDW.
+    """Predict one factor per input channel, output channel, tap and kernel of FDW, from all channels together.
 
     Args:
         in_channels: I.
         out_channels: O.
-        kernel_size: (a, b); no spatial head for a single tap.
-        num_kernels: n; no kernel head for a single kernel.
+        kernel_size: (a, b); without a spatial head if the kernel has a single tap.
+        num_kernels: n; without a kernel head if n is 1.
         temperature: divides the channel, filter and spatial logits.
         kernel_temperature: divides the kernel logits.
     """
@@ -113,16 +114,16 @@ class GlobalBranch(nn.Module):
         return KernelModulators(**modulators)
 
     def tensors(self) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Tensors and statistics that :func:`predict_modulators` takes, if that does the same as calling the branch.
+        """Return the tensors and statistics for :func:`predict_modulators`, if it computes the same as the branch.
 
         Raises:
-            TouchedError: it does not.
+            TouchedError: the branch has to be called.
         """
         untouched(self, GlobalBranch, 0)
         reduce, bias = untouched(self.reduce, nn.Linear, 2)
         norm, statistics = self.norm, list(self.norm._buffers.values())
         tensors = [reduce, *untouched(norm, FeatureNorm, 2), *untouched(self.act, StarReLU, 2)]
-        # Without a momentum, running statistics are those of all batches alike.
+        # Without momentum, running statistics are averages over all batches, which the operation does not compute.
         missing = any(tensor is None for tensor in (*tensors, *statistics))
         if reduce is None or bias is not None or missing or norm.momentum is None:
             raise TouchedError
@@ -142,9 +143,9 @@ class GlobalBranch(nn.Module):
 
 
 class FeatureNorm(nn.BatchNorm2d):
-    """BatchNorm over B feature vectors; a single one has no statistics and takes the running ones, also in training.
+    """BatchNorm over B feature vectors. A single vector is normalized with the running statistics, also in training.
 
-    It is 2-D, on (B, C, 1, 1), so that tools which freeze or synchronize a network's BatchNorm2d find it.
+    It is a BatchNorm2d, on (B, C, 1, 1), so that tools which freeze or synchronize a network's BatchNorm2d find it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,14 +156,14 @@ class FeatureNorm(nn.BatchNorm2d):
 
 
 class ChannelConv1d(nn.Conv1d):
-    """A 1-D convolution along the channels that is not carried out: it returns its taps and what they apply to.
+    """A 1-D convolution along the channels that is not computed here: it returns its taps and the windows of features.
 
-    A layer with groups needs only some of the results, and a fast operation never holds all of them.
+    A layer with groups needs only some of the results, and a fast path never stores all of them.
 
     Args:
         num_channels: G*I.
-        num_features: per channel.
-        width: T, odd; the edges are padded with zeros.
+        num_features: number of results per channel.
+        width: number of taps T, odd; both ends are padded with zeros.
         groups: G, of the FDConv layer.
     """
 
@@ -189,7 +190,7 @@ class ChannelConv1d(nn.Conv1d):
 
 
 class LocalBranch(nn.Module):
-    """From each channel and its neighbours: one factor for every single kernel element.
+    """Predict one factor for each kernel element, from each input channel and its neighbours.
 
     A 1-D convolution along the channel axis gives, at input channel i, a logit for each output channel and tap.
 
@@ -223,7 +224,7 @@ class LocalBranch(nn.Module):
         nn.init.zeros_(self.conv.weight)
 
     def tensors(self) -> list[Tensor]:
-        """As :meth:`GlobalBranch.tensors`."""
+        """See :meth:`GlobalBranch.tensors`."""
         untouched(self, LocalBranch, 0)
         untouched(self.conv, ChannelConv1d, 2)
         weight, bias = untouched(self.norm, nn.LayerNorm, 2)
@@ -238,7 +239,7 @@ class LocalBranch(nn.Module):
     def forward(self, pooled: Tensor, *, assemble: Literal[False]) -> LocalFactors: ...
 
     def forward(self, pooled: Tensor, *, assemble: bool = True) -> Tensor | LocalFactors:
-        """(B, I) to factors (B, O, I/groups, a, b), or to what they are assembled from."""
+        """(B, I) to factors (B, O, I/groups, a, b); with ``assemble=False``, to their taps and windows."""
         factors = self.conv(self.norm(pooled))
         if assemble:
             return local_factors(factors, self.kernel_size)
@@ -246,18 +247,18 @@ class LocalBranch(nn.Module):
 
 
 class KernelSpatialModulation(nn.Module):
-    """The global and the local branch on an image's pooled features; either can be switched off.
+    """Predict the modulators of an image's kernel from its pooled features, by a global and a local branch.
 
     Args:
         in_channels: I, of the whole layer (all groups).
         out_channels: O.
         kernel_size: (a, b).
-        num_kernels: n kernels of FDW to weigh.
+        num_kernels: number n of FDW's kernels.
         groups: of the convolution.
         temperature: divides the channel, filter and spatial logits.
         kernel_temperature: divides the kernel logits.
         global_branch: predict kernel, channel, filter and spatial modulators.
-        local_branch: predict the dense modulator.
+        local_branch: predict a modulator for each kernel element.
 
     Raises:
         ValueError: a temperature that is not a finite number above 0.
@@ -296,13 +297,13 @@ class KernelSpatialModulation(nn.Module):
                 branch.reset_parameters()
 
     def forward(self, pooled: Tensor, *, assemble: bool = True) -> KernelModulators:
-        """Predict the modulators of B kernels, in the parameters' dtype whatever autocast says.
+        """Predict the modulators of B kernels, in the parameters' dtype, also under autocast.
 
         Args:
             pooled: (B, I).
-            assemble: False leaves the local factors to the operation that uses them.
+            assemble: False: return the local branch's taps and windows, for operations that assemble the factors.
         """
-        # Compilers get the modules; torch 2.6's cannot follow an exception.
+        # torch.compile traces the modules instead; in torch 2.6, it does not support the exception.
         if not assemble and not torch.compiler.is_compiling():
             with suppress(TouchedError):
                 return self._predict_at_once(pooled)
@@ -320,7 +321,7 @@ class KernelSpatialModulation(nn.Module):
         return modulators
 
     def _predict_at_once(self, pooled: Tensor) -> KernelModulators:
-        """What the branches predict, by one operation that stands for their modules.
+        """Predict what the branches predict, by one operation instead of calls of their modules.
 
         Raises:
             TouchedError: the modules have to be called.

@@ -1,4 +1,4 @@
-"""LoRA on FDConv's kernels (https://arxiv.org/abs/2106.09685): a low-rank update of what the spectrum stands for.
+"""LoRA on FDConv's kernels (https://arxiv.org/abs/2106.09685): a low-rank update of the kernel behind the spectrum.
 
 LoRA adds ``alpha / rank * B @ A`` to a frozen weight. FDW lays a kernel out as a plane of R rows and C columns, and the
 DFT is separable: the spectrum of ``B @ A`` is ``fft(B) @ rfft(A)``, two small transforms and a product.
@@ -15,10 +15,10 @@ from fdconv_zoo.layers.fdw import FourierDisjointWeight
 
 
 class LowRankUpdate(nn.Module):
-    """Parametrization of FDW's spectrum: adds a low-rank update of the plane, zero at first.
+    """Parametrization of FDW's spectrum: adds the spectrum of a low-rank update of the plane, which starts at zero.
 
     Args:
-        fdw: whose spectrum is updated.
+        fdw: the module whose spectrum is updated.
         rank: r.
         alpha: the update is multiplied by ``alpha / rank``.
     """
@@ -34,7 +34,7 @@ class LowRankUpdate(nn.Module):
 
     def forward(self, spectrum: Tensor) -> Tensor:
         """(R, C//2 + 1, 2) to the same shape."""
-        dtype = torch.promote_types(self.up.dtype, torch.float32)  # no FFT exists in bfloat16
+        dtype = torch.promote_types(self.up.dtype, torch.float32)  # no FFT in half precision
         update = torch.fft.fft(self.up.to(dtype), dim=0) @ torch.fft.rfft(self.down.to(dtype), dim=1)
         return spectrum + (self.scale * torch.view_as_real(update)).to(spectrum.dtype)
 
@@ -42,12 +42,12 @@ class LowRankUpdate(nn.Module):
 def add_lora(model: nn.Module, rank: int = 8, alpha: float = 8.0) -> list[nn.Parameter]:
     """Freeze the spectra of a model's FDConv layers and add a low-rank update to each, in place.
 
-    The model computes the same as before. Load pretrained weights first: the spectra's names in the state dict change,
-    until :func:`merge_lora`.
+    The model computes the same as before. Load pretrained weights first: the names of the spectra in the state dict
+    change until :func:`merge_lora` is called.
 
     Args:
-        model: with FDConv layers.
-        rank: of the updates.
+        model: a model with FDConv layers.
+        rank: rank of the updates.
         alpha: an update is multiplied by ``alpha / rank``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The modes of a model's modules."""
+"""Training and evaluation mode of a model's modules."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and back into its own mode after the block, however it ends."""
+    """Put every module into evaluation mode, and restore its mode after the block, also after an exception."""
     modes = {module: module.training for module in model.modules()}
     try:
         for module in modes:  # one by one: train() may be overridden and have other effects

@@ -1,7 +1,7 @@
-"""What modulators do: how far they are from neutral, how they differ between images, and whether they are saturated.
+"""Statistics of modulators: how far they are from neutral, how they differ between images, and how many are saturated.
 
-All are ``1 + d`` with d between -1 and 1, and 0 where neutral. Everything here is of d: ``2 * sigmoid`` passes on
-``1 - d^2`` of the gradient that it passes on where it is neutral.
+Modulators are ``1 + d`` with d between -1 and 1; a neutral one has d = 0. All statistics here are of d. The derivative
+of ``2 * sigmoid`` is ``1 - d^2`` times its derivative at neutral.
 """
 
 from collections.abc import Iterator
@@ -19,25 +19,25 @@ from fdconv_zoo.layers.modulators import name_layers
 from fdconv_zoo.layers.precision import no_autocast, transform_dtype
 from fdconv_zoo.ops import KernelModulators, LocalFactors, local_factors
 
-_SATURATED = 0.9  # of d^2: a tenth of the gradient is left
-_ELEMENTS = 2**24  # local factors that are in memory at once
+_SATURATED = 0.9  # limit of d^2: a tenth of the gradient is left
+_ELEMENTS = 2**24  # local factors in memory at once
 
 
 @dataclass(frozen=True)
 class ModulatorStatistics:
-    """A modulator of a layer, over some images. Its values lie between 0 and 2; 1 is neutral.
+    """Statistics of a layer's modulator over some images. Its values lie between 0 and 2; 1 is neutral.
 
     Attributes:
-        layer: name in the model.
+        layer: name of the layer in the model.
         modulator: ``"kernel"``, ``"channel"``, ``"filter"``, ``"spatial"``, ``"local"`` or ``"band"``.
-        images: number of images. In training, KSM's BatchNorm averages over so many.
-        distance: from neutral, the root mean square of value - 1.
-        variation: between images, the root mean square of each value's difference from its mean over the images; for
-            ``"band"``, of the means of each image's bands.
-        within: within images, only for ``"band"``: the root mean square of the difference of each pixel from the mean
-            of its image.
-        saturated: share of values that learn slowly, since the sigmoid passes on less than a tenth of the gradient that
-            it passes on at 1: those below 0.051 and above 1.949.
+        images: number of images.
+        distance: distance from neutral: root mean square of value - 1.
+        variation: variation between images: root mean square of the difference of each value from its mean over the
+            images. For ``"band"``, the values are the means of each band over the pixels of an image.
+        within: variation within images, only for ``"band"``: root mean square of the difference of each pixel from the
+            mean over its image. None for the others.
+        saturated: share of saturated values, those below 0.051 or above 1.949. They learn slowly: the gradient through
+            the sigmoid is less than a tenth of that at 1.
     """
 
     layer: str
@@ -50,12 +50,13 @@ class ModulatorStatistics:
 
 
 class ModulatorObserver:
-    """A context that observes the modulators of a model whenever it runs, in training or not, and changes nothing.
+    """Context manager that records the modulators of a model in each forward pass, in training or evaluation mode.
 
-    Values are those of the pass that is observed, whatever path it takes. A compiled model is not observed.
+    The values are those that the forward pass computes, on any path; its results do not change. Forward passes of a
+    compiled model are not recorded.
 
     Args:
-        model: with FDConv layers or without.
+        model: a model with or without FDConv layers.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -76,7 +77,7 @@ class ModulatorObserver:
             self._handles.pop().remove()
 
     def statistics(self) -> list[ModulatorStatistics]:
-        """One row for each modulator of each layer that has run, over all the images that it has seen."""
+        """Return one row for each modulator of each layer that has run, over all images of its forward passes."""
         return [moments.row(*names) for names, moments in self._moments.items()]
 
     @torch.no_grad()
@@ -88,7 +89,7 @@ class ModulatorObserver:
                 count = values.shape[1]
                 self._add(layer, modulator, (values - values.new_ones(()) / count) * count)  # exactly 0 if neutral
             elif isinstance(values, LocalFactors):
-                assert ksm.local_branch is not None  # it has predicted them
+                assert ksm.local_branch is not None  # local factors are its output
                 for factors in _assemble(values, ksm.local_branch.kernel_size):
                     self._add(layer, modulator, factors - 1)
             else:
@@ -100,14 +101,14 @@ class ModulatorObserver:
         self._add(layer, "band", 2 * torch.sigmoid(logits) - 1, pixels=2)
 
     def _add(self, layer: str, modulator: str, deviation: Tensor, pixels: int = 0) -> None:
-        """Add (B, ...) deviations from neutral, of which the last ``pixels`` axes are those of a feature map."""
+        """Add deviations (B, ...) from neutral; the last ``pixels`` axes are those of a feature map."""
         deviation = deviation.to(transform_dtype(deviation))
         deviation = deviation.flatten(-pixels) if pixels else deviation.flatten(1).unsqueeze(2)
         self._moments.setdefault((layer, modulator), _Moments(bool(pixels))).add(deviation)
 
 
 def _assemble(local: LocalFactors, kernel_size: tuple[int, int]) -> Iterator[Tensor]:
-    """The factors (b, O, I, a, b) of a few images at a time, computed as the layer does."""
+    """Yield the local factors of a few images at a time, (images, O, I/groups, a, b), computed as in the layer."""
     local = LocalFactors(*(tensor.to(transform_dtype(tensor)) for tensor in local))
     per_image = local.taps.shape[0] * local.windows.shape[2]
     with no_autocast(local.taps.device.type):
@@ -116,7 +117,7 @@ def _assemble(local: LocalFactors, kernel_size: tuple[int, int]) -> Iterator[Ten
 
 
 class _Moments:
-    """Sums over images, which stay on the device until they are asked for."""
+    """Sums over images, which stay on the device until :meth:`row` is called."""
 
     def __init__(self, has_pixels: bool) -> None:
         self.has_pixels = has_pixels
@@ -124,14 +125,14 @@ class _Moments:
         self.squares = self.saturated = self.between = self.within = self.center = torch.zeros(())
 
     def add(self, deviation: Tensor) -> None:
-        """Add deviations (B, E, P): of E values for each image, at P pixels."""
+        """Add deviations (B, E, P): E values for each image, at P pixels."""
         count = len(deviation)
         square = deviation.square()
         means = deviation.mean(2)
         self.squares = self.squares + square.mean((1, 2)).sum()
         self.saturated = self.saturated + (square > _SATURATED).to(square.dtype).mean((1, 2)).sum()
         self.within = self.within + (deviation - means.unsqueeze(2)).square().mean((1, 2)).sum()
-        # The sum of squares around a common mean, from those around two: a difference of large sums would lose digits.
+        # Update the sum of squares around the mean of all images: E[x^2] - E[x]^2 would lose digits.
         center = means.mean(0)
         shift = center - self.center
         share = count / (self.images + count)
@@ -141,7 +142,7 @@ class _Moments:
         self.images += count
 
     def row(self, layer: str, modulator: str) -> ModulatorStatistics:
-        """The statistics of all that was added."""
+        """Return the statistics of all deviations added so far."""
         sums = torch.stack([self.squares, self.between, self.within, self.saturated])
         square, between, within, saturated = (sums / self.images).tolist()
         return ModulatorStatistics(

@@ -1,4 +1,4 @@
-"""The modulators in a model, and the layers that FDConv's parts belong to."""
+"""Find the modulators in a model, and the layers that FDConv's parts belong to."""
 
 from torch import nn
 
@@ -33,8 +33,8 @@ def name_layers(model: nn.Module) -> dict[nn.Module, str]:
     """Name the layer that each FDW, KSM and FBM belongs to, in the order of ``model.modules()``.
 
     Returns:
-        The name of the FDConv layer around the part, as in ``model.named_modules()``; of a part that stands alone, its
-        own.
+        By part, the name of the FDConv layer that contains it, as in ``model.named_modules()``; for a part outside an
+        FDConv layer, its own name.
     """
     names: dict[nn.Module, str] = {}
     for name, module in model.named_modules():

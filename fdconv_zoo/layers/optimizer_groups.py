@@ -30,33 +30,34 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Group a model's parameters for an optimizer, so that FDConv learns at the pace of plain layers.
 
-    With one learning rate for all, Adam moves a kernel less through its spectrum than a plain kernel, and the
-    modulators further the more features they see: see ``docs/learning_rates.md``. Here each spectrum and each layer
-    that predicts modulators has a learning rate of its own, and a weight decay that takes as much off in a step as
-    that of a plain layer does. All else is grouped as timm does.
+    With one learning rate for all parameters, Adam moves a kernel less through its spectrum than it moves a plain
+    kernel, and it moves modulators further the more features they are computed from: see ``docs/learning_rates.md``.
+    This function gives each spectrum and each layer that predicts modulators its own learning rate, and a weight decay
+    that shrinks the weights in a step as much as in a plain layer. All other parameters are grouped as in timm.
 
-    Frozen parameters are left out. ``torch.compile``, ``DistributedDataParallel`` and ``DataParallel`` are seen
-    through.
+    Frozen parameters are left out. Models wrapped by ``torch.compile``, ``DistributedDataParallel`` or
+    ``DataParallel`` are unwrapped first.
 
     Args:
-        model: with FDConv layers or without.
-        lr: learning rate of all other parameters. The groups have their own under ``"lr"``, for every scheduler that
-            multiplies it. None: they have a factor under ``"lr_scale"`` instead, which timm's schedulers multiply, also
-            their warm-up and their minimum; give the rate to the optimizer, as in
-            ``create_optimizer_v2(model, "adamw", lr=1e-3, param_group_fn=param_groups)``.
-        weight_decay: of all parameters but biases, norms, and what ``model.no_weight_decay()`` names.
-        optimizer: name of the optimizer, as in timm; the factors depend on it. An unknown one is taken for AdamW:
-            steps of one size in all numbers, and a weight decay apart from them.
-        layer_decay: factor of the learning rate from each layer to the one before it, by timm's layers.
-        no_weight_decay: names of more parameters without weight decay; ``*`` stands for any characters.
-        spectrum_lr: factor of the spectra's learning rate; it leaves the weight decay. ``"auto"``: as above.
-        modulator_lr: factor of the learning rate of all parameters of KSM and FBM. ``"auto"``: of those layers alone
-            that predict modulators, as above; their biases, what lies before them and learned edges of bands learn at
-            ``lr``.
+        model: a model with or without FDConv layers.
+        lr: learning rate of all other parameters. Each group then has its learning rate under ``"lr"``, for use with
+            any scheduler that multiplies it. None: each group has a factor under ``"lr_scale"`` instead. timm's
+            schedulers apply it to the learning rate, also during warm-up and at the minimum. Pass the learning rate to
+            the optimizer, as in ``create_optimizer_v2(model, "adamw", lr=1e-3, param_group_fn=param_groups)``.
+        weight_decay: weight decay of all parameters except biases, norms, and those that ``model.no_weight_decay()``
+            names.
+        optimizer: name of the optimizer, as in timm; the factors depend on it. An unknown name is treated as AdamW:
+            steps of the same size in all elements, and decoupled weight decay.
+        layer_decay: factor of the learning rate from each layer to the one before it, for layers as timm counts them.
+        no_weight_decay: names of more parameters without weight decay; ``*`` matches any characters.
+        spectrum_lr: factor of the spectra's learning rate; their weight decay is not changed. ``"auto"``: see above.
+        modulator_lr: factor of the learning rate of all parameters of KSM and FBM. ``"auto"``: see above; this only
+            changes the weights of layers that predict modulators. Their biases, the layers before them and learned
+            band edges are trained with ``lr``.
 
     Returns:
         Dictionaries with ``"params"``, ``"weight_decay"``, and ``"lr"`` or ``"lr_scale"``. For Muon,
-        ``"use_fallback"`` marks what timm's Muon leaves to AdamW.
+        ``"use_fallback"`` marks the groups that timm's Muon trains with AdamW.
 
     Raises:
         TypeError: ``model`` is not a module, or ``optimizer`` not a name.
@@ -83,7 +84,7 @@ def param_groups(
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
-    """The module whose names and methods timm knows."""
+    """The module inside wrappers, which has the names and methods that timm uses."""
     while True:
         if isinstance(model, DistributedDataParallel | DataParallel):
             model = model.module
@@ -97,7 +98,7 @@ def _timm_groups(
     model: nn.Module, weight_decay: float, layer_decay: float | None, no_weight_decay: Collection[str]
 ) -> list[dict[str, Any]]:
     patterns = {*getattr(model, "no_weight_decay", set)(), *no_weight_decay}
-    # By name: older versions of timm take no patterns.
+    # Expand patterns to names: older versions of timm do not support patterns.
     names = {name for name, _ in model.named_parameters() if any(fnmatch(name, pattern) for pattern in patterns)}
     if layer_decay is None:
         return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=names)
@@ -126,7 +127,7 @@ def _modulator_changes(model: nn.Module, factor: Factor, optimizer: str) -> dict
 
 
 def _split_off(groups: Iterable[dict[str, Any]], changes: dict[Tensor, Change]) -> list[dict[str, Any]]:
-    """Move the parameters with a change into groups of their own behind the others."""
+    """Move the parameters with a change into separate groups after the others."""
     rest, moved = [], []
     for group in groups:
         members: dict[Change, list[Tensor]] = {}

@@ -9,19 +9,19 @@ from fdconv_zoo.layers.fbm import FrequencyBandModulation
 from fdconv_zoo.layers.fdw import FourierDisjointWeight
 from fdconv_zoo.layers.modulators import name_layers
 
-# Weights and vectors (norms, biases) besides FDConv's; the coefficients of FDW; what lies before the heads in KSM; and
-# the heads, by what they predict.
+# "plain" and "vector" (norms, biases): parameters outside FDConv. "spectrum": FDW's coefficients. "trunk": KSM's layers
+# before the heads. All others: the heads of KSM, by what they predict, and FBM ("band").
 PARTS = ("plain", "vector", "spectrum", "trunk", "kernel", "channel", "filter", "spatial", "local", "band")
 _HEADS = {("global_branch", name): name for name in ("kernel", "channel", "filter", "spatial")}
 _HEADS["local_branch", "conv"] = "local"
 
 
 class Part(NamedTuple):
-    """Where a parameter belongs.
+    """The part that a parameter belongs to.
 
     Attributes:
-        layer: name of the FDConv layer, or of the module that holds the parameter.
-        part: one of `PARTS`.
+        layer: name of the FDConv layer, or of the module that has the parameter.
+        part: one of ``PARTS``.
     """
 
     layer: str
@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
 
 def name_parts(model: nn.Module) -> dict[str, Part]:
-    """Name the part of every parameter, by the parameter's name in ``model.named_parameters()``."""
+    """Return the part of every parameter, by the parameter's name in ``model.named_parameters()``."""
     of_fdconv: dict[nn.Parameter, Part] = {}
     for module, layer in name_layers(model).items():
         for parameter, part in _parts_within(module):

@@ -1,4 +1,4 @@
-"""The plain layers that FDConv stands for."""
+"""The plain layers that FDConv layers replace."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,35 +21,35 @@ _CONV_ARGUMENTS = (
 
 
 def conv_arguments(conv: nn.Module) -> dict[str, Any]:
-    """The arguments that build an ``nn.Conv2d`` like this one, or like the one that this layer stands for."""
+    """Return the arguments for an ``nn.Conv2d`` with the settings of a plain or FDConv layer."""
     return {name: getattr(conv, name) for name in _CONV_ARGUMENTS} | {"bias": conv.bias is not None}
 
 
 def example_size(kernel_size: Sequence[int], dilation: Sequence[int]) -> tuple[int, int]:
-    """A height and a width that are large enough for a convolution's kernel."""
+    """Return a height and a width that are large enough for a convolution's kernel."""
     height, width = (9 + rate * (taps - 1) for rate, taps in zip(dilation, kernel_size, strict=True))
     return height, width
 
 
 def check_plain(layer: nn.Module, kind: type[nn.Module]) -> None:
-    """Check that a layer computes what its kind does.
+    """Check that a layer computes what ``kind`` computes.
 
     Raises:
-        TypeError: it is of another type, or of a subclass that computes in a way of its own, or lazy; names the type.
+        TypeError: the layer is of another type, of a subclass with its own ``forward``, or lazy and not initialized.
     """
     if not isinstance(layer, kind):
-        raise TypeError(f"Expected an nn.{kind.__name__}, got {_qualified_name(layer)}: FDConv cannot stand for it.")
+        raise TypeError(f"Expected an nn.{kind.__name__}, got {_qualified_name(layer)}: FDConv cannot replace it.")
     if any(map(is_lazy, layer.parameters(recurse=False))):
         raise TypeError(
             f"The {_qualified_name(layer)} is not initialized yet: run it once, or give its input channels."
         )
     own = own_forward(layer, kind)
     if own is not None:
-        raise TypeError(f"{own} computes in a way of its own, unlike nn.{kind.__name__}: FDConv cannot stand for it.")
+        raise TypeError(f"{own} has its own forward, unlike nn.{kind.__name__}: FDConv cannot replace it.")
 
 
 def own_forward(layer: nn.Module, kind: type[nn.Module]) -> str | None:
-    """The qualified class name of a layer that does not compute what its kind does; None where it does.
+    """Return the qualified class name of a layer that does not compute what ``kind`` computes; None if it does.
 
     Args:
         layer: an instance of ``kind``.

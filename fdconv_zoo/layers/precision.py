@@ -9,30 +9,30 @@ COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtyp
 
 
 def no_autocast(device_type: str) -> AbstractContextManager[object]:
-    """A context in which operations keep the dtype they are given."""
-    # Entering torch.autocast costs as much as several small operations.
+    """Return a context without autocast, in which operations keep the dtype of their inputs."""
+    # Entering torch.autocast takes as long as several small operations.
     return torch.autocast(device_type, enabled=False) if _autocasts(device_type) else nullcontext()
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Dtype in which a plain layer would convolve x: autocast's where it is on, else x's own."""
+    """Return the dtype in which a plain layer would convolve x: autocast's if it is enabled, else that of x."""
     is_cast = _autocasts(x.device.type) and x.dtype != torch.float64
     return torch.get_autocast_dtype(x.device.type) if is_cast else x.dtype
 
 
 def transform_dtype(x: Tensor) -> torch.dtype:
-    """For sums over whole maps, which overflow or drown in half precision: float32, or wider where x is."""
+    """Return the dtype for sums over whole feature maps: float32, or float64 if x is. Half precision may overflow."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def parameter_dtype(module: nn.Module) -> torch.dtype:
-    """The dtype a module with a weight takes its input in: the weight's, or float32 for a quantized one.
+    """Return the dtype of the input that a module with a weight expects: the weight's, or float32 if it is quantized.
 
     Raises:
-        TypeError: nothing can be computed in the weight's dtype; names it.
+        TypeError: the layers do not support the weight's dtype.
     """
     weight = module.weight
-    if not isinstance(weight, Tensor):  # torch's quantized layers have a method
+    if not isinstance(weight, Tensor):  # a method in torch's quantized layers
         return torch.float32
     if weight.dtype in COMPUTED:
         return weight.dtype

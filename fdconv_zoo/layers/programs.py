@@ -1,4 +1,4 @@
-"""FDConv layers in the programs that torch makes of a model: one node in torch.fx, a traced module in TorchScript."""
+"""Support for torch.fx, where an FDConv layer is one node, and for TorchScript, where it is a traced module."""
 
 import copy
 from collections.abc import Callable
@@ -12,7 +12,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def fx_leaf(forward: Callable[[Layer, Tensor], Tensor]) -> Callable[[Layer, Tensor], Tensor]:
-    """Decorate a layer's ``forward`` so that symbolic tracing, by whatever tracer, keeps the layer as one node."""
+    """Decorate a layer's ``forward`` so that symbolic tracing, by any tracer, keeps the layer as one node."""
 
     @wraps(forward)
     def forward_or_leaf(self: Layer, x: Tensor) -> Tensor:
@@ -28,14 +28,14 @@ def fx_leaf(forward: Callable[[Layer, Tensor], Tensor]) -> Callable[[Layer, Tens
 
 
 class TracedForScript(nn.Module):
-    """Base of the layers that ``torch.jit.script`` cannot compile, and :func:`script_model` traces."""
+    """Base of layers that ``torch.jit.script`` cannot compile; :func:`script_model` traces them instead."""
 
     def example_input(self) -> Tensor:
-        """An input that the layer takes."""
+        """Return an input to trace the layer with."""
         raise NotImplementedError
 
     def __prepare_scriptable__(self) -> NoReturn:
-        # Not a traced layer instead: torch.jit.script would put it into the user's own model, for good.
+        # Do not return a traced layer: torch.jit.script would put it into the user's own model permanently.
         raise RuntimeError(
             f"torch.jit.script cannot compile a {type(self).__name__}: use fdconv_zoo.script_model(model), which "
             "traces the FDConv layers and scripts the rest, or torch.jit.trace."
@@ -48,10 +48,10 @@ def script_model(model: nn.Module) -> torch.jit.ScriptModule:
     The result takes any batch and image size that the model takes, and is for inference only.
 
     Args:
-        model: in evaluation mode; it is not changed.
+        model: a model in evaluation mode; it is not changed.
 
     Raises:
-        RuntimeError: a layer is in training mode, which a trace would keep for good; or torch cannot script the rest.
+        RuntimeError: an FDConv layer is in training mode, which a trace would fix; or torch cannot script the rest.
     """
     return torch.jit.script(_trace_layers(copy.deepcopy(model)))
 
@@ -59,7 +59,7 @@ def script_model(model: nn.Module) -> torch.jit.ScriptModule:
 def _trace_layers(module: nn.Module) -> nn.Module:
     if isinstance(module, TracedForScript):
         return _trace(module)
-    for name, child in module._modules.items():  # named_children() leaves out a layer's second name
+    for name, child in module._modules.items():  # named_children() skips a layer's second name
         if child is not None:
             setattr(module, name, _trace_layers(child))
     return module
@@ -77,7 +77,7 @@ def _trace(layer: TracedForScript) -> nn.Module:
 
 
 class _TracedTokens(nn.Module):
-    """A traced layer of (B, N, C) tokens that also takes (B, H, W, C), which a trace tells apart for good."""
+    """A layer traced with (B, N, C) tokens, which also takes (B, H, W, C): a trace alone takes one number of axes."""
 
     def __init__(self, traced: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The paper authors' checkpoints: their parameter names and shapes to ours (https://github.com/Linwei-Chen/FDConv)."""
+"""Convert the names and shapes in the paper authors' checkpoints to ours (https://github.com/Linwei-Chen/FDConv)."""
 
 import re
 from collections.abc import Mapping
@@ -32,11 +32,11 @@ def from_reference(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Returns:
         A new state dict for a layer or model of the same shape (its tensors share memory where they can), with a
-        ``group_index`` for each layer: the authors' unstable sort puts coefficients of equal radius into groups of its
-        own. Build the model with ``band_mask="reference"`` to get the function the checkpoint was trained with.
+        ``group_index`` for each layer: the authors' sort is not stable, so it may put coefficients of equal radius into
+        other groups. Build the model with ``band_mask="reference"`` to compute what the checkpoint was trained with.
 
     Raises:
-        ValueError: a parameter of a variant of their layer that has no counterpart here; the message names it.
+        ValueError: a parameter belongs to a variant of their layer that has no counterpart here.
     """
     result: dict[str, Tensor] = {}
     layers: list[str] = []
@@ -73,7 +73,7 @@ def from_reference(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _reference_groups(rows: int, half_cols: int, num_groups: int) -> Tensor:
-    """The groups as the authors' code makes them at construction: ties as ``torch.sort`` happens to leave them.
+    """The groups as the authors' code makes them at construction, with ties in the order of ``torch.sort``.
 
     Their planes have an even number of columns, 2 * (half_cols - 1).
     """

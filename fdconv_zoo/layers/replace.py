@@ -1,4 +1,4 @@
-"""Swapping the layers of a model for FDConv layers of the same function."""
+"""Replace layers of a model by FDConv layers that compute the same function."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from fdconv_zoo.layers import (
 )
 from fdconv_zoo.layers.plain import PlainLayer, conv_arguments
 
-# The settings of an FDConv layer beyond those of the plain one it stands for.
+# The settings of an FDConv layer that the plain layer does not have.
 LAYER_OPTIONS = frozenset(
     name
     for name, parameter in inspect.signature(FDConv2d).parameters.items()
@@ -29,26 +29,27 @@ DynamicLayer = FDConv2d | FDLinear | BandModulatedConv2d
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
-# What lies inside these is part of FDConv itself.
+# The submodules of these are parts of FDConv itself.
 _OWN = (*DYNAMIC_KINDS, FrequencyBandModulation, KernelSpatialModulation)
 
 
 def replace_layers(model: nn.Module, select: Callable[[str, PlainLayer], bool], **options: Any) -> list[str]:
-    """Turn the selected ``nn.Conv2d`` and ``nn.Linear`` layers of a model into FDConv layers.
+    """Replace the selected ``nn.Conv2d`` and ``nn.Linear`` layers of a model by FDConv layers.
 
-    The model computes the same function as before, to float rounding.
+    The model computes the same function as before, up to float rounding.
 
     Args:
         model: changed in place.
-        select: called with each layer's name and the layer; true for those to replace.
-        **options: of :class:`FDConv2d`; linear layers take those they know.
+        select: called with the name of each layer and the layer; returns True for layers to replace.
+        **options: keyword-only arguments of :class:`FDConv2d`; linear layers ignore those that :class:`FDLinear` does
+            not have.
 
     Returns:
         The names of the replaced layers.
 
     Raises:
         TypeError: a subclass has its own forward; the message names the layer.
-        ValueError: an option does not fit a layer; the message names the layer. The model is as it was.
+        ValueError: an option does not fit a layer; the message names the layer. The model is not changed.
     """
     selected = {layer: names[0] for layer, names in find_plain_layers(model).items() if select(names[0], layer)}
     swap_layers(model, make_dynamic(selected, **options))
@@ -56,7 +57,7 @@ def replace_layers(model: nn.Module, select: Callable[[str, PlainLayer], bool], 
 
 
 def find_layers(model: nn.Module, kinds: tuple[type[Layer], ...]) -> dict[Layer, list[str]]:
-    """The layers of some kinds, each with all its names, besides the parts of FDConv layers."""
+    """Find the layers of some kinds, each with all its names; parts of FDConv layers are left out."""
     found: dict[Layer, list[str]] = {}
     inside = None
     for name, module in model.named_modules(remove_duplicate=False):
@@ -71,18 +72,18 @@ def find_layers(model: nn.Module, kinds: tuple[type[Layer], ...]) -> dict[Layer,
 
 
 def find_plain_layers(model: nn.Module) -> dict[PlainLayer, list[str]]:
-    """The convolutions and linear layers that are not FDConv, with all their names."""
+    """Find the convolutions and linear layers that are not FDConv layers, each with all its names."""
     found: dict[PlainLayer, list[str]] = find_layers(model, PLAIN_KINDS)
     return {layer: names for layer, names in found.items() if not isinstance(layer, DYNAMIC_KINDS)}
 
 
 def make_dynamic(layers: Mapping[PlainLayer, str], **options: Any) -> dict[PlainLayer, FDConv2d | FDLinear]:
-    """Build FDConv layers of the same function; weights that were one parameter are one parameter again.
+    """Build FDConv layers that compute the same function; layers that share a weight will share a spectrum.
 
     Args:
         layers: ``nn.Conv2d`` and ``nn.Linear`` layers with their names; they are not changed. Their biases are
             shared with the new layers.
-        **options: of :class:`FDConv2d`; linear layers take those they know.
+        **options: as in :func:`replace_layers`.
 
     Raises:
         TypeError: a subclass has its own forward; the message names the layer.
@@ -103,11 +104,11 @@ def make_dynamic(layers: Mapping[PlainLayer, str], **options: Any) -> dict[Plain
 
 
 def bare_twin(layer: nn.Module, dtype: torch.dtype) -> PlainLayer:
-    """The plain layer of the same shape and settings, without memory for its parameters (on the meta device).
+    """Make a plain layer of the same shape and settings on the meta device, without memory for its parameters.
 
     Args:
-        layer: plain or FDConv.
-        dtype: of the twin's parameters.
+        layer: a plain or FDConv layer.
+        dtype: dtype of the parameters.
     """
     factory: dict[str, Any] = {"device": "meta", "dtype": dtype}
     if isinstance(layer, nn.Linear | FDLinear):
@@ -116,13 +117,13 @@ def bare_twin(layer: nn.Module, dtype: torch.dtype) -> PlainLayer:
 
 
 def swap_layers(model: nn.Module, replacements: Mapping[Any, nn.Module]) -> nn.Module:
-    """Put layers in the places of others, under all their names.
+    """Replace layers of a model in place, under all their names.
 
     Returns:
-        The model; its replacement, where it has one itself.
+        The model, or its replacement if the model itself is replaced.
     """
     for module in list(model.modules()):
-        # Not named_children(), which leaves out a layer's second name.
+        # Not named_children(), which skips a layer's second name.
         for name, child in list(module._modules.items()):
             if child in replacements:
                 module.register_module(name, replacements[child])

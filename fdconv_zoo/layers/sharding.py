@@ -1,4 +1,4 @@
-"""Parameters that leave the module they belong to, for the operation that uses them."""
+"""Return parameters from the forward pass of their module, for an operation outside it."""
 
 import torch
 import torch.distributed as dist
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 def hand_on(module: nn.Module, parameter: Tensor) -> Tensor:
     """Return a module's parameter as a result of its forward pass.
 
-    The result is a view, since hooks expect the result of a computation. Fully sharded data parallelism frees
-    parameters when the forward pass ends; where the module is sharded by itself, the result is a copy.
+    The result is a view, since hooks expect the result of a computation. Fully sharded data parallelism (FSDP) frees
+    the parameters of a sharded module when its forward pass ends, so then the result is a copy.
 
     Args:
-        module: whose ``forward`` returns the result.
-        parameter: of the module.
+        module: the module whose ``forward`` returns the result.
+        parameter: a parameter of the module.
     """
-    # FSDP's first generation puts views of a flat parameter of its own in place of the module's parameters.
+    # FSDP1 replaces the module's parameters by views of its own flat parameter.
     is_sharded = dist.is_available() and dist.is_initialized() and parameter._is_view()
     if is_sharded:
         return parameter.clone()
@@ -24,7 +24,7 @@ def hand_on(module: nn.Module, parameter: Tensor) -> Tensor:
 
 
 def hand_through(module: nn.Module, result: Tensor) -> Tensor:
-    """Return what a module within handed on; a copy where this module is what is sharded."""
+    """Return the result of :func:`hand_on` in a submodule; a copy if it is this module that FSDP shards."""
     return result.clone() if _is_sharded(module) else result
 
 

@@ -1,4 +1,4 @@
-"""Parameters of modules that need not be called: whose own code, and nothing else, would run."""
+"""Check that modules need not be called: a call would only run the ``forward`` of their class, without hooks."""
 
 import torch
 from torch import Tensor, nn
@@ -9,21 +9,21 @@ _TYPES = (nn.Parameter, Tensor)
 
 
 class TouchedError(Exception):
-    """A module has to be called."""
+    """A module has to be called: an operation on its parameters might not do the same."""
 
 
 def untouched(module: nn.Module, expected: type, count: int) -> list[Tensor | None]:
-    """Parameters of a module, in their order, to be used without calling it.
+    """Return a module's parameters in order, for use without calling the module.
 
     Args:
-        module: that may have been changed.
-        expected: its type.
-        count: of its parameters; sharding keeps them elsewhere.
+        module: a module that may have been changed.
+        expected: the type it must have.
+        count: the number of parameters it must have; sharding may keep them elsewhere.
 
     Raises:
-        TouchedError: calling it does more than its class says. Its type is another where it was sharded, parametrized,
-            quantized or replaced; pruning, offloading and feature extraction set hooks, accelerate another ``forward``,
-            and ``Module.compile`` another call.
+        TouchedError: calling the module may do more than its class defines. Sharding, parametrization, quantization and
+            replacement change its type; pruning, offloading and feature extraction set hooks; accelerate sets another
+            ``forward``, and ``Module.compile`` another call.
     """
     state = module.__dict__
     if (
@@ -41,8 +41,8 @@ def untouched(module: nn.Module, expected: type, count: int) -> list[Tensor | No
 
 
 def check_calls() -> None:
-    """Raise a :class:`TouchedError` if calls of all modules are observed."""
-    # Not torch's _has_any_global_hook(), which stays true when a hook with keyword arguments has been removed.
+    """Raise a :class:`TouchedError` if there are global hooks, which run in calls of all modules."""
+    # Not torch's _has_any_global_hook(), which stays true after a hook with keyword arguments was removed.
     if (
         torch_module._global_forward_hooks
         or torch_module._global_forward_pre_hooks
@@ -53,12 +53,12 @@ def check_calls() -> None:
 
 
 def check_ordinary(x: Tensor, *tensors: Tensor | None, fake: bool = False) -> None:
-    """Raise a :class:`TouchedError` unless tensors are of no subclass, in float32, contiguous, on x's device.
+    """Raise a :class:`TouchedError` unless all tensors are contiguous float32 tensors on x's device, of no subclass.
 
     Args:
         x: a tensor.
-        *tensors: others.
-        fake: whether tensors without memory (``FakeTensorMode``) may be among them.
+        *tensors: more tensors; None is ignored.
+        fake: whether to also accept tensors without memory (``FakeTensorMode``).
     """
     device = x.device
     for tensor in (x, *tensors):

@@ -1,4 +1,4 @@
-"""Other projects' weights files, converted into folders that timm loads."""
+"""Conversion of other projects' weights files into folders that timm loads."""
 
 from fdconv_zoo.porting.convert import convert_checkpoint
 from fdconv_zoo.porting.report import Conversion

@@ -1,4 +1,4 @@
-"""The arguments of the model that a weights file belongs to, as far as its weights show them."""
+"""The arguments of a model that can be derived from its weights file."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from fdconv_zoo.porting.source import Source
 
 
 def implied_arguments(source: Source) -> dict[str, Any]:
-    """The arguments, besides ``num_classes``, that build a model for these weights."""
+    """Return the arguments, other than ``num_classes``, that build a model for these weights."""
     arguments = source.family.porting.implied_arguments(source.tensors)
     if any(name.endswith(".dft_weight") for name in source.tensors):
         arguments |= _of_the_authors_layers(source)

@@ -1,4 +1,4 @@
-"""Conversion of another project's weights file into a folder that timm loads, checked to compute the same."""
+"""Converts another project's weights file into a folder that timm loads, and checks that it computes the same."""
 
 import hashlib
 import json
@@ -37,19 +37,19 @@ def convert_checkpoint(
     model_kwargs: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Conversion:
-    """Convert a weights file, write the folder, load it again through timm, and compare.
+    """Convert a weights file, write the folder, load it again through timm, and compare the outputs.
 
     Args:
-        path: safetensors or a file of ``torch.save``; of the paper's authors, OpenMMLab, torchvision, timm, or the
-            authors of the architecture.
+        path: a safetensors file or a file written by ``torch.save``, from the paper's authors, OpenMMLab, torchvision,
+            timm, or the authors of the architecture.
         model_name: timm's name of a model of one of our families, FDConv or plain. A tag chooses the preprocessing.
         output: the folder to create, with ``model.safetensors``, ``config.json`` and ``conversion.json``.
-        model_kwargs: arguments of the model that the weights do not show.
+        model_kwargs: arguments of the model that cannot be derived from the weights.
         overwrite: replace the folder of an earlier conversion.
 
     Raises:
-        ConfigError: no such model, a model of none of our families, or arguments it does not take.
-        RunFolderError: the output folder exists already.
+        ConfigError: the model is unknown or not of our families, or does not accept the arguments.
+        RunFolderError: the output folder already exists, or with ``overwrite``, contains other files.
         WeightsError: the file cannot be read, does not fit the model, or the result deviates. Nothing is written.
         WriteError: the folder cannot be written.
     """
@@ -116,7 +116,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 
 def _find_family(model_name: str) -> Family:
-    """The family of one of our models, or of a plain one of timm's."""
+    """The family of one of our models, or of a plain timm model."""
     check_model_name(model_name)
     architecture = split_model_name_tag(model_name)[0]
     if not timm.is_model(architecture):  # a folder, or a repository of the Hub
@@ -155,7 +155,7 @@ def _build(model_name: str, source: Source, arguments: Mapping[str, Any]) -> nn.
 
 
 def _load_plain(model_name: str, source: Source, arguments: Mapping[str, Any], checkpoint: Checkpoint) -> nn.Module:
-    """The plain twin with the file's weights, which are reshaped in place where only axes of length 1 differ."""
+    """The plain model with the file's weights; changes their shapes in ``source`` if only axes of length 1 differ."""
     plain = {name: value for name, value in arguments.items() if name not in LAYER_OPTIONS}
     if "_fdconv" in model_name:
         plain["fdconv_layers"] = ()
@@ -169,12 +169,12 @@ def _load_plain(model_name: str, source: Source, arguments: Mapping[str, Any], c
 
 
 def _lengths(shape: torch.Size) -> list[int]:
-    """A shape without its axes of length 1: a linear layer's weight is that of a 1x1 convolution."""
+    """A shape without its axes of length 1: linear layers and 1x1 convolutions have the same weights."""
     return [length for length in shape if length != 1]
 
 
 def _class_names(checkpoint: Checkpoint, source: Source) -> list[str] | None:
-    """The names of the classes, where a file of OpenMMLab's has them."""
+    """The names of the classes in an OpenMMLab file; None if there are none for this classifier."""
     dataset = checkpoint.meta.get("dataset_meta")
     names = checkpoint.meta.get("CLASSES") or (dataset.get("classes") if isinstance(dataset, Mapping) else None)
     is_theirs = isinstance(names, list | tuple) and len(names) == source.num_classes > 0

@@ -1,6 +1,6 @@
-"""From the names that other libraries have for a model's parameters to timm's.
+"""Renames parameters from other libraries' names to timm's.
 
-Each family's file in ``fdconv_zoo/backbones`` holds the rules, :class:`fdconv_zoo.index.family.Naming`.
+The rules are in each family's file in ``fdconv_zoo/backbones``, see :class:`fdconv_zoo.index.family.Naming`.
 """
 
 import re
@@ -12,16 +12,17 @@ from fdconv_zoo.index.family import Naming, Rules
 
 
 def find_naming(namings: Collection[Naming], names: Collection[str]) -> Naming | None:
-    """The first naming whose mark is among the names."""
+    """Return the first naming whose ``mark`` matches one of the names; None if there is none."""
     return next((naming for naming in namings if any(re.match(naming.mark, name) for name in names)), None)
 
 
 def rename(name: str, rules: Rules) -> str:
-    """timm's name of a parameter.
+    """Return timm's name of a parameter.
 
-    In a replacement ``{next}`` is the first group plus 1: some downsample at a stage's end, timm at the next one's
-    start. ``{half}`` is half of it: torchvision counts patch embedding, stages and downsampling in one list, and
-    timm's stage i is the downsampling 2*i and the blocks 2*i + 1. ``{block}`` is the second group.
+    A replacement may contain placeholders. ``{next}`` is the first group plus 1: some libraries downsample at the end
+    of a stage, timm at the start of the next one. ``{half}`` is half of the first group, rounded down: torchvision
+    counts patch embedding, stages and downsampling in one list, and timm's stage i is the downsampling 2*i and the
+    blocks 2*i + 1. ``{block}`` is the second group.
     """
     for pattern, replacement in rules:
         if match := re.match(pattern, name):
@@ -33,6 +34,6 @@ def rename(name: str, rules: Rules) -> str:
 
 
 def order_merged_patch(tensor: Tensor) -> Tensor:
-    """Bring the last axis from ``nn.Unfold``'s order (C, row, column) of a 2x2 patch to Swin's (column, row, C)."""
+    """Reorder the last axis, a 2x2 patch, from ``nn.Unfold``'s (C, row, column) to Swin's (column, row, C)."""
     patches = tensor.unflatten(-1, (-1, 2, 2))
     return patches.movedim((-3, -2, -1), (-1, -2, -3)).flatten(-3)

@@ -1,6 +1,6 @@
-"""The backbone's configuration, which OpenMMLab's trainers write beside the weights as Python text.
+"""Reads the backbone's configuration, which OpenMMLab's trainers store with the weights as Python text.
 
-It holds what no weight shows: strides, temperatures, activations. The text is parsed, never run.
+It contains what cannot be derived from the weights: strides, temperatures, activations. The text is parsed, never run.
 """
 
 import ast
@@ -9,7 +9,7 @@ from typing import Any
 
 from fdconv_zoo.errors import WeightsError
 
-# Options of the authors' layer with the only value that our layer supports, their default.
+# Options of the authors' layer, each with the only value that our layer supports, which is its default.
 _FIXED = {
     "att_multi": 2.0,
     "param_ratio": 1,
@@ -24,8 +24,8 @@ _FIXED_OF_BANDS = {"lowfreq_att": False, "act": "sigmoid", "spatial_group": 1, "
 
 
 def backbone_config(meta: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The ``backbone`` of the configuration in a file's ``meta``; None if there is none that can be parsed."""
-    text = meta.get("config") or meta.get("cfg")  # mmcv's name, mmengine's
+    """Return the ``backbone`` of the configuration in a file's ``meta``; None if none can be parsed."""
+    text = meta.get("config") or meta.get("cfg")  # the names in mmcv and in mmengine
     if not isinstance(text, str):
         return None
     try:
@@ -40,11 +40,11 @@ def backbone_config(meta: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def layer_options(config: Mapping[str, Any], path: object) -> dict[str, Any]:
-    """The arguments of our model that a backbone's configuration asks for, where they are not the default.
+    """Return the arguments of our model that correspond to a backbone's configuration, without defaults.
 
     Args:
-        config: of the backbone.
-        path: of the weights file, for the message.
+        config: configuration of the backbone.
+        path: path of the weights file, for the message.
 
     Raises:
         WeightsError: the backbone computes something that our models do not support.
@@ -70,7 +70,7 @@ def layer_options(config: Mapping[str, Any], path: object) -> dict[str, Any]:
 
 
 def dilations_note(config: Mapping[str, Any]) -> str | None:
-    """A note on a backbone whose stages keep a higher resolution than timm's do by default; None for others."""
+    """Return a note for a backbone whose strides differ from timm's defaults; None for others."""
     strides = tuple(config.get("strides", ()))
     if len(strides) != 4 or strides == (1, 2, 2, 2):
         return None

@@ -1,4 +1,4 @@
-"""Report of a conversion, for people and for ``conversion.json``."""
+"""Report of a conversion, for the terminal and for ``conversion.json``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ class Conversion:
     """Report of a conversion.
 
     Attributes:
-        source: the file's name.
-        sha256: of the file.
-        library: whose names its weights had.
+        source: name of the weights file.
+        sha256: SHA-256 hash of the file.
+        library: the library whose parameter names the file has.
         model: timm's name of the model.
-        model_args: what it was built with, besides the number of classes.
-        num_classes: 0 if the file has no classifier.
-        mapped: how many tensors each part of the file gave.
-        left: tensors not used: the part of the file, how many, and why.
-        other_entries: what the file holds besides weights; not used either.
+        model_args: arguments that the model was built with, other than the number of classes.
+        num_classes: number of classes; 0 if the file has no classifier.
+        mapped: number of tensors used from each part of the file.
+        left: tensors not used: the part of the file, their number, and the reason.
+        other_entries: entries of the file other than weights, which are not used either.
         notes: further remarks.
-        compared_with: the network that the written folder's was compared with.
-        deviation: the largest, as a fraction of the largest feature.
+        compared_with: the network that the written model was compared with.
+        deviation: the largest deviation, as a fraction of the largest feature.
     """
 
     source: str
@@ -38,7 +38,7 @@ class Conversion:
     deviation: float
 
     def describe(self) -> str:
-        """A few lines for the terminal."""
+        """Return a few lines of text for the terminal."""
         arguments = {"num_classes": self.num_classes, **self.model_args}
         lines = [
             f"{self.source}: names of {self.library}",

@@ -17,15 +17,15 @@ _THEIRS = re.compile(r"(.*\.)(dft_weight$|KSM_Global\.|KSM_Local\.|FBM\.)")
 
 @dataclass
 class Source:
-    """The contents of a weights file, understood.
+    """The contents of a weights file, under timm's names.
 
     Attributes:
-        family: that its weights belong to.
-        library: whose names the parameters had.
-        is_fdconv: it holds the paper authors' layers, or ours.
-        tensors: the weights, in float32, under timm's names (FDConv layers' own parameters under theirs).
-        mapped: how many tensors each part of the file gave.
-        left: how many tensors of each part are not used, and why.
+        family: the family that the weights belong to.
+        library: the library whose names the parameters had.
+        is_fdconv: whether the weights have FDConv layers, the paper authors' or ours.
+        tensors: the weights in float32, under timm's names. Parameters inside FDConv layers keep their names.
+        mapped: number of tensors used, by part of the file.
+        left: number of tensors not used, by part of the file and reason.
     """
 
     family: Family
@@ -37,16 +37,17 @@ class Source:
 
     @property
     def num_classes(self) -> int:
-        """Rows of the classifier; 0 without one."""
+        """Number of rows of the classifier; 0 without a classifier."""
         weight = self.tensors.get(f"{self.family.porting.classifier}.weight")
         return 0 if weight is None else len(weight)
 
 
 def understand(checkpoint: Checkpoint, family: Family) -> Source:
-    """Find out whose names a file has, and rename the weights that belong to the model.
+    """Find out which library's names a file has, and rename the weights that belong to the model.
 
     Raises:
-        WeightsError: unknown names, two parameters for one place, or weights that are NaN or infinite.
+        WeightsError: the names are unknown, two tensors get the same name, weights are NaN or infinite, or layers have
+            modulators but no spectrum.
     """
     parts: Counter[tuple[str, str]] = Counter()
     weights = _take_backbone(checkpoint.tensors, parts)
@@ -79,7 +80,7 @@ def understand(checkpoint: Checkpoint, family: Family) -> Source:
 
 
 def _take_backbone(tensors: Mapping[str, Tensor], left: Counter[tuple[str, str]]) -> dict[str, tuple[str, Tensor]]:
-    """The backbone and the classifier without their prefixes, each with its full name; the rest goes to ``left``."""
+    """Backbone and classifier by name without prefix, each with its full name; all others are counted in ``left``."""
     if not any(name.startswith("backbone.") for name in tensors):
         return {name: (name, tensor) for name, tensor in tensors.items()}
     taken = {}
@@ -110,6 +111,6 @@ def _check_kernels(tensors: Mapping[str, Tensor], origins: Mapping[str, str], ch
 
 
 def _group(name: str) -> str:
-    """The part of a file that a tensor is counted with: ``backbone.layer1``, ``neck``."""
+    """The part of a file that a tensor belongs to, such as ``backbone.layer1`` or ``neck``."""
     words = name.split(".")
     return ".".join(words[: 2 if words[0] == "backbone" else 1])

@@ -1,4 +1,4 @@
-"""A check that a written folder, loaded again through timm, computes what the original network does."""
+"""Checks that a written folder, loaded again through timm, computes the same as the original network."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fdconv_zoo.conversion.deviation import largest_deviation
 from fdconv_zoo.errors import WeightsError
 
-TOLERANCE = 1e-4  # of the largest feature; in double precision what remains is the rounding of the stored weights
+TOLERANCE = 1e-4  # of the largest feature; in double precision, only the rounding of the stored weights remains
 
 
 @torch.no_grad()
@@ -17,14 +17,14 @@ def verify_folder(folder: Path, reference: nn.Module) -> float:
     """Compare features, and logits if there are any, on two images of noise, in double precision.
 
     Args:
-        folder: with ``config.json`` and ``model.safetensors``.
-        reference: the model to compare with; it becomes double.
+        folder: a folder with ``config.json`` and ``model.safetensors``.
+        reference: the model to compare with; it is converted to double precision.
 
     Returns:
         The largest deviation, as a fraction of the largest feature.
 
     Raises:
-        WeightsError: it is more than the rounding of the stored weights.
+        WeightsError: the deviation is larger than the rounding of the stored weights explains.
     """
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().double()
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""A model's files: finding, fetching, reading, checking and writing them, and building a model from them."""
+"""Finds, fetches, reads, checks and writes a model's files, and builds models from them."""
 
 from fdconv_zoo.store.check import check_finite, check_model_folder, check_weights_file, load_strictly
 from fdconv_zoo.store.read import Checkpoint, read_checkpoint

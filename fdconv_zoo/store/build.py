@@ -30,7 +30,7 @@ def check_model_name(name: str) -> str:
     if name.startswith(HUB):
         return name
     folder = Path(name.removeprefix(LOCAL)).expanduser()
-    is_path = name.startswith((".", "~")) or "/" in name or "\\" in name  # no name of timm has these
+    is_path = name.startswith((".", "~")) or "/" in name or "\\" in name  # no timm name contains these
     if name.startswith(LOCAL) or folder.is_dir() or is_path:
         if not folder.is_dir():
             hint = "" if name.startswith(LOCAL) else f"; for a model on the Hub write {HUB}{name}"
@@ -93,7 +93,7 @@ def build_model(
         arguments["in_chans"] = in_chans
     if num_classes is not None:
         arguments["num_classes"] = num_classes
-    described = name.startswith((LOCAL, HUB))  # by a configuration, which may hold anything
+    described = name.startswith((LOCAL, HUB))  # by a configuration, which may contain anything
     try:
         if checkpoint is not None:
             check_weights_file(checkpoint)
@@ -127,7 +127,7 @@ def build_model(
 
 
 def explain_download(error: Exception) -> str | None:
-    """Explain in the words of the command line why published weights could not be loaded; None for another error."""
+    """Explain why published weights could not be downloaded, with remedies by flags; None for another error."""
     reason = error.reason if isinstance(error, DownloadError) else None
     if isinstance(error, REQUEST_ERRORS):
         reason = explain(error)
@@ -138,7 +138,7 @@ def explain_download(error: Exception) -> str | None:
 
 
 def _check_description(name: str, *, pretrained: bool) -> Path | None:
-    """Check the configuration of a folder or a repository, and the weights of a folder; return the latter's file."""
+    """Check the configuration of a folder or repository, and a folder's weights; return the folder's weights file."""
     if name.startswith(LOCAL):
         folder = Path(name.removeprefix(LOCAL))
         check_model_folder(folder) if pretrained else check_config(folder / CONFIG_FILE)
@@ -227,10 +227,10 @@ def stored_class_names(model: nn.Module, name: str) -> list[str] | None:
 
     Args:
         model: A timm model.
-        name: Of the model, for the message.
+        name: Name of the model, for the message.
 
     Raises:
-        ConfigError: they are not one distinct name for each class.
+        ConfigError: there is not exactly one distinct name for each class.
     """
     labels = model.pretrained_cfg.get("label_names")
     if not labels:

@@ -18,8 +18,8 @@ class CachedFile:
     Attributes:
         repo_id: The repository.
         commit: Commit hash of its revision.
-        name: Its path in the repository.
-        path: Its path in the cache, usually a link to a blob that is named by its hash.
+        name: Path of the file in the repository.
+        path: Path of the file in the cache, usually a link to a blob that is named by its hash.
     """
 
     repo_id: str
@@ -29,7 +29,7 @@ class CachedFile:
 
     @property
     def blob(self) -> Path | None:
-        """The blob that the link points to; None if the path is not a link or leads out of the repository's blobs."""
+        """The blob that the link points to; None if the path is not a link or points outside the repository's blobs."""
         if not self.path.is_symlink():
             return None
         blobs = self.path.parents[self.name.count("/") + 2] / "blobs"
@@ -38,7 +38,7 @@ class CachedFile:
 
     @property
     def blob_hash(self) -> str | None:
-        """The hash that the Hub announced when the file was fetched; None if the cache does not keep it."""
+        """The hash that the Hub reported when the file was fetched; None if the cache does not contain it."""
         blob = self.blob
         return blob.name if blob and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name) else None
 
@@ -83,10 +83,10 @@ def cached_files(repo_id: str, cache: str | Path | None = None) -> Iterator[Cach
 
 
 def remove_damaged(files: Iterable[CachedFile]) -> str:
-    """Remove files that arrived damaged from the cache; the client itself compares sizes only.
+    """Remove files that arrived damaged from the cache; the client itself only compares sizes.
 
     Returns:
-        What happened and what to do; empty if no file is damaged.
+        A message with the removed files and what to do; empty if no file is damaged.
     """
     damaged = [file for file in files if file.blob_hash and not file.has_hash(file.blob_hash)]
     for file in damaged:

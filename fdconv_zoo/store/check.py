@@ -13,14 +13,15 @@ from fdconv_zoo.store.read import read_checkpoint
 
 
 def check_weights_file(path: str | Path, model: nn.Module | None = None) -> None:
-    """Check that a weights file is whole and safe, that all weights are finite, and that they fit a model.
+    """Check that a weights file is complete and safe, that all weights are finite, and that they fit a model.
 
     Args:
-        path: safetensors, or a file written by ``torch.save``.
-        model: the model to load the weights into; not changed. Plain weights and the paper authors' fit FDConv models.
+        path: a safetensors file, or a file written by ``torch.save``.
+        model: the model to load the weights into; not changed. FDConv models also accept plain weights and the paper
+            authors' weights.
 
     Raises:
-        WeightsError: a check fails; names the file, the tensor and the remedy.
+        WeightsError: a check fails; the message names the file, the tensor and the remedy.
     """
     tensors = read_checkpoint(path).tensors
     check_finite(path, tensors)
@@ -33,10 +34,10 @@ def check_finite(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
 
     Args:
         path: the weights file, for the message.
-        tensors: of any dtype, by name.
+        tensors: tensors of any dtype, by name.
 
     Raises:
-        WeightsError: some are NaN or infinite; names their tensors.
+        WeightsError: weights are NaN or infinite; the message names their tensors.
     """
     bad = [key for key, tensor in tensors.items() if not _is_finite(tensor)]
     if bad:
@@ -62,11 +63,11 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], path: str | P
 
     Args:
         model: changed in place.
-        tensors: by parameter name.
+        tensors: the weights, by parameter name.
         path: the weights file, for the message.
 
     Raises:
-        WeightsError: weights are missing, unexpected or of another shape; names the first of them.
+        WeightsError: weights are missing, unexpected or of another shape; the message names the first ones.
     """
     try:
         missing, unexpected = model.load_state_dict(dict(tensors), strict=False)

@@ -1,4 +1,4 @@
-"""Checks `config.json`, from which a model is built, and limits what it can ask for. Both may come from anyone."""
+"""Checks `config.json` and limits the size of the model that is built from it: the file may not be trustworthy."""
 
 import json
 import math
@@ -14,10 +14,10 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fdconv_zoo.errors import WeightsError
 
-_LARGEST = 10**6  # number in a configuration: of classes, channels, layers, pixels
-_MOST_TENSORS = 20_000  # of a model; timm's largest have a few thousand
-_MOST_NUMBERS = 2 * 10**10  # of a model: 80 GB
-_SPARE = 1_000  # a model may have as many tensors more than its weights file, as plain weights are converted
+_LARGEST = 10**6  # largest number in a configuration: of classes, channels, layers, pixels
+_MOST_TENSORS = 20_000  # in a model; timm's largest models have a few thousand
+_MOST_NUMBERS = 2 * 10**10  # in a model: 80 GB
+_SPARE = 1_000  # tensors that a model may have in addition to its weights file, since plain weights are converted
 _SPARE_NUMBERS = 10**7
 
 
@@ -25,8 +25,8 @@ def check_config(path: str | Path) -> None:
     """Check a model's ``config.json``.
 
     Raises:
-        WeightsError: the file cannot be read or is not JSON, names an architecture that timm does not know, or has a
-            value of the wrong kind; names the file and the key.
+        WeightsError: the file cannot be read or is not JSON, names an architecture that timm does not know, or has an
+            invalid value; the message names the file and the key.
     """
     config = read_config(path)
     architecture = config.get("architecture")
@@ -49,11 +49,11 @@ def check_config(path: str | Path) -> None:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """Read a ``config.json``, of any kind of model.
+    """Read a ``config.json`` of any kind of model.
 
     Raises:
-        WeightsError: the file cannot be read or is not JSON, or holds no keys and values, or a number that no model
-            needs.
+        WeightsError: the file cannot be read or is not JSON, does not contain keys and values, or contains a number
+            larger than any model needs.
     """
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -65,7 +65,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise WeightsError(f"{path} does not contain the arguments of a model; it belongs to another library.")
     for number in _numbers(config):
         if not abs(number) <= _LARGEST:  # also NaN
-            raise WeightsError(f"{path} asks for {number:,}, more than any model has of anything. Get the file again.")
+            raise WeightsError(f"{path} contains the number {number:,}, more than any model has. Get the file again.")
     return config
 
 
@@ -81,13 +81,13 @@ def _numbers(value: Any) -> Iterator[float]:
 
 @contextmanager
 def limited_by(weights: Path | None) -> Iterator[None]:
-    """Stop the building of a model in the block that outgrows its weights, before it fills the memory.
+    """Stop building a model in the block if it gets much larger than its weights file, before the memory is full.
 
     Args:
-        weights: Its weights file, safetensors. None, or another kind of file: only absurd sizes are stopped.
+        weights: The model's weights file, safetensors. If None or another kind of file, fixed limits are used.
 
     Raises:
-        WeightsError: the model has far more parameters than the file.
+        WeightsError: the model has far more parameters than the file, or than any model.
     """
     tensors, numbers = _MOST_TENSORS, _MOST_NUMBERS
     if weights is not None and (sizes := _sizes(weights)) is not None:
@@ -101,7 +101,7 @@ def limited_by(weights: Path | None) -> Iterator[None]:
         if built[0] > tensors or built[1] > numbers:
             raise WeightsError(
                 f"its configuration asks for a model of more than {tensors:,} tensors or {numbers:,} numbers, "
-                f"far more than {weights or 'any model'} has. Get both files again, from whom you trust."
+                f"far more than {weights or 'any model'} has. Get both files again, from a source you trust."
             )
 
     handle = register_module_parameter_registration_hook(count)

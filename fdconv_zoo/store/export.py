@@ -24,12 +24,12 @@ def export_model(
     preprocessing: Mapping[str, Any],
     model_args: Mapping[str, Any],
 ) -> None:
-    """Write `model.safetensors` and `config.json`, each whole or not at all.
+    """Write `model.safetensors` and `config.json`, each atomically.
 
     Args:
         model: A timm model.
         folder: Destination; other files in it are left alone.
-        class_names: One per class, in the classifier's order; None if unknown.
+        class_names: Names of the classes, in the classifier's order; None if unknown.
         preprocessing: Preprocessing of the images, as `resolve_preprocessing` returns it.
         model_args: Arguments that rebuild this architecture.
 
@@ -37,7 +37,7 @@ def export_model(
         WriteError: the files could not be written.
     """
     source_cfg = model.pretrained_cfg
-    # Drop what described the source weights only: their classes, and how they were loaded and tested.
+    # Drop entries that only describe the source weights: their classes, and how they were loaded and tested.
     model.pretrained_cfg = {
         **source_cfg,
         **preprocessing,
@@ -92,6 +92,6 @@ def save_folder(model: nn.Module, folder: Path, **kwargs: Any) -> None:
     """
     save_for_hf(model, folder, safe_serialization=True, **kwargs)
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    # The top level has it already; transformers (5.23) fails if it is given twice.
+    # It is also at the top level; transformers (5.23) fails if it is given twice.
     config.get("model_args", {}).pop("num_classes", None)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Writes files atomically: whole or not at all, whatever happens meanwhile."""
+"""Writes files atomically: after a crash, a file is either complete or unchanged."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from fdconv_zoo.errors import WriteError
 
 TEMPORARY_PREFIX = ".writing-"  # may be left behind by a crash; the next run removes it
 
-# How file systems say that they cannot flush a file or a folder: network shares, FUSE, folders on Windows.
+# Errors of file systems that do not support flushing a file or a folder: network shares, FUSE, folders on Windows.
 _CANNOT_FLUSH = {
     *(errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY),
     *(errno.EBADF, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR),
@@ -24,9 +24,9 @@ _CANNOT_FLUSH = {
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; what the block writes there replaces `path` at the end.
 
-    `path` is a file, or a folder that does not exist yet. Contents are flushed to disk before the rename, where the
-    file system can do that, so a crash leaves either the old `path` or the complete new one. After an error, the
-    temporary path is removed.
+    `path` is a file, or a folder that does not exist yet. Contents are flushed to disk before the rename, if the file
+    system supports it, so a crash leaves either the old `path` or the complete new one. After an error, the temporary
+    path is removed.
 
     Raises:
         WriteError: writing failed, in the block or after it.
@@ -85,7 +85,7 @@ def explaining_write_errors(path: Path) -> Iterator[None]:
 
 
 def _fsync(path: Path) -> None:
-    # Windows flushes only what is open for writing, and does not open folders.
+    # Windows only flushes files that are open for writing, and cannot open folders.
     access = os.O_RDONLY if path.is_dir() else os.O_RDWR
     try:
         descriptor = os.open(path, access)

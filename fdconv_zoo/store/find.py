@@ -53,7 +53,7 @@ def find_weights(name: str, revision: str | None = None) -> Weights:
 
 
 def _checked(revision: str | None) -> str | None:
-    """Refuse a revision that leads out of the cache: the client uses it as part of a path."""
+    """Check that a revision does not point outside the cache, since the client uses it as part of a path."""
     if revision and (".." in revision.split("/") or revision.startswith("/") or "\\" in revision):
         raise HubError(f"{revision}: not a valid revision")
     return revision or None

@@ -21,8 +21,8 @@ from huggingface_hub.errors import (
 from fdconv_zoo.errors import HubError, without_secrets
 from fdconv_zoo.store.names import CONFIG_FILE, HUB_WEIGHTS_FILES
 
-# Everything that a request can fail with. The first are the base errors of the HTTP library that this version of the
-# client uses; a broken connection raises one of them, or an OSError.
+# All errors that a request can raise. The first are the base errors of the HTTP library that this version of the client
+# uses; a broken connection raises one of them, or an OSError.
 REQUEST_ERRORS = (*HfHubHTTPError.__bases__, OSError, EntryNotFoundError, HFValidationError)
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _OFFLINE = "offline mode is on: unset HF_HUB_OFFLINE and try again"
@@ -46,7 +46,7 @@ def explain(error: BaseException, revision: str | None = None, cache: str | Path
         cache: the client's cache. Default: the client's setting.
 
     Returns:
-        The reason and a remedy, to follow the repository's name; None if the error is unrelated to the Hub.
+        The reason and a remedy, as text after the repository's name; None if the error is unrelated to the Hub.
     """
     cache = cache or constants.HF_HUB_CACHE
     response = getattr(error, "response", None)
@@ -89,7 +89,7 @@ def explain(error: BaseException, revision: str | None = None, cache: str | Path
 
 
 def _explain_unreached(error: LocalEntryNotFoundError) -> str:
-    """Explain why the Hub could not be asked for a file that is not in the cache."""
+    """Explain why a file that is not in the cache could not be requested from the Hub."""
     cause = error.__cause__ or error
     if getattr(cause, "response", None) is not None:
         return explain(cause)
@@ -98,14 +98,14 @@ def _explain_unreached(error: LocalEntryNotFoundError) -> str:
 
 
 def _explain_broken(error: BaseException, cache: str | Path) -> str | None:
-    """Explain an error that is not an answer of the Hub: the cache or the connection failed."""
+    """Explain an error that is not a response of the Hub: the cache or the connection failed."""
     number, file = getattr(error, "errno", None), getattr(error, "filename", None)
     if number in _UNWRITABLE or (number and file and Path(cache) in Path(str(file)).parents):
         what = f"{error.strerror}: {file}" if file else error.strerror
         return f"the cache {cache} cannot be written ({what}): make room there, or set HF_HUB_CACHE to another folder"
     if "Consistency check failed" in str(error):
         return "a file arrived incomplete: try again"
-    # An OSError with a number concerns another file, unless Python recognised it as an error of the connection.
+    # An OSError with a number is about another file, unless its class is that of a connection error.
     local = (number or isinstance(error, FileNotFoundError)) and not isinstance(error, ConnectionError | TimeoutError)
     if isinstance(error, REQUEST_ERRORS) and not local:
         return f"{_endpoint()} cannot be reached, or the connection broke: try again ({_first_line(error)})"
@@ -117,7 +117,7 @@ def _endpoint() -> str:
 
 
 def without_signatures(text: str) -> str:
-    """Remove what gives access from URLs and their paths: passwords, and queries, which may be signatures."""
+    """Remove passwords and queries, which may contain signatures, from the URLs in a text."""
     return re.sub(r"\?\S*", "", without_secrets(text))
 
 

@@ -21,7 +21,7 @@ def unknown_name(name: str) -> str | None:
         name: With or without a tag.
 
     Returns:
-        A clause that can follow the name in an error message; None for a name that timm knows.
+        Text to put after the name in an error message; None for a name that timm knows.
     """
     architecture, tag = split_model_name_tag(name)
     if not timm.is_model(architecture):
@@ -33,6 +33,6 @@ def unknown_name(name: str) -> str | None:
 
 
 def suggest_models(architecture: str) -> str:
-    """Suggest similar names that timm has, for an error message."""
+    """Suggest similar names of timm models, for an error message."""
     similar = difflib.get_close_matches(architecture, timm.list_models(), n=5)
     return f"did you mean {', '.join(similar)}?" if similar else "timm.list_models() lists all names"

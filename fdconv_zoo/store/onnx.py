@@ -1,4 +1,4 @@
-"""Exports models of image batches to ONNX, for any batch size and a fixed image size, and checks every program."""
+"""Exports image models to ONNX, for any batch size and a fixed image size, and checks each exported program."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,18 +14,18 @@ from torch import nn
 from fdconv_zoo.errors import MismatchError
 from fdconv_zoo.store.files import replacing
 
-LARGEST_DEVIATION = 1e-3  # of the largest value; float32 on other kernels deviates by less than 1e-5
+LARGEST_DEVIATION = 1e-3  # of the largest value; rounding in float32 causes less than 1e-5
 _BATCHES = (1, 3)
 
 
 def metadata(class_names: Sequence[str], preprocessing: Mapping[str, Any], inputs: str, outputs: str) -> dict[str, str]:
-    """Describe a program, to be stored in it.
+    """Make the metadata to store in a program.
 
     Args:
-        class_names: In the order of the outputs.
-        preprocessing: ``input_size`` (C, H, W), ``mean``, ``std`` and ``interpolation``: what is done to an image
-            before it is passed to the program.
-        inputs, outputs: What they are, in words.
+        class_names: Names of the classes, in the order of the outputs.
+        preprocessing: ``input_size`` (C, H, W), ``mean``, ``std`` and ``interpolation`` of the preprocessing, which is
+            not part of the program.
+        inputs, outputs: Descriptions of the program's input and output.
 
     Returns:
         Texts by name: ``class_names`` and ``preprocessing`` as JSON, ``input`` and ``output``.
@@ -46,22 +46,22 @@ def export_onnx(
     *,
     output: str = "logits",
 ) -> float:
-    """Export a model to ONNX, and run the program and the model on the same images.
+    """Export a model to ONNX, and compare the outputs of the program and the model on the same images.
 
     The input is ``images`` (B, C, H, W), normalized. B is dynamic.
 
     Args:
-        model: Maps images to one tensor, as a classifier does; it is not changed.
-        file: Output file, which appears only when the program computes what the model does.
+        model: A model that maps images to one tensor, such as a classifier; it is not changed.
+        file: Output file; only written if the program computes the same as the model.
         input_size: (C, H, W).
-        described: Texts to store in the program by name, see `metadata`.
+        described: Metadata to store in the program, see `metadata`.
         output: Name of the output.
 
     Returns:
-        The largest deviation of the output, as a part of its largest value.
+        The largest deviation of the output, as a fraction of its largest value.
 
     Raises:
-        MismatchError: the program does not compute what the model does.
+        MismatchError: the program does not compute the same as the model.
         WriteError: the file could not be written.
     """
     model = deepcopy(model).float().cpu().eval()
@@ -79,7 +79,7 @@ def export_onnx(
 
 
 def write_checked(file: Path, save: Callable[[Path], Any], check: Callable[[Path], float]) -> float:
-    """Write a program, which appears only if it computes what the model does.
+    """Write a program to a file if it computes the same as the model.
 
     Args:
         file: Output file.
@@ -110,12 +110,12 @@ def compare(model: nn.Module, file: Path, input_size: Sequence[int]) -> float:
     """Run a model and its ONNX program on random images, in batches of several sizes.
 
     Args:
-        model: On the CPU, in eval mode.
-        file: Of the program.
+        model: A model on the CPU, in eval mode.
+        file: File of the program.
         input_size: (C, H, W).
 
     Returns:
-        The largest deviation of the output, as a part of its largest value.
+        The largest deviation of the output, as a fraction of its largest value.
     """
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""What is known of the weights in a file, in its own metadata."""
+"""The origin of weights, stored in the metadata of their file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +10,11 @@ from fdconv_zoo.version import __version__
 
 
 def write_provenance(path: Path, **known: str | None) -> None:
-    """Write what is known of the weights into their file.
+    """Write metadata into a weights file.
 
     Args:
-        path: safetensors.
-        **known: such as ``model``, ``status``, ``source`` and ``license``; what is None is left out.
+        path: a safetensors file.
+        **known: metadata such as ``model``, ``status``, ``source`` and ``license``; None is left out.
     """
     texts = {key: value for key, value in known.items() if value is not None}
     save_file(load_file(path), path, {"format": "pt", **texts, "fdconv_zoo": __version__})

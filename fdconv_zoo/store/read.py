@@ -14,14 +14,14 @@ from torch import Tensor
 
 from fdconv_zoo.errors import WeightsError, first_of
 
-# Keys that hold the weights, in timm's order: a moving average before the weights it was computed from.
+# Keys of the weights, in timm's order: a moving average before the weights it was computed from.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-_LONGEST_HEADER = 100_000_000  # bytes, as the format of safetensors has it
-_PREFIXES = ("module.", "_orig_mod.")  # of models saved while wrapped by DistributedDataParallel or torch.compile
+_LONGEST_HEADER = 100_000_000  # bytes: the limit of the safetensors format
+_PREFIXES = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
 
 
 class _Placeholder:
-    """Replaces any object that is not weights: accepts all arguments and does nothing."""
+    """Replaces objects that are not weights: accepts all arguments and does nothing."""
 
     def __new__(cls, *args: Any) -> "_Placeholder":
         return super().__new__(cls)
@@ -31,8 +31,8 @@ class _Placeholder:
     def __setstate__(self, state: Any) -> None: ...
 
 
-# Trainers save arguments (timm), logs as NumPy arrays (mmengine) and scores (mmcv) along with the weights. Their names
-# are allowed in a pickle, but load as placeholders: even getattr, which pickled methods need.
+# Trainers save arguments (timm), logs as NumPy arrays (mmengine) and scores (mmcv) along with the weights. These names
+# are allowed in a pickle, but are loaded as placeholders, including getattr, which pickled methods need.
 _NOT_WEIGHTS = [
     (_Placeholder, name)
     for name in (
@@ -53,7 +53,7 @@ class Checkpoint:
     Attributes:
         path: the file.
         tensors: the weights, by their names in the file.
-        meta: the ``meta`` entry of an OpenMMLab file: versions, classes, the configuration as text. Otherwise empty.
+        meta: the ``meta`` entry of an OpenMMLab file: versions, classes, the configuration as text. Empty for others.
         other_entries: names of the other entries, such as ``optimizer``.
     """
 
@@ -67,7 +67,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a weights file to the CPU. The format, safetensors or ``torch.save``, is recognised from the content.
 
     Raises:
-        WeightsError: the file is missing or damaged, holds no weights, or would run code.
+        WeightsError: the file is missing or damaged, contains no weights, or would run code.
     """
     path = Path(path)
     try:
@@ -75,7 +75,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             start = file.read(64)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}.") from error
-    # A safetensors file begins with the length of its header, whose bytes can be those that begin a zip or a pickle.
+    # A safetensors file begins with the length of its header, whose bytes may equal the start of a zip or a pickle.
     is_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER
     if not is_safetensors and (start[:2] == b"PK" or start[:1] == b"\x80"):
         return _read_torch(path)
@@ -113,7 +113,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _describe_damage(path: Path) -> str | None:
-    """Compare a safetensors file's size with the expected one, which the library's own messages leave out."""
+    """Compare a safetensors file's size with the expected size, which the library's own messages do not mention."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)

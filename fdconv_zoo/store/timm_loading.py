@@ -1,4 +1,4 @@
-"""Guards around timm's own loading of weights: clear errors, no damaged download in the cache, no code run."""
+"""Makes timm's loading of weights safe: clear errors, no damaged files in the cache, no code from weights files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ from fdconv_zoo.store.read import read_checkpoint
 
 
 class DownloadError(RuntimeError):
-    """Published weights could not be downloaded. The message has remedies in Python.
+    """Published weights could not be downloaded. The message also lists remedies in Python.
 
     Attributes:
-        reason: Why not, and what to do about it, without them.
+        reason: The repository, the reason and a general remedy, without the remedies in Python.
     """
 
     def __init__(self, message: str, reason: str):
@@ -29,16 +29,16 @@ class DownloadError(RuntimeError):
 def checked_download(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> Iterator[None]:
     """Check weights that timm downloads from the Hub in the block.
 
-    The client compares a file's size with the announced one, but not its hash. Files that arrive in the block are
-    hashed here, once, and removed from the cache if they are damaged.
+    The client compares a file's size with the expected size, but not its hash. Files that are downloaded in the block
+    are hashed here, once, and removed from the cache if they are damaged.
 
     Args:
-        variant: the architecture's name.
-        cfg: where its weights come from.
+        variant: name of the architecture.
+        cfg: timm's configuration of the weights.
         cache_dir: the client's cache. Default: the client's setting.
 
     Raises:
-        DownloadError: the weights could not be downloaded; names the repository, the reason and possible remedies.
+        DownloadError: the weights could not be downloaded; the message names the repository, the reason and remedies.
     """
     if not _comes_from_hub(cfg):
         yield
@@ -59,7 +59,7 @@ def checked_download(variant: str, cfg: PretrainedCfg, cache_dir: str | Path | N
 
 
 def _comes_from_hub(cfg: PretrainedCfg) -> bool:
-    """Whether timm looks at the Hub: it prefers a file or state dict, unless the model is named by its repository."""
+    """Whether timm loads from the Hub: it prefers a file or state dict, unless the name is that of a repository."""
     return bool(cfg.hf_hub_id) and (cfg.source == "hf-hub" or not (cfg.file or cfg.state_dict))
 
 
@@ -76,8 +76,8 @@ def _message(variant: str, cfg: PretrainedCfg, reason: str, error: Exception | N
 def guarded_file(path: str | Path | None) -> Iterator[None]:
     """Check weights that timm reads from a local file or folder in the block.
 
-    timm before 1.0.26 unpickles whatever a file holds, so everything but safetensors is read safely first. If loading
-    fails, the file is checked for an error message that names it.
+    timm before 1.0.26 unpickles any object in a file, so files other than safetensors are read safely first. If loading
+    fails, the file is checked, to raise an error that names the file and the problem.
 
     Args:
         path: the file or folder; None if the weights come from elsewhere.

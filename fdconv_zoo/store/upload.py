@@ -13,7 +13,7 @@ from fdconv_zoo.errors import HubError, PublishError, first_of
 from fdconv_zoo.store.hub_errors import explained
 from fdconv_zoo.version import __version__
 
-# Loads the model of a folder, and that of a repository at a revision by way of a cache; whether both compute the same.
+# Called with a folder, repository, revision and cache; whether the models of folder and repository compute the same.
 Compare = Callable[[Path, str, str, str], bool]
 
 
@@ -41,19 +41,20 @@ class Target:
 def upload(folder: Path, target: Target, compute_the_same: Compare) -> str:
     """Upload a folder in a single commit, and verify the result.
 
-    Files are uploaded before the commit that makes them visible, so an interrupted upload publishes nothing; when
-    repeated, it skips the files that have arrived. The token is the one stored by huggingface_hub.
+    Files are uploaded before the commit that makes them visible, so an interrupted upload publishes nothing. If it is
+    repeated, files that have arrived are skipped. The token is the one stored by huggingface_hub.
 
     Args:
         folder: the files, without sub-folders.
         target: the destination.
-        compute_the_same: compares the folder's model with the uploaded one: folder, repository, revision and a cache.
+        compute_the_same: called with the folder, the repository, the revision and a cache; returns whether the models
+            in the folder and in the repository compute the same.
 
     Returns:
         The commit hash.
 
     Raises:
-        PublishError: the upload or its verification failed; says what the Hub holds now.
+        PublishError: the upload or its verification failed; the message says what is on the Hub now.
     """
     api = HfApi(library_name="fdconv-zoo", library_version=__version__)
     with _reporting(target, "nothing was published"):
@@ -84,7 +85,7 @@ def _verify(folder: Path, repo_id: str, revision: str, compute_the_same: Compare
     """Download a revision into an empty cache, and compare its files and its model with a folder's.
 
     Raises:
-        PublishError: they differ; names the file.
+        PublishError: a file or the model differs.
     """
     with tempfile.TemporaryDirectory() as cache:
         snapshot = Path(snapshot_download(repo_id, revision=revision, cache_dir=cache))
@@ -99,7 +100,7 @@ def _verify(folder: Path, repo_id: str, revision: str, compute_the_same: Compare
 
 
 def _check_free(api: HfApi, target: Target) -> None:
-    """Refuse to overwrite a published model unless asked to."""
+    """Check that the repository has no files, unless overwriting them was requested."""
     try:
         files = api.list_repo_files(target.repo_id)
     except RepositoryNotFoundError:
@@ -114,7 +115,7 @@ def _check_free(api: HfApi, target: Target) -> None:
 
 @contextmanager
 def _reporting(target: Target, state: str) -> Iterator[None]:
-    """Turn errors in the block into a `PublishError` that begins with `state`, what the Hub holds now."""
+    """Turn errors in the block into a `PublishError` that begins with `state`: what is on the Hub now."""
     try:
         with explained(target.repo_id):
             yield

@@ -15,8 +15,8 @@ class Verdict:
 
     Attributes:
         file: The file.
-        problem: What is wrong with it; empty if nothing is.
-        remark: Why the Hub could not be asked; empty if it was.
+        problem: What is wrong with the file; empty if nothing is.
+        remark: Why the Hub's hashes could not be used; empty if they were.
     """
 
     file: CachedFile
@@ -28,7 +28,7 @@ def verify(repo_id: str) -> Iterator[Verdict]:
     """Verify all cached files of a repository.
 
     Files are checked against the hashes that the Hub lists for their revision. If the Hub cannot be reached, they are
-    checked against the names of their blobs: the hashes that the Hub announced when the files were fetched.
+    checked against the names of their blobs: the hashes that the Hub reported when the files were fetched.
     """
     hashes: dict[str, dict[str, str]] = {}
     remarks: dict[str, str] = {}

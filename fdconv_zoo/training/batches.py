@@ -1,4 +1,4 @@
-"""The training batches of each process, which an epoch can resume from any batch."""
+"""Training batches of each process. An epoch can be resumed from any batch."""
 
 import argparse
 import itertools
@@ -24,13 +24,13 @@ _logger = logging.getLogger(__name__)
 
 
 class EpochSampler(data.Sampler[int]):
-    """One process's share of the order of an epoch, a permutation drawn from (seed, epoch).
+    """Sampler of one process's share of the images of an epoch, in an order drawn from (seed, epoch).
 
     Args:
         num_images: Size of the dataset.
         per_process: Images of each process in an epoch.
         seed: The run's seed.
-        rank: Number of the process.
+        rank: Rank of the process.
         world_size: Number of processes.
     """
 
@@ -44,7 +44,7 @@ class EpochSampler(data.Sampler[int]):
         self.start = 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Let the next iteration yield the images of `epoch`, from the number `start` on."""
+        """Set the epoch of the next iteration, which skips its first `start` images."""
         self.epoch = epoch
         self.start = start
 
@@ -61,15 +61,17 @@ class EpochSampler(data.Sampler[int]):
 
 
 class RepeatingSampler(EpochSampler):
-    """The same for images that are drawn several times in an epoch: yields index and time of each, counted from 0.
+    """Sampler of images that are drawn several times in an epoch: yields (index, number of earlier draws).
 
     Args:
         num_images: Size of the dataset.
         per_process: Images of each process in an epoch.
-        repeats: Repeated augmentation (Hoffer et al., 2020): each image comes so often in a row, and only a part of the
-            images comes in an epoch. Several processes share these out, as timm's sampler does.
-        weights: How likely each image is, with replacement; None: all alike, without.
-        **kwargs: Of `EpochSampler`.
+        repeats: Number of times that each image is repeated in a row (repeated augmentation, Hoffer et al., 2020). An
+            epoch then contains only a part of the images. As in timm's sampler, the repeats of an image are distributed
+            over the processes.
+        weights: Relative probability of each image, (N,), for sampling with replacement. None: uniform, without
+            replacement.
+        **kwargs: Other arguments of `EpochSampler`.
     """
 
     def __init__(
@@ -104,14 +106,14 @@ def training_images(
     world_size: int = 1,
     skip_bad_images: bool = False,
 ) -> ImageDataset | StreamedImageDataset:
-    """Build the dataset that one process trains a classifier on, for `TrainingBatches`.
+    """Build the dataset on which one process trains a classifier, for `TrainingBatches`.
 
     Args:
         source: `ImageData.train`.
         transform: PIL image -> tensor (C, H, W).
         mode: "RGB" or "L".
         seed: The run's seed.
-        rank: Number of the process.
+        rank: Rank of the process.
         world_size: Number of processes.
         skip_bad_images: For a stream, as in `StreamedImageDataset`.
     """
@@ -123,22 +125,25 @@ def training_images(
 
 
 class TrainingBatches:
-    """Shuffled, augmented batches for one process. They depend on the seed alone, not on where an epoch is resumed.
+    """Shuffled, augmented batches for one process. They depend only on the seed, not on where an epoch is resumed.
 
-    An epoch has whole updates only. The few images of a dataset that are left over differ from epoch to epoch.
+    An epoch consists of whole updates. The images that do not fill an update are left out, different ones in each
+    epoch.
 
     Args:
-        dataset: Has `set_epoch(epoch)`, and augments an item by (seed, epoch, index) alone.
+        dataset: A dataset with `set_epoch(epoch)` whose augmentation depends only on (seed, epoch, index), or a
+            `StreamedImageDataset`.
         batch_size: Images per batch.
-        batches_per_update: Gradient accumulation.
-        updates_per_epoch: Required for a stream; None: the whole dataset.
+        batches_per_update: Number of batches per optimizer update, for gradient accumulation.
+        updates_per_epoch: Optimizer updates per epoch, limited to those of the whole dataset; None: the whole dataset.
+            Required for a stream.
         seed: The run's seed.
-        rank: Number of the process.
+        rank: Rank of the process.
         world_size: Number of processes.
         workers: Processes that read and augment images.
-        collate: From a list of items to a tuple of tensors, or of lists of them; default: torch's.
+        collate: Function from a list of items to a tuple of tensors or lists of tensors. Default: torch's.
         repeats, weights: As in `RepeatingSampler`; not for a stream.
-        device: Of the batches.
+        device: Device of the batches.
 
     Attributes:
         updates_per_epoch: Optimizer updates in an epoch.
@@ -203,11 +208,22 @@ class TrainingBatches:
 
     @property
     def skipped(self) -> int:
-        """Unreadable images of a stream skipped so far. A dataset has none: they were removed when it was loaded."""
+        """Number of unreadable images of a stream skipped so far.
+
+        It is 0 for a map-style dataset, from which unreadable images were removed when it was loaded.
+        """
         return getattr(self.dataset, "skipped", 0)
 
     def epoch(self, epoch: int, done: int = 0) -> Iterator[tuple]:
-        """Yield the batches of an epoch after the first `done`, fewer than all, which are skipped without decoding."""
+        """Yield the batches of an epoch except the first `done`, which are skipped without decoding.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            done: Number of batches to skip, less than `batches_per_epoch`.
+
+        Raises:
+            ConfigError: a stream has fewer images than one batch.
+        """
         if self.sampler is not None:
             self.dataset.set_epoch(epoch)
             self.sampler.set_epoch(epoch, start=done * self.batch_size)
@@ -220,7 +236,7 @@ class TrainingBatches:
                 done += 1
                 if done == self.batches_per_epoch:
                     return
-            # Only a stream comes here. It starts again, because all processes must take the same number of batches.
+            # Only a stream gets here. It starts again, because all processes must take the same number of batches.
             if passes > 0 and done == before:
                 raise ConfigError("the stream has fewer images than one batch: lower --batch-size")
             _logger.warning("The stream ended before the epoch and starts again: lower --updates-per-epoch.")
@@ -236,12 +252,12 @@ def make_batches(
     repeats: int = 1,
     weights: np.ndarray | None = None,
 ) -> TrainingBatches:
-    """Make the batches of this process from the flags of a task.
+    """Build the batches of this process from the flags of a task.
 
     Args:
         args: The flags.
         dataset, collate, repeats, weights: As in `TrainingBatches`.
-        accelerator: Of the run.
+        accelerator: Accelerator of the run.
     """
     return TrainingBatches(
         dataset,

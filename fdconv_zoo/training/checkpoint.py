@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on as if it had never been stopped."""
+"""Checkpoints: the state from which a run continues as if it had not been stopped."""
 
 import dataclasses
 import hashlib
@@ -20,11 +20,11 @@ _NAME = re.compile(r"update-\d{9}")
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run has come. The learning rate and all randomness follow from it and the configuration.
+    """Progress of a run. With the configuration, it determines the learning rate and all random numbers.
 
     Attributes:
         epoch: Epochs completed.
-        step: Batches of each process so far in the current epoch; in a checkpoint, always whole updates.
+        step: Batches of each process in the current epoch so far; in a checkpoint, these are always whole updates.
         update: Optimizer updates since the start of the run.
         loss_sum: Sum of those batches' losses, averaged over the processes.
         history: The rows of metrics.jsonl.
@@ -38,10 +38,10 @@ class Progress:
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, ema: ModelEmaV3 | None) -> None:
-    """Write a checkpoint into `folder`, whole or not at all, and remove older ones.
+    """Write a checkpoint to `folder` atomically, and remove all but the newest two.
 
-    Every process must call it. The main process writes for all: under data parallelism they hold the same state, and
-    random states need not be saved, as every step is seeded.
+    Every process must call this function. Only the main process writes, because under data parallelism all processes
+    have the same state. The states of random generators need not be saved, because every step is seeded.
     """
     if accelerator.is_main_process:
         checkpoint = folder / f"update-{progress.update:09d}"
@@ -51,14 +51,14 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
                 save_model(ema.module, str(temporary / "ema.safetensors"))
             (temporary / "progress.json").write_text(json.dumps(dataclasses.asdict(progress)), encoding="utf-8")
             (temporary / CHECKSUMS).write_text(json.dumps(_checksums(temporary), indent=2), encoding="utf-8")
-            remove(checkpoint)  # of a run that was ended between this update and the epoch's evaluation
+            remove(checkpoint)  # left by a run that ended between this update and the evaluation
         for old in list_checkpoints(folder)[:-KEPT]:
             remove(old)
     accelerator.wait_for_everyone()
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, ema: ModelEmaV3 | None) -> Progress:
-    """Load a checkpoint into what `accelerator` prepared and into `ema`. Every process must call it."""
+    """Load a checkpoint into the objects prepared by `accelerator`, and into `ema`. Every process must call this."""
     accelerator.load_state(str(checkpoint))
     if ema is not None:
         load_model(ema.module, str(checkpoint / "ema.safetensors"))
@@ -66,20 +66,20 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, ema: ModelEmaV3 
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """List the checkpoints in `folder`, oldest first, as far as a look at their names and at their checksums shows."""
+    """List the checkpoints in `folder` that have a file of checksums, oldest first. Their content is not verified."""
     return [found for found in named_checkpoints(folder) if (found / CHECKSUMS).is_file()]
 
 
 def named_checkpoints(folder: Path) -> list[Path]:
-    """List what has the name of a checkpoint in `folder`, oldest first."""
+    """List everything in `folder` that is named like a checkpoint, oldest first."""
     return sorted(found for found in folder.glob("update-*") if _NAME.fullmatch(found.name))
 
 
 def find_damage(checkpoint: Path) -> str:
-    """Compare a checkpoint's files with the checksums that were taken when it was written.
+    """Compare a checkpoint's files with the checksums that were stored when it was written.
 
     Returns:
-        What is wrong with it; empty if it is whole.
+        A description of the damage; empty if the checkpoint is intact.
     """
     if not (checkpoint / CHECKSUMS).is_file():
         return f"{CHECKSUMS} is missing"

@@ -1,4 +1,4 @@
-"""What a classifier makes of each class: a table, and the confusion matrix as a table and as a picture."""
+"""Results of a classifier for each class: a table, and the confusion matrix as a table and as a picture."""
 
 import csv
 from collections.abc import Sequence
@@ -19,11 +19,13 @@ _IN_A_PICTURE = 200
 def write_class_results(
     labels: NDArray[np.integer], predictions: NDArray[np.integer], class_names: Sequence[str], folder: Path
 ) -> None:
-    """Write `FILES`: the table of classes, and the confusion matrix unless there are too many classes for one.
+    """Write `FILES`: the table of classes, and the confusion matrix unless there are too many classes.
+
+    The matrix is written for at most 1000 classes, and drawn for at most 200.
 
     Args:
         labels: True class of each image, (N,).
-        predictions: Likeliest class of each image, (N,).
+        predictions: Predicted class of each image, (N,).
         class_names: Names of the K classes.
         folder: Created if needed; files in it are replaced.
     """
@@ -44,14 +46,14 @@ def write_class_results(
 def class_table(
     labels: NDArray[np.integer], predictions: NDArray[np.integer], class_names: Sequence[str]
 ) -> list[list[str]]:
-    """The table of classes.
+    """Compute the table of classes.
 
     Args:
         labels, predictions, class_names: As in `write_class_results`.
 
     Returns:
-        For each class its name, its images, how many are right, recall, precision and F1 in percent, and the class that
-        its images are most often taken for, with their number. Cells without a value are empty.
+        For each class: its name, its number of images, how many of them are predicted correctly, recall, precision and
+        F1 in percent, the wrong class that is predicted most often, and how often. Cells without a value are empty.
     """
     count = len(class_names)
     images, predicted = (np.bincount(numbers, minlength=count) for numbers in (labels, predictions))

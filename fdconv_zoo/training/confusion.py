@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fdconv_zoo.store.files import replacing
 
 _LONGEST = 40  # characters of a name in the picture
-_WRITTEN = 25  # classes, at most, of a matrix whose cells have room for a number
+_WRITTEN = 25  # most classes at which cells have room for a number
 
 
 def write_confusion(matrix: NDArray[np.integer], class_names: Sequence[str], path: Path) -> None:
@@ -20,7 +20,7 @@ def write_confusion(matrix: NDArray[np.integer], class_names: Sequence[str], pat
     Args:
         matrix: Pixels or images by true and predicted class, (K, K).
         class_names: Names of the K classes.
-        path: Of the file.
+        path: Path of the file.
     """
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -29,18 +29,18 @@ def write_confusion(matrix: NDArray[np.integer], class_names: Sequence[str], pat
 
 
 def draw_confusion(matrix: NDArray[np.integer], class_names: Sequence[str], path: Path) -> None:
-    """Draw which share of each true class is predicted as which class, in percent.
+    """Draw the share of each true class that is predicted as each class, in percent.
 
     Args:
         matrix, class_names: As in `write_confusion`.
-        path: Of the PNG.
+        path: Path of the PNG file.
     """
     true = matrix.sum(1, keepdims=True)
     percent = 100 * matrix / np.where(true, true, 1)
     names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in class_names]
     size = 8 if len(names) <= _WRITTEN else 5
     margin = 0.01 * size * max(map(len, names))  # of the names, in inches
-    names = [name.replace("$", r"\$") for name in names]  # no formulas
+    names = [name.replace("$", r"\$") for name in names]  # otherwise matplotlib reads formulas
     side = min(max(0.4 * len(names), 2.5), 22) + margin
     figure = Figure(figsize=(side + 2, side + 0.5), layout="constrained")
     axes = figure.subplots()

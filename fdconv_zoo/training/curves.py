@@ -12,18 +12,18 @@ from fdconv_zoo.store.files import replacing
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: Path, metrics: Mapping[str, str]) -> None:
-    """Draw losses, metrics and learning rate over the epochs.
+    """Draw losses, metrics and learning rate by epoch.
 
     Args:
         history: The rows of metrics.jsonl, one per epoch.
-        path: Of the PNG.
-        metrics: As in `Task`; those that are None are left out.
+        path: Path of the PNG file.
+        metrics: As in `Task`; metrics whose value is None are left out.
     """
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     loss, quality, rate = figure.subplots(1, 3)
 
-    trained = [row for row in history if row["train_loss"] is not None]  # not before training
+    trained = [row for row in history if row["train_loss"] is not None]  # the row before training has no loss
     loss.plot([row["epoch"] for row in trained], [row["train_loss"] for row in trained], label="training", marker=".")
     if "loss" in history[0]:
         loss.plot(epochs, [row["loss"] for row in history], label="validation", marker=".")

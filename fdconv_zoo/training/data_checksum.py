@@ -1,4 +1,4 @@
-"""A checksum of the data of a run, which shows whether a run is resumed with the data that it was started with."""
+"""Checksum of the data of a run, to check that the run is resumed with the same data."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -12,12 +12,12 @@ _ROWS_PER_PROCESS = 1000  # starting a process does not pay off for fewer
 
 
 def data_checksum(tables: Iterable[Dataset], num_workers: int = 0) -> str:
-    """Return a SHA-256 of tables: of the content of images, not of their names, of all other values, and of the order.
+    """Return the SHA-256 of tables: of the content of images (not their names), all other values, and their order.
 
-    `datasets` caches the checksums of the rows, so that files are read once as long as they have not changed.
+    `datasets` caches the checksums of the rows, so that unchanged files are read only once.
 
     Args:
-        tables: Images in them are undecoded: `bytes`, or else the `path` of a file.
+        tables: Tables whose images are undecoded: `bytes`, or else the `path` of a file.
         num_workers: Processes that read images.
     """
     total = hashlib.sha256()

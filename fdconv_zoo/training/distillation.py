@@ -1,4 +1,4 @@
-"""Knowledge distillation: a classifier learns from the logits of another one (Hinton et al., 2015)."""
+"""Knowledge distillation: trains a classifier on the logits of another one (Hinton et al., 2015)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 
 class Teacher(nn.Module):
-    """A trained classifier that sees the images of another one, its student, and is not trained itself.
+    """A trained classifier, with frozen parameters, that predicts for the images of its student.
 
     Args:
-        model: The classifier, from images to logits; put into eval mode.
-        numbers: Its number of each of the student's K classes.
-        preprocessing: Of its images, as `resolve_preprocessing` returns it.
-        student: The preprocessing of the student's images.
+        model: The classifier, from images to logits. It is put into eval mode.
+        numbers: The teacher's index of each of the student's K classes.
+        preprocessing: Preprocessing of the teacher's images, as `resolve_preprocessing` returns it.
+        student: Preprocessing of the student's images.
     """
 
     def __init__(
@@ -39,18 +39,18 @@ class Teacher(nn.Module):
         """Return logits (B, K), in the student's order of classes.
 
         Args:
-            images: (B, C, H, W), normalized for the student.
+            images: Images (B, C, H, W), normalized for the student.
         """
         return self.model(images * self.scale + self.shift)[:, self.numbers]
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """The divergence of a student's probabilities from its teacher's, as timm's `LogitDistillationTask` has it.
+    """Compute KL(teacher || student), the divergence of class probabilities, as timm's `LogitDistillationTask` does.
 
     Args:
-        logits: Of the student, (B, K).
-        teacher_logits: (B, K).
-        temperature: Divides both; the loss is multiplied by its square, which keeps the size of gradients.
+        logits: Logits of the student, (B, K).
+        teacher_logits: Logits of the teacher, (B, K).
+        temperature: Divides the logits. The loss is multiplied by its square, which preserves the scale of gradients.
     """
     own, aim = (F.log_softmax(values.float() / temperature, 1) for values in (logits, teacher_logits))
     return F.kl_div(own, aim, reduction="batchmean", log_target=True) * temperature**2

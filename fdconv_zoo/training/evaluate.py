@@ -1,4 +1,4 @@
-"""Top-1, top-5 and loss of a classifier over a labelled set, the same on one process and on many."""
+"""Evaluates a classifier on labelled images, with the same result for any number of processes."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -25,12 +25,12 @@ class Evaluation:
 
     Attributes:
         loss: Mean cross-entropy, in nats.
-        top1: Percentage of images whose likeliest class is right.
-        top5: Percentage whose class is among the five likeliest; None for five classes or fewer.
+        top1: Percentage of images whose most likely class is correct.
+        top5: Percentage of images whose class is among the five most likely; None for five classes or fewer.
         images: Number of images, each counted once.
-        images_per_second: Over all processes, reading and preprocessing included.
+        images_per_second: Throughput of all processes, including reading and preprocessing.
         labels: True class of each image, int64 (N,).
-        predictions: Likeliest class of each image, int64 (N,).
+        predictions: Most likely class of each image, int64 (N,).
     """
 
     loss: float
@@ -42,7 +42,7 @@ class Evaluation:
     predictions: np.ndarray = field(repr=False, compare=False)
 
     def figures(self) -> dict[str, Any]:
-        """Everything but the classes of single images, as JSON values."""
+        """Return everything except `labels` and `predictions`, as JSON values."""
         return {key: value for key, value in asdict(self).items() if key not in ("labels", "predictions")}
 
 
@@ -54,7 +54,7 @@ def evaluation_loader(
     *,
     skip_bad_images: bool = False,
 ) -> DataLoader:
-    """Load a validation set in order, each image resized and cropped, for `accelerator.prepare`.
+    """Build the DataLoader of a validation set, for `accelerator.prepare`: in order, resized and cropped.
 
     Args:
         source: `ImageData.validation`.
@@ -78,19 +78,19 @@ def evaluation_loader(
     )
 
 
-# Not inference_mode: what a layer caches here must stay usable by autograd when training goes on.
+# Not inference_mode: tensors that layers cache must stay usable by autograd when training continues.
 @torch.no_grad()
 def evaluate(
     accelerator: Accelerator, model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], *, flip: bool = False
 ) -> Evaluation:
-    """Evaluate `model`, which is put into eval mode, on a loader that `accelerator` prepared.
+    """Evaluate `model` on the images of `loader`, and put it into eval mode.
 
-    Every process must call it. Batches are images (B, C, H, W) and class numbers (B,).
+    Every process must call this function.
 
     Args:
-        accelerator: Of the run.
+        accelerator: Accelerator of the run.
         model: Maps images to logits.
-        loader: The images.
+        loader: Batches of images (B, C, H, W) and class indices (B,), prepared by `accelerator`.
         flip: Average the logits of each image and its mirror image.
     """
     model.eval()

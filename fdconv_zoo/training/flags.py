@@ -1,4 +1,4 @@
-"""The optimization flags, which all tasks share."""
+"""Optimization flags, shared by all tasks."""
 
 import argparse
 from typing import Literal
@@ -26,7 +26,7 @@ def parse_factor(text: str) -> float | Literal["auto"]:
 
 
 def add_optimization_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the group; for other defaults call `parser.set_defaults` afterwards."""
+    """Add the group of optimization flags. To change defaults, call `parser.set_defaults` afterwards."""
     optim = parser.add_argument_group("optimization")
     optim.add_argument("--epochs", type=int, default=20, help="number of epochs")
     optim.add_argument("--batch-size", type=int, default=64, help="images per batch and process")
@@ -95,9 +95,9 @@ def add_optimization_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check_optimization(args: argparse.Namespace) -> None:
-    """Raise `ConfigError` for mistakes that these flags alone show."""
+    """Raise `ConfigError` if these flags are invalid, or cannot be combined."""
     if args.cuda_graphs and args.grad_accum > 1:
-        # Gradients lie in the graph's memory, which the next batch writes to.
+        # Gradients are stored in the graph's memory, which the next batch overwrites.
         raise ConfigError(f"--cuda-graphs with --grad-accum {args.grad_accum}: use one of them")
     if args.watch and (args.compile or args.cuda_graphs):
         raise ConfigError(
@@ -107,5 +107,5 @@ def check_optimization(args: argparse.Namespace) -> None:
     if args.opt not in list_optimizers():
         raise ConfigError(f"--opt {args.opt}: timm has {', '.join(list_optimizers())}")
     if missing := [name for name in args.log_with if name not in map(str, get_available_trackers())]:
-        package = missing[0].replace("_", "-")  # as its maker names it
+        package = missing[0].replace("_", "-")  # its name on PyPI
         raise ConfigError(f"--log-with {missing[0]}: it is not installed; pip install {package}")

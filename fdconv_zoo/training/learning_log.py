@@ -1,4 +1,4 @@
-"""`learning.jsonl`: what `--watch` has measured, one JSON object per line and update."""
+"""`learning.jsonl`: the measurements of `--watch`, one JSON object per line and update."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ def append_learning(folder: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_learning(folder: Path) -> list[dict[str, Any]]:
-    """Read the rows in a run's folder, up to a line that a killed run has left half-written; none without the file."""
+    """Read the rows in a run's folder, up to the first incomplete line of a killed run; empty if there is no file."""
     path = folder / NAME
     rows: list[dict[str, Any]] = []
     if not path.is_file():
@@ -31,7 +31,7 @@ def read_learning(folder: Path) -> list[dict[str, Any]]:
 
 
 def cut_learning(folder: Path, update: int) -> None:
-    """Remove what a killed run has written beyond the update from which it goes on."""
+    """Remove the rows after `update`, which a run wrote after the checkpoint from which it is resumed."""
     if (folder / NAME).is_file():
         rows = [row for row in read_learning(folder) if row["update"] <= update]
         write_text(folder / NAME, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""What `--watch` has measured, as a picture."""
+"""The measurements of `--watch` as a picture."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +12,10 @@ from fdconv_zoo.layers.parameter_parts import PARTS
 from fdconv_zoo.store.files import replacing
 from fdconv_zoo.training.watch import totals
 
-# Okabe and Ito's colours, which remain apart in colour blindness, and markers for the rest.
+# Okabe and Ito's colours, which people with colour blindness can distinguish; markers distinguish the rest.
 _COLOURS = ["black", "0.55", "#0072B2", "0.55", "#D55E00", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#332288"]
 _MARKERS = "o.sx^vD*P<"
-_MARKED = 12  # points of each line
+_MARKED = 12  # markers on each line
 
 _LABELS = {
     "plain": "plain weights",
@@ -27,11 +27,11 @@ _LABELS = {
 
 
 def draw_learning(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw gradients and movement of each part, and what the modulators do, over the updates.
+    """Draw gradients and movement of each part, and statistics of the modulators, by update.
 
     Args:
-        rows: of `learning.jsonl`, at least one.
-        path: of the PNG.
+        rows: Rows of `learning.jsonl`, at least one.
+        path: Path of the PNG file.
     """
     figure = Figure(figsize=(15, 7.5), layout="constrained")
     (gradient, update, legend), (distance, variation, saturated) = figure.subplots(2, 3)

@@ -1,4 +1,4 @@
-"""A lock on a file, which a process holds until it ends, however it ends."""
+"""A file lock that is released when the process ends, even if it is killed."""
 
 import errno
 import logging
@@ -17,13 +17,13 @@ _HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
 class FileLock:
-    """An exclusive lock on a file, among processes and, on network file systems with locks, among machines.
+    """An exclusive lock on a file, between processes and, on network file systems that support locks, machines.
 
-    The lock is POSIX's record lock. Unlike that of ``flock``, which the ``filelock`` library takes, it is not passed on
-    to forked processes: workers that outlive a killed run for some seconds do not keep the run from being resumed.
+    It is a POSIX record lock. Unlike ``flock``, which the ``filelock`` library uses, it is not inherited by forked
+    processes. So a killed run can be resumed although its workers outlive it by some seconds.
 
     Args:
-        path: The file; `acquire` creates it, and its folder. It is left behind.
+        path: The file. `acquire` creates it and its folder; it is not deleted.
     """
 
     def __init__(self, path: Path):
@@ -31,7 +31,9 @@ class FileLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> bool:
-        """Take the lock, and return whether this process now holds it. Where a file system has no locks, only warn.
+        """Acquire the lock without waiting, and return whether this process holds it.
+
+        If the file system does not support locks, this method logs a warning and returns True.
 
         Raises:
             OSError: the file cannot be created.
@@ -46,12 +48,14 @@ class FileLock:
             if error.errno in _HELD:
                 os.close(descriptor)
                 return False
-            _logger.warning("%s: the file system has no locks (%s): start no second run there.", self.path, error)
+            _logger.warning(
+                "%s: the file system does not support locks (%s): do not start a second run there.", self.path, error
+            )
         self._descriptor = descriptor
         return True
 
     def release(self) -> None:
-        """Give the lock back, if this process holds it."""
+        """Release the lock, if this process holds it."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -20,12 +20,13 @@ _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEG
 
 
 def start(args: argparse.Namespace) -> tuple[Accelerator, RunFolder]:
-    """Set up devices and processes, seed them, and find the folder of the run, from the flags every task has.
+    """Set up devices, processes, random seeds and the output folder from the flags that all tasks share.
 
     Raises:
-        ConfigError: the device does not support `--mixed-precision` or `--cuda-graphs`, or the processes share the
-            weights out and `--watch` is set.
-        RunFolderError: `--output` must not be written to, or another run is writing to it.
+        ConfigError: the device does not support `--mixed-precision` or `--cuda-graphs`, `--watch` is set and the
+            weights are sharded over the processes, or both `--resume` and `--overwrite` are set.
+        RunFolderError: `--output` contains another run or other files, or another run is writing to it.
+        WriteError: `--output` cannot be written to.
     """
     try:
         accelerator = Accelerator(
@@ -61,23 +62,24 @@ def fit(
     run: RunFolder,
     termination: Termination,
 ) -> list[dict[str, Any]]:
-    """Train from the beginning, or from where the run was stopped, to the end.
+    """Train to the last epoch, from the beginning or from the newest checkpoint.
 
     Args:
-        task: What is trained.
-        model: On the accelerator's device.
-        batches: This process's share.
+        task: The loss, evaluation and export of the model.
+        model: The model, on the accelerator's device.
+        batches: The training batches of this process.
         args: The flags, including those of `add_optimization_flags` and `RecipeParser`.
-        facts: What else the run depends on; a resumed run must have the same.
+        facts: Everything else that the result depends on. It must not change when the run is resumed.
         accelerator, run: As `start` returns them.
-        termination: Watches for SIGTERM.
+        termination: Handler of SIGTERM.
 
     Returns:
-        The rows of metrics.jsonl, one per epoch, and before them one of number 0 with `--eval-first`.
+        The rows of metrics.jsonl, one per epoch. With `--eval-first`, the first row is epoch 0, before training.
 
     Raises:
-        TrainingError: the run cannot be resumed as asked, or it stops because its loss became infinite or NaN.
-        Terminated: it was asked to end, and has saved a checkpoint.
+        TrainingError: the run cannot be resumed, a file cannot be written, or the loss or a weight becomes infinite or
+            NaN.
+        Terminated: the run received SIGTERM, and has saved a checkpoint.
     """
     trainer = Trainer(task, model, batches, args, accelerator=accelerator, run=run)
     trainer.start(facts)

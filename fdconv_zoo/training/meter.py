@@ -1,4 +1,4 @@
-"""Training loss and speed of an epoch. They are read only when asked for, so that no step waits for the device."""
+"""Training loss and speed of an epoch. The loss stays on the device until it is read, so that steps do not wait."""
 
 import time
 
@@ -11,9 +11,9 @@ class Meter:
     """Sum of the losses of an epoch's batches over all processes.
 
     Args:
-        accelerator: Of the run.
+        accelerator: Accelerator of the run.
         batch_size: Images per batch and process.
-        total: Sum of the earlier losses of an epoch that is resumed.
+        total: Sum of the earlier losses, if the epoch is resumed.
         count: Number of the earlier losses.
     """
 
@@ -34,26 +34,26 @@ class Meter:
     def total(self) -> float:
         """Return the sum of the losses, averaged over the processes.
 
-        Once a loss was infinite or NaN, the sum is infinite or NaN, too. Every process must call it.
+        If any loss was infinite or NaN, so is the sum. Every process must call this method.
         """
-        # Averaging now changes no later result: what each process adds from here on is averaged the next time.
+        # Averaging now does not change later results: losses that are added from here on are averaged the next time.
         self._total = self.accelerator.reduce(self._total, "mean")
         return self._total.item()
 
     def recent(self) -> tuple[float, float]:
-        """Return the mean loss, and images per second of all processes, since the last call. Every process calls it."""
+        """Return mean loss and images per second of all processes since the last call. Every process must call this."""
         total, count, since = self._last
         self._last = now_total, now_count, now = self.total(), self.count, time.perf_counter()
         batches = now_count - count
         return (now_total - total) / batches, batches * self.images_per_batch / (now - since)
 
     def epoch(self) -> tuple[float, float]:
-        """Return the epoch's mean loss, and images per second since this meter was made. Every process calls it."""
+        """Return the epoch's mean loss, and images per second since its creation. Every process must call this."""
         mean = self.total() / self.count
         images = (self.count - self._first_count) * self.images_per_batch
         return mean, images / (time.perf_counter() - self._start)
 
 
 def format_speed(images_per_second: float) -> str:
-    """A speed in words, with two digits also where a second is too short for ten images."""
+    """Format a speed: below ten images per second with two significant digits, otherwise as an integer."""
     return f"{images_per_second:{'.0f' if images_per_second >= 10 else '.2g'}} images/s"

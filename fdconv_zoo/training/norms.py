@@ -1,11 +1,11 @@
 """BatchNorm for training with few images per device.
 
 A backbone's BatchNorm averages over all positions of a batch. Recipes for detection freeze it, or average over all
-devices. KSM's BatchNorm averages over the images alone, as it normalizes pooled features: for two images, all that is
-left is which of them is larger in each channel. Frozen like the others it would not normalize at all: in a network that
-is new to FDConv, its statistics are the 0 and 1 of a fresh layer, so that the modulators' last layers would see inputs
-some 40 times smaller, and nearly the same for all images. So where the backbone's norms are frozen, KSM's is replaced
-by one that normalizes with its running statistics.
+devices. KSM's BatchNorm normalizes globally pooled features, so it averages over the images only: with two images, its
+output only tells which of them is larger in each channel. If it were frozen like the others, it would not normalize at
+all: in a network that has just been converted to FDConv, its statistics are the initial 0 and 1, so the inputs of the
+modulators' last layers would be some 40 times smaller, and nearly the same for all images. Therefore, if the backbone's
+norms are frozen, KSM's is replaced by a norm that normalizes with its running statistics.
 """
 
 import torch.distributed as dist
@@ -21,17 +21,18 @@ NORMS = ("batch", "frozen", "sync")
 
 
 def set_norm(model: nn.Module, norm: str) -> None:
-    """Choose what the BatchNorm of a network does in training. Its state dict and its evaluation stay the same.
+    """Choose how the BatchNorm of a network behaves in training. The state dict and evaluation stay the same.
 
     Args:
-        model: A backbone, changed in place. Not a whole network: a decoder that starts fresh must not be frozen.
-        norm: ``"batch"``: nothing is changed. ``"frozen"``: each norm keeps its statistics and parameters, for weights
-            that were trained before; KSM's becomes a `RunningNorm`. ``"sync"``: both use the statistics of all
-            processes' images, of which there should be 16 or more. Train with `fdconv_zoo.training.tuning.train_mode`:
-            ``train`` alone would unfreeze the norms.
+        model: A backbone, changed in place. Do not pass a whole network: a newly initialized decoder must not be
+            frozen.
+        norm: ``"batch"``: nothing is changed. ``"frozen"``: each norm keeps its statistics and parameters, for
+            pretrained weights; KSM's becomes a `RunningNorm`. Train with `fdconv_zoo.training.tuning.train_mode`:
+            ``train`` alone would unfreeze the norms. ``"sync"``: all norms, also KSM's, use statistics over the images
+            of all processes, which should be 16 or more.
 
     Raises:
-        ConfigError: no such choice, or the devices do not support it.
+        ConfigError: `norm` is unknown, or ``"sync"`` is used with several processes that are not on GPUs.
     """
     if norm not in NORMS:
         raise ConfigError(f"norm {norm}: no such choice; there are {', '.join(NORMS)}")
@@ -54,11 +55,11 @@ def follow_statistics(model: nn.Module) -> None:
 
 
 class RunningNorm(_NormBase):
-    """BatchNorm that normalizes with its running statistics in training, too: for batches of any size, even one image.
+    """BatchNorm that also normalizes with its running statistics in training, for batches of any size, even one image.
 
-    (B, C, H, W) to the same shape. The statistics are those of all images so far, and after 100 batches a moving
-    average; no gradient goes through them. With several processes, those of the first one count, as torch broadcasts
-    buffers. The state dict and evaluation are those of ``nn.BatchNorm2d``.
+    Maps (B, C, H, W) to the same shape. The statistics are the average over all batches so far, and after 100 batches a
+    moving average; no gradient flows through them. With several processes, those of the first process are used,
+    because torch broadcasts buffers. The state dict and evaluation are those of ``nn.BatchNorm2d``.
 
     Args:
         num_features, eps, momentum: As in ``nn.BatchNorm2d``.
@@ -69,13 +70,13 @@ class RunningNorm(_NormBase):
 
     @classmethod
     def from_batch_norm(cls, norm: _BatchNorm) -> "RunningNorm":
-        """Build one that shares parameters and statistics with another norm."""
+        """Build a norm that shares parameters and statistics with another norm."""
         running = cls(norm.num_features, norm.eps)
         running._parameters, running._buffers = dict(norm._parameters), dict(norm._buffers)
         return running.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
+        """Normalize (B, C, H, W) to the same shape."""
         if self.training:
             self._follow(x.detach())
         # Copies: another forward pass may change the originals before this one's backward pass.
@@ -89,5 +90,5 @@ class RunningNorm(_NormBase):
         deviation = x.transpose(0, 1).flatten(1) - self.running_mean[:, None]
         step = share * deviation.mean(1)
         self.running_mean += step
-        # Around the new mean: a batch's own variance would do for many images, but for one image it is zero.
+        # Around the new running mean: the variance within a batch is zero for a single image.
         self.running_var.lerp_(deviation.square().mean(1), share).sub_(step.square())

@@ -15,7 +15,7 @@ from fdconv_zoo.layers import param_groups
 def build_optimizer(args: argparse.Namespace, model: nn.Module) -> Optimizer:
     """Build timm's optimizer from the flags of `add_optimization_flags`, for timm's schedulers.
 
-    `--spectrum-lr` and `--modulator-lr` are those of `fdconv_zoo.param_groups`, which says what they make up for.
+    `--spectrum-lr` and `--modulator-lr` are explained in `fdconv_zoo.param_groups`.
     """
     group = partial(
         param_groups,
@@ -29,13 +29,13 @@ def build_optimizer(args: argparse.Namespace, model: nn.Module) -> Optimizer:
 
 
 def learning_rate(optimizer: Optimizer) -> float:
-    """The rate of this update, before the factors of layers, spectra and modulators."""
+    """Return the learning rate of this update, before the factors of layers, spectra and modulators."""
     group = optimizer.param_groups[0]
     return group["lr"] / group.get("lr_scale", 1.0)
 
 
 def build_scheduler(args: argparse.Namespace, optimizer: Optimizer, updates_per_epoch: int) -> Scheduler:
-    """Build the learning rate as a function of the number of updates: the scheduler has no state to save."""
+    """Build the learning rate schedule, a function of the number of updates: it has no state to save."""
     scheduler, _ = create_scheduler_v2(
         optimizer,
         args.sched,

@@ -1,4 +1,4 @@
-"""Randomness as a function of the seed and the place in the run, so that a resumed run draws the same numbers."""
+"""Seeds that depend only on the run's seed and the step, so that a resumed run draws the same random numbers."""
 
 import random
 
@@ -7,7 +7,7 @@ import torch
 
 
 def derive_seed(*entropy: int) -> int:
-    """Mix several numbers into one 32-bit seed."""
+    """Combine several numbers into one 32-bit seed."""
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
@@ -17,7 +17,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     Args:
         seed: The run's seed.
         step: Number of the pass since the start of the run.
-        rank: Number of the process; each draws its own numbers.
+        rank: Rank of the process; each process draws different numbers.
     """
     state = derive_seed(seed, step, rank)
     random.seed(state)

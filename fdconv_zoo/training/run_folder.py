@@ -1,4 +1,4 @@
-"""The output folder of a run: what may be in it, and every write to it."""
+"""The output folder of a run: locks and checks it, and prepares it for a new or a resumed run."""
 
 import json
 import logging
@@ -17,11 +17,11 @@ from fdconv_zoo.training.lock import FileLock
 _logger = logging.getLogger(__name__)
 
 CONFIG = "train_config.yaml"
-DATA = "data_checksum"  # its key for a checksum of images and labels
-LOCK = ".lock"  # stays behind
+DATA = "data_checksum"  # key in the configuration: checksum of images and labels
+LOCK = ".lock"  # it is not deleted
 
-# All else that a run writes, and so all that --overwrite deletes. The configuration marks the folder as that of a run:
-# it is written first and deleted last.
+# Everything that a run writes, except the lock; --overwrite deletes it. The configuration marks the folder as that of a
+# run: it is written first and deleted last.
 PATTERNS = (
     f"{TEMPORARY_PREFIX}*",
     f"last/{TEMPORARY_PREFIX}*",
@@ -62,8 +62,9 @@ class RunFolder:
         overwrite: Delete the run in it, if there is one.
 
     Raises:
-        RunFolderError: it holds a run, and neither `resume` nor `overwrite` is set; or it holds other files.
-        ConfigError: both are set.
+        RunFolderError: the folder contains a run, and neither `resume` nor `overwrite` is set; or it contains other
+            files, is not a folder or cannot be read.
+        ConfigError: both `resume` and `overwrite` are set.
     """
 
     def __init__(self, path: str | Path, *, resume: bool = False, overwrite: bool = False):
@@ -84,14 +85,14 @@ class RunFolder:
 
     @property
     def newest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint."""
+        """The newest complete checkpoint; None if there is none."""
         return next(iter(reversed(list_checkpoints(self.checkpoints))), None)
 
     def lock(self) -> None:
-        """Keep other processes from running in the folder until `release`; only the main process calls it.
+        """Lock the folder against other runs until `release`. Only the main process calls this.
 
         Raises:
-            RunFolderError: another process runs in it.
+            RunFolderError: another run has locked the folder.
             WriteError: the folder cannot be written to.
         """
         with explaining_write_errors(self.path):
@@ -103,14 +104,14 @@ class RunFolder:
             )
 
     def release(self) -> None:
-        """Let other processes run in the folder."""
+        """Unlock the folder for other runs."""
         self._lock.release()
 
     def start(self, config: Mapping[str, Any], *, free_keys: Collection[str] = ()) -> None:
-        """Take over the folder for this run; only the main process calls it.
+        """Prepare the folder for this run. Only the main process calls this.
 
-        Afterwards `newest_checkpoint` is the one to resume from, and it is whole: newer ones that are damaged have
-        another name. If there is none, the run starts from the beginning, and all files of an earlier run are gone.
+        Afterwards, `newest_checkpoint` is the checkpoint to resume from, and it is intact: newer, damaged ones have
+        been renamed. If it is None, the run starts from the beginning, and all files of an earlier run are deleted.
 
         Args:
             config: The full configuration.
@@ -119,12 +120,12 @@ class RunFolder:
         Raises:
             ConfigError: the run to be resumed was started with another configuration.
             RunFolderError: another run is writing to the folder, its configuration is damaged, or all its checkpoints
-                are.
+                are damaged.
             WriteError: the folder cannot be written to.
         """
         self.lock()
-        self._check()  # since it was made, another run may have started and ended
-        config = json.loads(json.dumps(config))  # tuples become the lists that YAML gives back
+        self._check()  # another run may have started and ended since __init__
+        config = json.loads(json.dumps(config))  # tuples become lists, as they are read from YAML
         if self.resume and (self.path / CONFIG).is_file():
             self._check_same(config, free_keys)
         with self.writing():
@@ -141,7 +142,7 @@ class RunFolder:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Turn a failed write in the block into a `WriteError` that says which checkpoint is kept."""
+        """Convert a failed write in the block to a `WriteError` that names the last complete checkpoint."""
         newest = self.newest_checkpoint
         remedy = "Free some space and start again; no checkpoint had been written yet"
         if newest is not None:
@@ -181,7 +182,7 @@ class RunFolder:
             )
 
     def _set_damaged_aside(self) -> bool:
-        """Rename checkpoints that are damaged and newer than the newest whole one; whether there is a whole one."""
+        """Rename the damaged checkpoints newer than the newest intact one; return whether there is an intact one."""
         damaged = {}
         for checkpoint in reversed(named_checkpoints(self.checkpoints)):
             problem = find_damage(checkpoint)
@@ -199,7 +200,7 @@ class RunFolder:
         for broken, problem in damaged.items():
             aside = broken.with_name(f"damaged-{broken.name}")
             _logger.warning(
-                "%s is damaged (%s): the run goes on from %s before it. The damaged one is now %s.",
+                "%s is damaged (%s): the run continues from %s before it. The damaged one is now %s.",
                 *(broken, problem, checkpoint.name, aside.name),
             )
             remove(aside)
@@ -211,7 +212,7 @@ class RunFolder:
         keys = sorted({*before, *config} - {*free_keys}, key=str)
         differing = [key for key in keys if before.get(key) != config.get(key)]
         if len(differing) > 1 and DATA in differing:
-            differing.remove(DATA)  # it follows from the others
+            differing.remove(DATA)  # a consequence of the others
         if differing == [DATA]:
             raise ConfigError(
                 f"--resume: images, labels or their order have changed since the run in {self.path} was started. "

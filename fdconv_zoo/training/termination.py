@@ -1,4 +1,4 @@
-"""SIGTERM, with which schedulers announce that a job will be killed."""
+"""Handles SIGTERM, which schedulers send before they kill a job."""
 
 import os
 import signal
@@ -15,9 +15,9 @@ from fdconv_zoo.errors import Terminated
 
 
 class Termination:
-    """Turns SIGTERM into `Terminated`: at once, or in the training loop at the next update.
+    """Raises `Terminated` on SIGTERM: immediately, or in the training loop after the next update.
 
-    `with termination:` watches for the signal. Threads other than the main one cannot.
+    ``with termination:`` installs the signal handler. This has an effect in the main thread only.
     """
 
     def __init__(self):
@@ -38,7 +38,7 @@ class Termination:
 
     @contextmanager
     def held_back(self, accelerator: Accelerator) -> Iterator[None]:
-        """Only note the signal in the block, which asks `agreed`. Every process enters it."""
+        """Do not raise in the block, which calls `agreed` instead. Every process must enter it."""
         if accelerator.num_processes > 1:
             self._group = distributed.new_group(backend="gloo")  # its messages do not wait for a GPU
         self._at_once = False
@@ -48,7 +48,7 @@ class Termination:
             self._at_once = True
 
     def agreed(self) -> bool:
-        """Whether any process was asked to end. Every process calls it, and all get the same answer."""
+        """Return whether any process received SIGTERM. Every process must call this; all get the same result."""
         if self._group is None:
             return self.requested
         requested = torch.tensor(int(self.requested))
@@ -56,7 +56,7 @@ class Termination:
         return bool(requested)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a forked worker, which its pool ends
+        if os.getpid() != self._process:  # a forked worker, which its pool terminates
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
         self.requested = True
@@ -65,11 +65,11 @@ class Termination:
 
 
 def outlive_sigterm(worker: int) -> None:
-    """Let a DataLoader's worker ignore SIGTERM: a scheduler sends it to all processes, and the run still needs them.
+    """Make a DataLoader worker ignore SIGTERM: schedulers send it to all processes, but the run still needs workers.
 
-    Workers end with their DataLoader, or soon after its process.
+    Workers exit with their DataLoader, or soon after its process ends.
 
     Args:
-        worker: Number of the worker, as `worker_init_fn` gets it.
+        worker: Id of the worker, as passed to `worker_init_fn`.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

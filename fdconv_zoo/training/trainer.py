@@ -1,4 +1,4 @@
-"""The steps of a training run. `fdconv_zoo.training.loop.fit` puts them in order."""
+"""The steps of a training run. `fdconv_zoo.training.loop.fit` calls them in order."""
 
 import argparse
 import math
@@ -32,7 +32,7 @@ from fdconv_zoo.training.tuning import train_mode
 from fdconv_zoo.training.watch import Watch, gradient_scale, totals
 from fdconv_zoo.version import __version__
 
-# What a resumed run may change: the result does not depend on it.
+# What may change when a run is resumed, because the result does not depend on it.
 FREE_KEYS = (
     "config",
     "output",
@@ -45,7 +45,7 @@ FREE_KEYS = (
     "watch",
     "versions",
 )
-PROJECT = "fdconv-zoo"  # of the run, as trackers show it
+PROJECT = "fdconv-zoo"  # name of the project in trackers
 
 
 class Trainer:
@@ -55,9 +55,9 @@ class Trainer:
         task, model, batches, args, accelerator, run: As in `fit`.
 
     Attributes:
-        progress: How far the run has come.
-        bar: Shows it; made by `showing_progress`.
-        meter: Of the losses of the current epoch; made by `start_epoch`.
+        progress: Progress of the run.
+        bar: Progress bar, created by `showing_progress`.
+        meter: Meter of the losses of the current epoch, created by `start_epoch`.
     """
 
     bar: tqdm
@@ -83,7 +83,7 @@ class Trainer:
         self.unwrapped_model = accelerator.unwrap_model(self.model)
         keep_kernels(self.unwrapped_model, args.keep_kernels)
         if args.compile or args.cuda_graphs:
-            # In place: the model keeps its type, its names and its files.
+            # In place, so that the type, the parameter names and the files of the model do not change.
             mode = "reduce-overhead" if args.cuda_graphs else None
             task.compiled_part(self.unwrapped_model).compile(mode=mode)
         self.watch = Watch(self.unwrapped_model, args.watch if accelerator.is_main_process else 0)
@@ -91,10 +91,10 @@ class Trainer:
         self.progress = Progress()
 
     def start(self, facts: Mapping[str, Any]) -> None:
-        """Take over the output folder, and resume from its newest checkpoint where the run is to be resumed.
+        """Prepare the output folder, and load its newest checkpoint if the run is resumed.
 
         Args:
-            facts: What the run depends on besides its flags.
+            facts: Everything that the result depends on besides the flags.
         """
         config = self._config(facts)
         if self.accelerator.is_main_process:
@@ -108,7 +108,7 @@ class Trainer:
         with self.run.writing():
             self._start_trackers(config)
             if self.accelerator.is_main_process:
-                # A run killed between writing metrics and checkpoint has left a line too many.
+                # A run that was killed between writing metrics and checkpoint has left an extra line.
                 self.run.write_metrics(self.progress.history)
                 cut_learning(self.run.path, self.progress.update)
 
@@ -117,12 +117,12 @@ class Trainer:
         self.accelerator.init_trackers(PROJECT, init_kwargs=settings)
         flags = {key: value for key, value in config.items() if key in vars(self.args)}
         for tracker in self.accelerator.trackers:
-            if tracker.name != "tensorboard":  # which takes no lists; train_config.yaml is beside its log
+            if tracker.name != "tensorboard":  # does not support lists; train_config.yaml is beside its log
                 tracker.store_init_configuration(flags)
 
     @contextmanager
     def showing_progress(self) -> Iterator[None]:
-        """Show the progress bar, and close it and the log after the block, however it ends."""
+        """Show the progress bar, and close it and the trackers at the end of the block, also after an exception."""
         self.bar = tqdm(
             total=self.args.epochs * self.batches.updates_per_epoch,
             initial=self.progress.update,
@@ -131,25 +131,25 @@ class Trainer:
             disable=not self.accelerator.is_main_process,
         )
         try:
-            with closing(self.bar):  # what is written next begins on a line of its own
+            with closing(self.bar):  # so that later output begins on a new line
                 yield
         except Terminated:
-            self.accelerator.end_training()  # writes out the log
+            self.accelerator.end_training()  # flushes the logs
             raise
         with self.run.writing():
             self.accelerator.end_training()
 
     def start_epoch(self, epoch: int) -> Iterator[tuple]:
-        """Prepare to train for an epoch, and return the batches of it that are still to come."""
+        """Prepare to train for an epoch, and return its remaining batches."""
         self.bar.set_description(f"epoch {epoch + 1}/{self.args.epochs}")
         train_mode(self.model)
         self.meter = Meter(self.accelerator, self.args.batch_size, self.progress.loss_sum, self.progress.step)
-        if self.progress.step == self.batches.batches_per_epoch:  # ended between training and evaluation
+        if self.progress.step == self.batches.batches_per_epoch:  # the run ended before the evaluation
             return iter(())
         return self.batches.epoch(epoch, done=self.progress.step)
 
     def train_step(self, batch: tuple) -> None:
-        """Forward and backward pass for a batch, and an update of the weights if enough batches are accumulated."""
+        """Run the forward and backward pass of a batch, and update the weights if enough batches are accumulated."""
         progress = self.progress
         self.scheduler.step_update(progress.update)
         step = progress.epoch * self.batches.batches_per_epoch + progress.step
@@ -175,7 +175,11 @@ class Trainer:
                 self.ema.update(self.unwrapped_model, step=progress.update)
 
     def log_update(self) -> None:
-        """Log training loss and learning rate, every `--log-every` updates."""
+        """Log training loss and learning rate, every `--log-every` updates.
+
+        Raises:
+            NonFiniteError: the loss is infinite or NaN.
+        """
         if self.progress.update % self.args.log_every:
             return
         loss, speed = self.meter.recent()
@@ -186,7 +190,7 @@ class Trainer:
             self.accelerator.log({"train/loss": loss, "train/lr": lr}, step=self.progress.update)
 
     def log_learning(self) -> None:
-        """Log what the update did to each part, every `--watch` updates; the main process measures it for all."""
+        """Log the measurements of `--watch`, if the update was measured. Only the main process measures."""
         if not self.watch.is_due(self.progress.update):
             return
         row = self.watch.row(self.progress.update, learning_rate(self.optimizer))
@@ -196,12 +200,13 @@ class Trainer:
             self.accelerator.log(figures, step=self.progress.update)
 
     def save_within_epoch(self, termination: Termination) -> None:
-        """Save a checkpoint every `--checkpoint-every` updates, and before the run ends at someone's request.
+        """Save a checkpoint every `--checkpoint-every` updates, and when the run has received SIGTERM.
 
-        The epoch's last update has a checkpoint of its own, after the evaluation.
+        After the last update of an epoch, `save_epoch` saves the checkpoint instead, after the evaluation.
 
         Raises:
-            Terminated: the run is to end.
+            Terminated: the run has received SIGTERM.
+            NonFiniteError: the loss or a weight is infinite or NaN.
         """
         every, is_last = self.args.checkpoint_every, self.progress.step == self.batches.batches_per_epoch
         is_due = every and not self.progress.update % every and not is_last
@@ -214,14 +219,14 @@ class Trainer:
             raise self.terminated()
 
     def terminated(self) -> Terminated:
-        """The exception that ends the run after its newest checkpoint."""
+        """Return the exception that ends the run and names the newest checkpoint."""
         return Terminated(
             f"after update {self.progress.update}, which is saved in {self.run.newest_checkpoint}; continue with "
             "--resume"
         )
 
     def is_out_of_patience(self) -> bool:
-        """Whether `--patience` epochs have passed since the best one; says so."""
+        """Return whether `--patience` epochs have passed since the best one, and print a message if so."""
         history, chosen_by = self.progress.history, self.task.chosen_by
         if not history or not self.args.patience:
             return False
@@ -232,18 +237,22 @@ class Trainer:
         return is_out
 
     def evaluate_first(self) -> dict[str, Any]:
-        """The row of metrics.jsonl for the model before training."""
+        """Evaluate the model before training, and return the row of metrics.jsonl."""
         return self._evaluated_row(0, None, None)
 
     def evaluate(self) -> dict[str, Any]:
-        """The row of metrics.jsonl for the epoch that was trained."""
+        """Evaluate the model after an epoch, and return the row of metrics.jsonl.
+
+        Raises:
+            NonFiniteError: the loss or a weight is infinite or NaN.
+        """
         self._share_buffers()
         train_loss, train_speed = self.meter.epoch()
         self._check_finite(train_loss, weights=True)
         return self._evaluated_row(self.progress.epoch + 1, train_loss, train_speed)
 
     def _evaluated_row(self, epoch: int, train_loss: float | None, train_speed: float | None) -> dict[str, Any]:
-        with torch.compiler.set_stance("force_eager"):  # batches of any size
+        with torch.compiler.set_stance("force_eager"):  # batches differ in size
             figures = self.task.evaluate(self.evaluated_model)
         return {
             "epoch": epoch,
@@ -276,7 +285,7 @@ class Trainer:
         self._save_checkpoint()
 
     def _describe(self, row: Mapping[str, Any]) -> str:
-        """A row of metrics.jsonl in words."""
+        """Format a row of metrics.jsonl as text."""
         words = [] if row["train_loss"] is None else [f"training loss {row['train_loss']:.3f}"]
         if row.get("loss") is not None:
             words.append(f"validation loss {row['loss']:.3f}")
@@ -287,7 +296,7 @@ class Trainer:
         return f"epoch {row['epoch']}/{self.args.epochs}: {', '.join(words)}"
 
     def _config(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """All that the result depends on, and the flags that it does not depend on."""
+        """Return all flags, and everything else that the result depends on."""
         return {
             **vars(self.args),
             "grad_accum": self.accelerator.gradient_accumulation_steps,
@@ -304,7 +313,7 @@ class Trainer:
 
     @torch.no_grad()
     def _share_buffers(self) -> None:
-        """Give every process the main one's buffers: running statistics differ, and the main process's are saved."""
+        """Broadcast the main process's buffers: running statistics differ, and only the main process's are saved."""
         if self.accelerator.num_processes > 1:
             for buffer in self.evaluated_model.buffers():
                 buffer.copy_(broadcast(buffer))
@@ -334,5 +343,5 @@ class Trainer:
 
 
 def all_finite(model: nn.Module) -> bool:
-    """Whether no weight and no running statistic is infinite or NaN."""
+    """Return whether all weights and running statistics are finite."""
     return bool(torch.stack([value.isfinite().all() for value in model.state_dict().values()]).all())

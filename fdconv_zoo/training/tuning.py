@@ -9,11 +9,11 @@ CHOICES = ("all", "head", "modulators")
 
 
 def freeze(model: nn.Module, tune: str) -> None:
-    """Turn gradients off for all parameters but those that `tune` names.
+    """Freeze all parameters except those that `tune` selects.
 
     Args:
         model: A timm model with its classifier.
-        tune: 'all'; 'head': the classifier; 'modulators': the classifier and every KSM and FBM.
+        tune: 'all': all parameters; 'head': the classifier; 'modulators': the classifier and every KSM and FBM.
 
     Raises:
         ConfigError: nothing would be trained, or `tune` is 'modulators' and the model has none.
@@ -39,7 +39,7 @@ def freeze(model: nn.Module, tune: str) -> None:
 
 
 def train_mode(model: nn.Module) -> None:
-    """Put `model` into training mode, but keep frozen normalization layers on their stored statistics."""
+    """Put `model` into training mode, except frozen normalization layers, which stay in eval mode."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):

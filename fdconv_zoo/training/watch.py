@@ -1,4 +1,4 @@
-"""What an update does to each part of each layer: norms of gradients, weights and movement, and the modulators."""
+"""Measures updates by part of each layer: norms of gradients, weights and movement, and statistics of modulators."""
 
 import math
 from collections import defaultdict
@@ -17,17 +17,18 @@ from fdconv_zoo.layers.modulator_statistics import ModulatorObserver
 from fdconv_zoo.layers.modulators import name_layers
 from fdconv_zoo.layers.parameter_parts import Part, name_parts
 
-FIGURES = ("gradient", "update", "distance", "variation", "saturated")  # that `totals` sums up
+FIGURES = ("gradient", "update", "distance", "variation", "saturated")  # keys of the result of `totals`
 
 
 class Watch:
-    """Measures the first update and every N-th, and changes none.
+    """Measures the first update and every N-th one, without changing them.
 
-    Spectra are measured as the kernels that they stand for, so that their movement compares with that of plain kernels;
-    only their gradients are those of the coefficients.
+    Movement is the change of the weights in an update. Weights and movement of a spectrum are measured on the spatial
+    kernel that it represents, so that they are comparable with those of plain kernels. Only its gradients are those of
+    the Fourier coefficients.
 
     Args:
-        model: that is trained, unwrapped. Frozen parameters are left out.
+        model: The unwrapped model that is trained. Frozen parameters are not measured.
         every: N; 0: no update is measured.
     """
 
@@ -47,12 +48,12 @@ class Watch:
                 self._spectra[Part(layer, "spectrum")] = module
 
     def is_due(self, update: int) -> bool:
-        """Whether an update, counted from 1, is measured."""
+        """Return whether an update, counted from 1, is measured."""
         return bool(self._every) and (update == 1 or update % self._every == 0)
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """Measure the modulators in the block, which predicts and takes the loss."""
+        """Measure the modulators in the block, which runs the forward pass and computes the loss."""
         with ModulatorObserver(self._model) as observer:
             yield
         self._row["modulators"] = observer.statistics()
@@ -62,7 +63,7 @@ class Watch:
         """Measure gradients before the block, which clips them and updates the weights, and the movement after it.
 
         Args:
-            scale: that the gradients are multiplied with, against underflow in float16.
+            scale: Factor by which the gradients are multiplied, against underflow in float16.
         """
         with torch.no_grad():
             gradients = [self._norm([p.grad for p in ps if p.grad is not None]) for ps in self._parameters.values()]
@@ -77,7 +78,7 @@ class Watch:
         self._row["parts"] = list(zip(self._parameters, figures, strict=True))
 
     def row(self, update: int, lr: float) -> dict[str, Any]:
-        """The row of `learning.jsonl` for the update that was measured; what is infinite or NaN is None."""
+        """Return the row of `learning.jsonl` for the measured update. Infinite and NaN values are replaced by None."""
         names = ("gradient", "weight", "update")
         parts = [part._asdict() | dict(zip(names, figures, strict=True)) for part, figures in self._row["parts"]]
         modulators = [asdict(row) for row in self._row["modulators"]]
@@ -87,17 +88,17 @@ class Watch:
     def _weights(self, part: Part) -> list[Tensor]:
         if part in self._spectra:
             fdw = self._spectra[part]
-            return [type(fdw).forward(fdw)]  # not a call, which hooks would take for the model's own
+            return [type(fdw).forward(fdw)]  # not a call, which would trigger the model's hooks
         return [parameter.detach() for parameter in self._parameters[part]]
 
     def _norm(self, tensors: list[Tensor]) -> Tensor:
-        if not tensors:  # a part that the loss did not reach
+        if not tensors:  # a part without gradients
             return torch.zeros((), device=next(self._model.parameters()).device)
         return get_total_norm(tensors).float()
 
 
 def gradient_scale(accelerator: Accelerator) -> float:
-    """What the gradients of a loss are multiplied with: more than 1 in float16."""
+    """Return the factor by which gradients are multiplied: 1 unless training uses float16."""
     return 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
 
 
@@ -105,10 +106,10 @@ def totals(row: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Sum up a row of `learning.jsonl` over the layers.
 
     Returns:
-        By name, a figure for each part or modulator that has one: ``"gradient"``, the norm over all layers;
-        ``"update"``, the norm of the movement divided by that of the weights, for weights other than zero;
-        ``"distance"`` and ``"variation"``, the root mean square of the layers'; and ``"saturated"``, the mean of the
-        layers' shares.
+        For each of `FIGURES`, the values by part or modulator, where they are known: ``"gradient"``, the norm over all
+        layers; ``"update"``, the norm of the movement divided by that of the weights, if these are not all zero;
+        ``"distance"`` and ``"variation"``, the root mean square over the layers; and ``"saturated"``, the mean share
+        over the layers.
     """
     found: dict[str, dict[str, float]] = {name: {} for name in FIGURES}
     for part, rows in _grouped(row["parts"], "part").items():

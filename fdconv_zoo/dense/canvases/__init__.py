@@ -11,7 +11,8 @@ Edges are blended; the mask of an object is where it covers at least half of a p
 depends only on the seed, its split and its number, and is the same on every machine.
 
 `canvases_folder` creates the dataset once and returns its folder. `write_canvases` creates one of any size; README.txt
-in the folder describes its files. Modules: `garments` cuts out, `textures` and `compose` draw, `write` stores.
+in the folder describes its files. Module `garments` cuts out garments, `textures` and `compose` draw the canvases, and
+`write` stores them.
 """
 
 from fdconv_zoo.dense.canvases.cache import FASHION_CANVASES, canvases_folder

@@ -12,7 +12,7 @@ MAX_GARMENTS = 8
 SIDES = (20 / 128, 60 / 128)  # smallest and largest side of a garment's image, in sides of the canvas
 MARGIN = 0.3  # smallest distance of a garment's centre from the border, in sides of the garment
 MAX_TILT = np.deg2rad(20)
-MIN_VISIBLE = 0.35  # share of a garment's pixels: one that would occlude another further is not placed
+MIN_VISIBLE = 0.35  # share of a garment's pixels; garments that would leave less of another visible are not placed
 
 Window = tuple[slice, slice]
 

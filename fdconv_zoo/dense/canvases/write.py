@@ -55,7 +55,7 @@ def write_canvases(folder: Path, *, train: int = 1000, validation: int = 250, si
         folder: Output folder; it must be empty or not exist.
         train: Number of training canvases.
         validation: Number of validation canvases.
-        size: Side of a canvas in pixels, at least 32. Garments are 16 to 47 % as large.
+        size: Side of a canvas in pixels, at least 32. The sides of garments are 16 to 47 % of it.
         seed: Random seed, at least 0.
 
     Raises:

@@ -20,7 +20,7 @@ from fdconv_zoo.errors import LISTED, DataError, first_of, listed
 _logger = logging.getLogger(__name__)
 
 TOLERANCE = 1.0  # pixels that a box may extend beyond the image: tools round, and so does COCO itself
-MAX_OPENED = 5000  # image files opened per split; of more, a random sample
+MAX_OPENED = 5000  # image files opened per split; if there are more, a random sample
 
 
 def check_categories(train: CocoImages, validation: CocoImages) -> None:
@@ -61,7 +61,7 @@ def check_names(images: CocoImages) -> None:
 
 
 def _repeated(names: Iterable[str]) -> dict[str, list[int]]:
-    """The names that occur more than once, with the positions of each."""
+    """Return the names that occur more than once, with the positions of each."""
     positions = defaultdict(list)
     for index, name in enumerate(names):
         positions[name].append(index)
@@ -91,17 +91,18 @@ def check_annotations(images: CocoImages, *, skip: bool, training: bool) -> tupl
 
     Args:
         images: Images as read from the annotation file.
-        skip: Instead of raising, remove annotations without area or mask, replace areas that cannot be right by that
-            of the mask or the box, and keep boxes that extend beyond the image, which are clipped in training.
-        training: The images are for training, which leaves out boxes that are smaller than a pixel.
+        skip: Instead of raising, remove annotations without area or mask, replace areas that are negative or larger
+            than the image by the area of the mask or the box, and keep boxes that extend beyond the image, which are
+            clipped in training.
+        training: The images are for training, so boxes that are smaller than a pixel are bad, too.
 
     Returns:
         The images with their usable annotations, and the number of annotations that are removed or corrected or will
         be clipped.
 
     Raises:
-        DataError: a box has no area or extends beyond its image, an area cannot be right, or an annotation has no
-            usable mask. Also with `skip`: the boxes are fractions of the image.
+        DataError: a box has no area or extends beyond its image, an area is negative or larger than the image, or an
+            annotation has no usable mask. With `skip`, only if all boxes are fractions of the image.
     """
     _check_units(images)
     width, height = images.sizes[images.rows].T
@@ -121,7 +122,7 @@ def check_annotations(images: CocoImages, *, skip: bool, training: bool) -> tupl
         _raise_if_any(images, tiny, "boxes smaller than a pixel, which training leaves out", remedy)
         _raise_if_any(images, outside, "boxes that extend beyond their image", remedy)
         remedy = "Add the masks, train a detector without masks, or drop such annotations with --skip-bad-boxes."
-        problem = "no segmentation that makes a pixel (polygons in pixels, or run lengths of the image size)"
+        problem = "no segmentation that covers a pixel (polygons in pixels, or run lengths of the image size)"
         _raise_if_any(images, without_mask, problem, remedy)
         remedy = "Correct or remove the key 'area', or replace such areas with --skip-bad-boxes."
         _raise_if_any(images, wrong_area, "an 'area' that is negative, or larger than the image", remedy)
@@ -148,7 +149,7 @@ def _check_units(images: CocoImages) -> None:
 
 
 def _area(images: CocoImages, index: int, box_area: float) -> float:
-    """The area of an annotation's mask in square pixels, or of its box if masks were not read."""
+    """Return the area of an annotation's mask in square pixels, or of its box if masks were not read."""
     if images.segmentations is None:
         return box_area
     size = images.sizes[images.rows[index]].tolist()
@@ -178,7 +179,8 @@ def check_files(images: CocoImages, num_workers: int = 0) -> None:
         num_workers: Threads that open files.
 
     Raises:
-        DataError: a file is missing, is not an image, has more than 8 bits per channel or another size.
+        DataError: a file is missing, is not an image, has more than 8 bits per channel, or another size than in the
+            annotation file.
     """
     paths = [images.path(index) for index in range(len(images))]
     existing = {
@@ -206,7 +208,7 @@ def _problem(path: Path, size: list[int]) -> str | None:
         with Image.open(path) as image:
             actual, mode = list(image.size), image.mode
             rotated = actual != size and image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-    except Exception as error:  # Pillow's decoders fail with a dozen types
+    except Exception as error:  # Pillow's decoders raise a dozen types
         return f"cannot be read as an image ({reason(error)})"
     if actual != size:
         hint = "; its EXIF tag rotates it, but boxes must refer to the stored pixels" if rotated else ""

@@ -1,4 +1,4 @@
-"""Images and their annotations in arrays, read from a COCO annotation file or from lists like those in one."""
+"""Images and their annotations as arrays, read from a COCO annotation file or from lists in its format."""
 
 import json
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ from fdconv_zoo.dense.detection.rle import usable_segmentation
 class CocoImages:
     """The M images of an annotation file and their N annotations, in the order of the images.
 
-    Stored in arrays, because the file's nested dicts take several times the memory, and again in every DataLoader
-    worker, where reference counting copies the memory shared by the fork.
+    They are stored as arrays, because the file's nested dicts take several times the memory, and once more in every
+    DataLoader worker, where reference counting copies the memory shared by the fork.
 
     Attributes:
-        annotation_file: The annotation file; of a dataset with many, the file or folder that leads to them.
+        annotation_file: The annotation file; for a dataset with many, the file or folder that describes it.
         image_folder: The folder of the images.
         categories: Category names by id, in the order of the ids.
         image_ids: Image ids, (M,).
@@ -67,7 +67,7 @@ class CocoImages:
         return json.loads(self.segmentations[index].as_py())
 
     def as_table(self) -> Dataset:
-        """Return a table with the path of each image and its annotations, of which `datasets` keeps a copy."""
+        """Return a table with the path of each image and its annotations, which `datasets` caches."""
         paths = tuple(str(self.path(index)) for index in range(len(self)))
         objects = tuple(self._describe(index) for index in range(len(self)))
         features = Features(image=Image(decode=False), objects=Value("string"))

@@ -11,16 +11,16 @@ from fdconv_zoo.dense.colours import class_colour
 from fdconv_zoo.dense.detection.metrics import CURVES_AT, RECALLS, Curves
 from fdconv_zoo.store.files import replacing
 
-_NAMED = 20  # classes, at most, that have a line of their own
+_NAMED = 20  # largest number of classes that are drawn one by one
 
 
 def write_curves(curves: Mapping[str, Curves], class_names: Sequence[str], path: Path) -> None:
     """Write the curves as CSV: a row for each kind, IoU, class and recall, without classes that have no objects.
 
     Args:
-        curves: By kind, ``box`` or ``mask``.
+        curves: Curves by kind, ``box`` or ``mask``.
         class_names: Names of the K classes.
-        path: Of the file.
+        path: Path of the file.
     """
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -38,11 +38,13 @@ def write_curves(curves: Mapping[str, Curves], class_names: Sequence[str], path:
 
 
 def draw_curves(curves: Mapping[str, Curves], class_names: Sequence[str], path: Path) -> None:
-    """Draw precision over recall, with a panel for each kind and IoU: the mean of the classes, and each of a few.
+    """Draw precision over recall, in a panel for each kind and IoU: the mean of all classes, and each of up to 20.
+
+    With more than 20 classes, only the mean is drawn.
 
     Args:
         curves, class_names: As in `write_curves`.
-        path: Of the PNG.
+        path: Path of the PNG file.
     """
     figure = Figure(figsize=(12, 5 * len(curves)), layout="constrained")
     panels = figure.subplots(len(curves), len(CURVES_AT), squeeze=False)
@@ -64,5 +66,5 @@ def draw_curves(curves: Mapping[str, Curves], class_names: Sequence[str], path: 
 
 
 def _label(name: str, precision: np.ndarray) -> str:
-    name = name.replace("$", r"\$")  # no formula
+    name = name.replace("$", r"\$")  # otherwise matplotlib reads a formula
     return f"{100 * precision.mean():.1f} %  {name}"  # matplotlib leaves out labels that begin with "_"

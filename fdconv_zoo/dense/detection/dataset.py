@@ -24,7 +24,7 @@ class DetectionDataset(RepeatableDataset):
 
     Args:
         source: Images as returned by `load_detection_data`.
-        transform: Maps an image and its target to both augmented, as `training_transform` does.
+        transform: Maps an image and its target to an augmented image and target, as `training_transform` does.
         masks: Add masks to the targets.
         seed: Seed of the augmentation.
     """
@@ -81,7 +81,7 @@ class EvaluationDataset(data.Dataset):
 
 
 def read_image(images: CocoImages, index: int) -> tv_tensors.Image:
-    """Read the stored pixels of an image, uint8 (3, H, W); transparent ones over white, as in all images here.
+    """Read the stored pixels of an image, uint8 (3, H, W). Transparent pixels are composited over white.
 
     EXIF rotation is not applied: boxes in COCO's format refer to the stored pixels, as in COCO's own tools and in
     torchvision's.
@@ -103,7 +103,7 @@ def read_image(images: CocoImages, index: int) -> tv_tensors.Image:
 def _decode(path: Path) -> Image.Image:
     try:
         return decode_image({"path": str(path)}, upright=False)
-    except Exception as error:  # Pillow's decoders fail with a dozen types
+    except Exception as error:  # Pillow's decoders raise a dozen types
         raise DataError(
             f"{path}: cannot be read as an image ({reason(error)}). Repair it, or remove it from the annotation file."
         ) from error

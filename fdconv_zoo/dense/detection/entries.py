@@ -50,7 +50,7 @@ class Entries:
     def column(
         self, key: str, is_valid: Callable[[Any], bool], expected: str, dtype: Any, missing: Any = None
     ) -> np.ndarray:
-        """Return the values under `key`, with `missing` for entries without it."""
+        """Return the values under `key`, with `missing` for entries that do not have it."""
         values = [entry.get(key, missing) for entry in self.entries]
         self._raise_if_any([not is_valid(value) for value in values], f"have no valid {key!r} ({expected})")
         return np.array(values, dtype)
@@ -88,25 +88,25 @@ def _is_integer(value: Any) -> bool:
 
 
 def is_size(value: Any) -> bool:
-    """Whether the value is a positive integer that a side of an image can have."""
+    """Return whether the value is a positive integer, small enough for a side of an image."""
     return type(value) is int and 0 < value < 2**31
 
 
 def is_string(value: Any) -> bool:
-    """Whether the value is a non-empty string of characters: JSON can also hold halves of them."""
+    """Return whether the value is a non-empty string without lone surrogates, which JSON can contain."""
     return isinstance(value, str) and value != "" and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def is_number(value: Any) -> bool:
-    """Whether the value is a number, possibly infinite, but no integer beyond the range of floats."""
+    """Return whether the value is a number, possibly infinite, and not an integer beyond the range of floats."""
     return type(value) is float or (type(value) is int and abs(value) < 2**1023)
 
 
 def is_flag(value: Any) -> bool:
-    """Whether the value is 0 or 1."""
+    """Return whether the value is 0 or 1."""
     return value in (0, 1)
 
 
 def is_box(value: Any) -> bool:
-    """Whether the value is a list of four finite numbers."""
+    """Return whether the value is a list of four finite numbers."""
     return isinstance(value, list) and len(value) == 4 and all(is_number(v) and math.isfinite(v) for v in value)

@@ -45,8 +45,8 @@ def evaluate_detector(
         category_ids: Category ids of the labels 1 to K.
         masks: Also evaluate masks.
         scales, flip: As in `predict`.
-        predictions_file: The main process writes the detections to this file, whole or not at all, as JSON in COCO's
-            results format.
+        predictions_file: The main process writes the detections to this file atomically, as JSON in COCO's results
+            format.
     """
     start = time.perf_counter()
     predictions = predict_dataset(accelerator, model, loader, category_ids, masks=masks, scales=scales, flip=flip)

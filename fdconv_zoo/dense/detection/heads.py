@@ -41,8 +41,8 @@ class PyramidBackbone(nn.Module):
     Args:
         body: Backbone with four maps.
         channels: Channels of each output map.
-        one_stage: Take the last three maps, and two more at twice and four times the last stride, computed by
-            convolutions. Otherwise take all four, and a fifth at twice the last stride, which is sampled from it.
+        one_stage: Use the last three maps, and two more at twice and four times the last stride, computed by
+            convolutions. Otherwise use all four, and a fifth at twice the last stride, subsampled from the fourth.
     """
 
     def __init__(self, body: Backbone, channels: int, *, one_stage: bool = False) -> None:
@@ -79,13 +79,13 @@ def build_network(
         channels: Channels of the feature pyramid.
         anchor_sizes: Sides of the anchors in pixels, one for each of the five levels.
         head_args: Arguments of torchvision's class.
-        **transform: Its arguments ``min_size``, ``max_size``, ``image_mean`` and ``image_std``.
+        **transform: The arguments ``min_size``, ``max_size``, ``image_mean`` and ``image_std`` of the same class.
 
     Returns:
         The detector, and its anchor sizes.
 
     Raises:
-        ConfigError: arguments do not fit.
+        ConfigError: an argument is unknown, or is not supported by the head.
     """
     _check_head_args(HEADS[head], head_args)
     backbone = PyramidBackbone(body, channels, one_stage=head in ONE_STAGE)
@@ -103,7 +103,7 @@ def build_network(
 def _two_stages(
     head: str, backbone: PyramidBackbone, num_classes: int, sizes: list[float], arguments: dict[str, Any]
 ) -> nn.Module:
-    """Build an R-CNN with heads whose width follows the pyramid's; torchvision only has those for 256 channels."""
+    """Build an R-CNN with heads as wide as the pyramid requires; torchvision's own are for 256 channels only."""
     channels = backbone.out_channels
     side, width = 7, 4 * channels  # of the pooled region of a box, and its number of features
     heads = {

@@ -16,10 +16,10 @@ Objects = dict[str, Tensor]
 def predict(
     model: Detector, images: list[Tensor], *, scales: Sequence[float] = (1.0,), flip: bool = False
 ) -> list[Objects]:
-    """Detect objects in several views of each image, and join them.
+    """Detect objects in several views of each image, and merge them.
 
-    The objects of all views are put together. Of those that overlap, the one with the highest score stays, by the
-    model's own non-maximum suppression, with its own box and mask; and of the rest as many as the model returns.
+    The objects of all views are merged by the model's own non-maximum suppression: of overlapping objects of a class,
+    the one with the highest score is kept, with its box and mask. No more objects are returned than by the model.
 
     Args:
         model: The detector, in eval mode.
@@ -44,7 +44,7 @@ def predict(
 
 @contextmanager
 def _scaled(network: nn.Module, scale: float) -> Iterator[None]:
-    """Let a torchvision detector resize images to a multiple of its own size."""
+    """Make a torchvision detector resize images to a multiple of its own input size."""
     own: GeneralizedRCNNTransform = network.transform
     sides = tuple(max(round(scale * side), 1) for side in own.min_size)
     network.transform = GeneralizedRCNNTransform(
@@ -67,14 +67,14 @@ def _mirror(objects: Objects, image: Tensor) -> Objects:
 
 
 def _join(model: Detector, views: Sequence[Objects]) -> Objects:
-    """The objects of one image from all its views."""
+    """Merge the objects of one image from all its views."""
     joined = {key: torch.cat([objects[key] for objects in views]) for key in views[0] if key != "masks"}
-    # torchvision keeps both numbers at the module that postprocesses: the second stage, or the whole network.
+    # torchvision stores both numbers in the module that postprocesses: the second stage, or the whole network.
     stage = getattr(model.network, "roi_heads", model.network)
     kept = batched_nms(joined["boxes"].float(), joined["scores"].float(), joined["labels"], stage.nms_thresh)
     kept = kept[: stage.detections_per_img]
     result = {key: value[kept] for key, value in joined.items()}
-    if "masks" in views[0]:  # one by one: those of all views at the size of the image would take much memory
+    if "masks" in views[0]:  # one by one: a tensor of the masks of all views would take much memory
         owners = [(view, place) for view, objects in enumerate(views) for place in range(len(objects["labels"]))]
         masks = [views[view]["masks"][place] for view, place in (owners[index] for index in kept.tolist())]
         result["masks"] = torch.stack(masks) if masks else views[0]["masks"][:0]

@@ -37,7 +37,7 @@ class Curves:
     Attributes:
         precision: Precision in 0..1 by IoU of `CURVES_AT`, recall of `RECALLS` and class, (2, 101, K); 0 where the
             recall is not reached.
-        scores: The least score of the detections with which each recall is reached, (2, 101, K); 0 where it is not.
+        scores: The lowest score of the detections needed to reach each recall, (2, 101, K); 0 where it is not reached.
     """
 
     precision: np.ndarray
@@ -72,7 +72,7 @@ class DetectionResult:
     Attributes:
         classes: The result of each class.
         images: Number of images, each counted once.
-        images_per_second: Throughput of all processes, without the computation of the metrics.
+        images_per_second: Throughput of all processes, excluding the computation of the metrics.
         curves: Precision-recall curves of ``box`` and, where masks were evaluated, ``mask``.
     """
 
@@ -94,7 +94,7 @@ class DetectionResult:
     curves: Mapping[str, Curves] = field(default_factory=dict, repr=False, compare=False)
 
     def figures(self) -> dict[str, Any]:
-        """Everything but the curves, as JSON values."""
+        """Return everything except the curves, as JSON values."""
         figures = asdict(self)
         del figures["curves"]
         return figures
@@ -112,7 +112,7 @@ class DetectionResult:
 def coco_truth(images: CocoImages) -> COCO:
     """Convert annotations, including crowds, to the format of pycocotools.
 
-    Their ids start at 1, because pycocotools counts an object with the annotation id 0 as never found.
+    The annotation ids start at 1, because pycocotools counts an object with annotation id 0 as never found.
     """
     with_masks = images.segmentations is not None
     sizes = images.sizes.tolist()
@@ -198,7 +198,7 @@ def _evaluate(truth: COCO, predictions: list[dict[str, Any]], kind: str) -> dict
 
 
 def _curve(values: np.ndarray) -> np.ndarray:
-    """Take the IoU of the curves and objects of all sizes."""
+    """Select the IoU thresholds of the curves, and objects of all sizes."""
     values = values[[0, 5], :, :, 0]
     return np.where(values > -1, values, np.nan)
 

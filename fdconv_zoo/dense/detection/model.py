@@ -22,8 +22,8 @@ class Detector(
 ):
     """A network for object detection, and with ``mask_rcnn`` for instance segmentation.
 
-    Given targets it returns losses in training mode; in eval mode it returns detections. Save and load it, also on the
-    Hub::
+    It returns losses in training mode, where it needs targets, and detections in eval mode. It can be saved to folders
+    and the Hub, and loaded from them::
 
         from fdconv_zoo.dense import Detector
 
@@ -37,26 +37,26 @@ class Detector(
         backbone_args: Arguments of ``timm.create_model``, such as ``drop_path_rate``, or ``fbm`` of FDConv.
         head_args: Arguments of torchvision's ``FasterRCNN``, ``MaskRCNN``, ``RetinaNet`` or ``FCOS``, such as
             ``rpn_pre_nms_top_n_train``.
-        fpn_channels: Channels of the feature pyramid. The width of the heads is proportional; 256 is torchvision's
-            own.
+        fpn_channels: Channels of the feature pyramid, to which the width of the heads is proportional. torchvision uses
+            256.
         min_size: Shorter side, in pixels, to which images are resized. Of several, training draws one at random, and
             evaluation uses the last.
         max_size: Maximum of the longer side in pixels.
-        anchor_sizes: Sides of the anchors in pixels, one for each of the five levels. Default: 32 to 512 if the first
-            map of the backbone has stride 4, which is 8 times the stride of the level, and for ``retinanet``, whose
-            levels are one coarser, 4 times. ``fcos`` has no anchors.
+        anchor_sizes: Sides of the anchors in pixels, one for each of the five levels. Default: 8 times the stride of
+            the level, or 4 times for ``retinanet``, whose strides are twice as large. These are 32 to 512 if the first
+            map of the backbone has stride 4. ``fcos`` has no anchors.
         mean, std: Mean and standard deviation of each channel, by which the model normalizes images with values in
             0..1. Default: those of the backbone.
-        pretrained: Start from the backbone's published weights, or from a weights file: its path. Not part of
+        pretrained: True: start from the backbone's published weights. A path: start from this weights file. Not part of
             `config`.
 
     Attributes:
-        config: The arguments to build the model again.
+        config: The arguments that rebuild the model.
         class_names: As above.
         network: The torchvision model.
 
     Raises:
-        ConfigError: a name is unknown, arguments do not fit, or the weights could not be loaded.
+        ConfigError: a name is unknown, arguments are not supported, or the weights could not be loaded.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Detector(
         """
         if self.config["head"] not in ONE_STAGE:
             return self.network(images, targets)
-        # Their label 0 is the first class, not the background.
+        # Label 0 of one-stage detectors is the first class, not the background.
         if targets is not None:
             targets = [{**target, "labels": target["labels"] - 1} for target in targets]
         found = self.network(images, targets)

@@ -3,7 +3,8 @@
 Neither exporter of torch 2.15 supports a whole detector. The newer one (``dynamo=True``) fails in torchvision's heads,
 whose sizes depend on the number of boxes after non-maximum suppression. The older one, which traces, is what
 torchvision supports; it fails in FDConv, which builds the matrices of its inverse transform from sizes that tracing
-hides. So each exports the half that it supports, the feature maps and the heads, and the two graphs are merged.
+hides. Therefore each exporter exports the part that it supports, the feature maps or the heads, and the two graphs are
+merged.
 """
 
 import io
@@ -62,7 +63,7 @@ def check_exportable(model: Detector) -> None:
 
 
 def export_onnx(model: Detector, file: str | Path, image_size: tuple[int, int]) -> float:
-    """Export a detector to ONNX, and compare the program with the model.
+    """Export a detector to ONNX, and compare the outputs of the program with those of the model.
 
     The input is ``image`` (3, H, W), with values in 0..1. The outputs are those of the model in eval mode: ``boxes``
     (N, 4), ``labels`` and ``scores`` (N,), and for Mask R-CNN ``masks`` (N, 1, H, W). Class names and preprocessing are
@@ -70,16 +71,16 @@ def export_onnx(model: Detector, file: str | Path, image_size: tuple[int, int]) 
 
     Args:
         model: The model; it is not changed.
-        file: Output file, which appears only when the program computes what the model does.
+        file: Output file. It is written only if the outputs of the program match those of the model.
         image_size: Height and width in pixels.
 
     Returns:
-        The deviation that 95 % of the objects in random images do not exceed: of scores as a part of the largest one,
-        of boxes as a part of the image's longer side, of the values of masks.
+        The deviation that 95 % of the objects in random images do not exceed: of scores relative to the largest score,
+        of boxes relative to the image's longer side, or of mask values.
 
     Raises:
         ConfigError: the detector is not an R-CNN.
-        MismatchError: the program does not compute what the model does.
+        MismatchError: the outputs of the program differ from those of the model.
         WriteError: the file could not be written.
     """
     check_exportable(model)
@@ -95,7 +96,7 @@ def export_onnx(model: Detector, file: str | Path, image_size: tuple[int, int]) 
     found = []
     sensitive = deepcopy(network)
     sensitive.roi_heads.score_thresh = telling_threshold(network, images)
-    if sensitive.roi_heads.score_thresh < network.roi_heads.score_thresh:  # which is fixed in a program
+    if sensitive.roi_heads.score_thresh < network.roi_heads.score_thresh:  # the program's is constant
         twin = _merge(backbone, _export_heads(_Heads(sensitive, sample, image_size, list(maps)), maps))
         found.append(compare(sensitive, twin.SerializeToString(), images))
     return write_checked(
@@ -106,7 +107,7 @@ def export_onnx(model: Detector, file: str | Path, image_size: tuple[int, int]) 
 
 
 def _describe(model: Detector, image_size: tuple[int, int]) -> dict[str, str]:
-    preprocessing = {  # mean and std change nothing, because the program has those of the model in it
+    preprocessing = {  # mean and std have no effect, because the program contains those of the model
         "input_size": (3, *image_size),
         "mean": (0.0, 0.0, 0.0),
         "std": (1.0, 1.0, 1.0),

@@ -1,8 +1,8 @@
-"""Compares detectors with their programs in ONNX.
+"""Compares detectors with their ONNX programs.
 
-Whether an object is found can hang on the last digit of a number: of a score at the threshold, or of an overlap at the
-limit of suppression. Programs round differently, so a right program can miss or add a few objects, and many in a smooth
-image, where all scores are nearly the same. A wrong one differs in most objects of all images.
+Whether an object is found can depend on the last digit of a score near the threshold, or of an overlap near the limit
+of non-maximum suppression. Programs round differently, so a correct program can miss or add a few objects, and many in
+a smooth image, where all scores are nearly equal. An incorrect program differs in most objects of all images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ from torchvision.models.detection import FasterRCNN
 
 Objects = Mapping[str, np.ndarray]
 
-_SPOTS = (24, 12, 6)  # pixels that the network sees, in each image
-_ENOUGH = 10  # objects in an image
-_SHARE = 0.95  # of the objects that must be the same
+_SPOTS = (24, 12, 6)  # size of the spots in each image, in pixels after resizing
+_ENOUGH = 10  # objects per image
+_SHARE = 0.95  # share of the objects that must be the same
 
 
 def random_images(image_size: tuple[int, int], seen_size: tuple[int, int]) -> list[Tensor]:
@@ -38,16 +38,16 @@ def random_images(image_size: tuple[int, int], seen_size: tuple[int, int]) -> li
 
 @torch.no_grad()
 def telling_threshold(network: FasterRCNN, images: Sequence[Tensor]) -> float:
-    """Return a threshold of scores at which a detector finds ten objects or more in each image.
+    """Return a score threshold at which a detector finds ten objects or more in each image.
 
-    A trained detector may find nothing in random images. Then, at its own threshold, all programs look alike.
+    A trained detector may find nothing in random images at its own threshold. Then no program would differ from it.
     """
     own = network.roi_heads.score_thresh
     network.roi_heads.score_thresh = -1.0
     scores = [network([image])[0]["scores"][:_ENOUGH] for image in images]
     network.roi_heads.score_thresh = own
     least = min((each.min().item() for each in scores if len(each)), default=own)
-    return min(least / 2, own)  # half: the scores of the ten are clear of it
+    return min(least / 2, own)  # half, so that the ten scores are well above it
 
 
 @torch.no_grad()
@@ -55,13 +55,13 @@ def compare(network: FasterRCNN, program: Path | bytes, images: Sequence[Tensor]
     """Run a detector and its ONNX program on images.
 
     Args:
-        network: On the CPU, in eval mode.
-        program: A file, or its content.
-        images: (3, H, W), of the program's size.
+        network: The detector, on the CPU and in eval mode.
+        program: The ONNX file, or its content.
+        images: Images (3, H, W) of the size for which the program was exported.
 
     Returns:
-        Of each image, the deviation, see `deviations`, that 95 % of the objects do not exceed, or 0 if there are none;
-        the middle one of these, sorted.
+        The median over the images of the deviation (see `deviations`) that 95 % of the objects in an image do not
+        exceed, which is 0 if there are no objects.
     """
     content = program if isinstance(program, bytes) else str(program)
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -77,18 +77,19 @@ def compare(network: FasterRCNN, program: Path | bytes, images: Sequence[Tensor]
 
 
 def deviations(objects: Objects, others: Objects, *, least_score: float, side: int) -> np.ndarray:
-    """Compare each of the objects in an image with the nearest of others.
+    """Compare each object in an image with the nearest of the other objects.
 
     Args:
         objects: ``boxes`` (N, 4), ``labels`` and ``scores`` (N,), and optionally ``masks`` (N, 1, H, W).
-        others: The same for M objects.
+        others: The same for the M other objects.
         least_score: Threshold of the scores.
         side: Longer side of the image in pixels.
 
     Returns:
-        For each object (N,) the largest of the deviations of its score, as a part of the largest score in the image,
-        of its box, as a part of `side`, and of its mask's values. Only others with the same label count. Without any,
-        or if this is less, the distance of its score from the threshold, as a part of the largest score.
+        For each object, (N,), the largest of three deviations from the nearest other object with the same label: of the
+        score, relative to the largest score in the image; of the box, relative to `side`; and of the mask values. If
+        there is no such object, or if it is smaller, the distance of the score from the threshold, relative to the
+        largest score.
     """
     scores, other_scores = objects["scores"], others["scores"]
     largest = max(scores.max(initial=1e-30), other_scores.max(initial=1e-30))

@@ -124,7 +124,7 @@ def _draw_caption(
 
 
 def draw_grid(pictures: Sequence[Image.Image], columns: int, headers: Sequence[str] = ()) -> Image.Image:
-    """Arrange pictures in rows on white, in cells of the size of the largest, under a header for each column."""
+    """Arrange pictures in rows on white, in cells as large as the largest one, with a header above each column."""
     width = max(picture.width for picture in pictures) + _GAP
     height = max(picture.height for picture in pictures) + _GAP
     top = _HEADER if headers else 0

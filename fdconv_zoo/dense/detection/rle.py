@@ -10,10 +10,10 @@ from pycocotools import mask as coco_mask
 def usable_segmentation(segmentation: Any, width: int, height: int) -> list | dict | None:
     """Return the valid part of an annotation's `segmentation`, or None if it does not describe a mask with pixels.
 
-    pycocotools does not validate: run lengths that do not fill the image give masks of uninitialized memory or an
-    endless loop, it takes a polygon of two points for a box, and it walks along the sides of a polygon however far
-    they lead. Polygons of fewer than three points have no area and are removed. Polygons within the first pixel are
-    removed as well: they are fractions of the image, not pixels.
+    pycocotools does not validate: run lengths that do not fill the image lead to uninitialized memory or an endless
+    loop, a polygon of two points is read as a box, and the sides of a polygon are traced however long they are.
+    Polygons of fewer than three points have no area and are removed. Polygons within the first pixel are removed as
+    well: they are fractions of the image, not pixels.
 
     Args:
         segmentation: List of polygons [x1, y1, x2, y2, ...], or run lengths {"size": [height, width], "counts": list
@@ -55,7 +55,7 @@ def _are_numbers(values: Any) -> bool:
 def decode_counts(counts: str) -> list[int]:
     """Decode COCO's compressed string to run lengths, alternately outside and inside; empty if it is truncated.
 
-    From the fourth on, each run is stored as the difference from the last but one. A number is a sequence of
+    From the fourth on, each run is stored as the difference from the run two before it. A number is a sequence of
     characters of 5 bits, lowest first; a sixth bit marks that more follow, and the highest bit of the last is the
     sign.
     """

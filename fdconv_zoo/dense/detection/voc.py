@@ -29,13 +29,13 @@ def is_voc(folder: Path) -> bool:
 def read_voc(folder: Path, splits: Sequence[str], *, masks: bool) -> dict[str, CocoImages]:
     """Read splits of a dataset in the format of Pascal VOC.
 
-    There are two layouts. That of VOC has ``JPEGImages/``, ``Annotations/`` and lists of names without suffix,
+    There are two layouts. VOC's own has ``JPEGImages/``, ``Annotations/`` and lists of names without suffix,
     ``ImageSets/Main/train.txt`` and ``val.txt``. In the other, ``train/`` and ``val/`` have the XML files beside the
-    images. Pixels are counted from 1, as in VOC. Objects marked as difficult do not train, and count neither as found
-    nor as missed in evaluation, as crowds in COCO's format.
+    images. Pixels are counted from 1, as in VOC. Objects marked as difficult are not used in training, and count
+    neither as found nor as missed in evaluation, like crowds in COCO's format.
 
     Args:
-        folder: Of the dataset.
+        folder: Folder of the dataset.
         splits: "train", "validation" or both. The classes are always those of both, in alphabetical order.
         masks: Must be false: the format has only boxes.
 
@@ -43,7 +43,7 @@ def read_voc(folder: Path, splits: Sequence[str], *, masks: bool) -> dict[str, C
         The images of each split; ids count from 1 in the order of names.
 
     Raises:
-        DataError: a file is missing, cannot be read, or does not have the format.
+        DataError: a file is missing, cannot be read, or does not have the format, or masks are requested.
     """
     if masks:
         raise DataError(f"{folder}: Pascal VOC's format has boxes without masks. Train boxes: --head faster_rcnn.")
@@ -67,7 +67,7 @@ def _is_split(folder: Path) -> bool:
 
 
 def _listed_pairs(folder: Path, split: str) -> list[tuple[Path, Path]]:
-    """The images and XML files that the list of a split names; empty without a list."""
+    """Return the images and XML files that the list of a split names; empty without a list."""
     lists = (folder / "ImageSets" / "Main" / f"{name}.txt" for name in _LISTS[split])
     file = next((path for path in lists if path.is_file()), None)
     if file is None:
@@ -83,14 +83,14 @@ def _listed_pairs(folder: Path, split: str) -> list[tuple[Path, Path]]:
 
 
 def _pairs_beside(folder: Path, split: str) -> list[tuple[Path, Path]]:
-    """The images of the folder of a split, and the XML files beside them; empty without a folder."""
+    """Return the images in the folder of a split, and the XML files beside them; empty without a folder."""
     children = {child.name.lower(): child for child in sub_folders(folder)}
     found = next((children[name] for name in _FOLDERS[split] if name in children), None)
     return [] if found is None else [(path, path.with_suffix(".xml")) for path in find_images(found)[0]]
 
 
 def _read(image: Path, file: Path, problems: list[str]) -> tuple[tuple[int, int], list[dict[str, Any]]]:
-    """The size of an image and its objects; what is wrong is added to `problems`."""
+    """Return the size of an image and its objects, and append what is wrong to `problems`."""
     try:
         root = ElementTree.parse(file).getroot()
     except FileNotFoundError:
@@ -107,7 +107,7 @@ def _read(image: Path, file: Path, problems: list[str]) -> tuple[tuple[int, int]
             problems.append(f"{file}: object {number} has no name, or no box with xmin, ymin, xmax and ymax")
             continue
         x1, y1, x2, y2 = corners
-        # The first pixel is 1, and the box includes the last, so its end is where it is in coordinates from 0.
+        # Pixels count from 1, and a box includes its last pixel: in coordinates from 0, its end is the same number.
         box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
         objects.append({"name": name, "bbox": box, "iscrowd": int(_number(element.findtext("difficult")) == 1)})
     size = [_number(root.findtext(f"size/{key}")) for key in ("width", "height")]
@@ -116,7 +116,7 @@ def _read(image: Path, file: Path, problems: list[str]) -> tuple[tuple[int, int]
     try:  # some tools write 0
         with Image.open(image) as opened:
             return opened.size, objects
-    except Exception as error:  # Pillow's decoders fail with a dozen types
+    except Exception as error:  # Pillow's decoders raise a dozen types
         problems.append(f"{image}: cannot be read as an image ({reason(error)})")
         return (1, 1), []
 

@@ -48,9 +48,9 @@ def read_yolo(file: Path, split: str, *, masks: bool, num_workers: int = 0) -> C
     """Read a split of a dataset in the format of YOLO.
 
     The YAML file has the class names under `names`, and the images under `train` and `val`: a folder, a text file with
-    a path per line, or a list of those. The labels of ``.../images/a.jpg`` are in ``.../labels/a.txt``; without a
-    folder `images` in the path, beside the image. Each line of them is an object: class number and box (centre, width
-    and height) or polygon, in fractions of the image. Keypoints after the box are skipped if the YAML file has
+    a path per line, or a list of these. The labels of ``.../images/a.jpg`` are in ``.../labels/a.txt``, or beside
+    the image if its path has no folder `images`. Each line is an object: class number and box (centre, width and
+    height) or polygon, in fractions of the image. Keypoints after the box are skipped if the YAML file has
     `kpt_shape`. An image without a file of labels has no objects.
 
     Args:
@@ -60,10 +60,11 @@ def read_yolo(file: Path, split: str, *, masks: bool, num_workers: int = 0) -> C
         num_workers: Threads that read the sizes of images.
 
     Returns:
-        The images; their ids count from 1 in the order of the files, category ids are the class numbers.
+        The images. Their ids count from 1 in the order of the files; category ids are the class numbers.
 
     Raises:
-        DataError: a file is missing, cannot be read, or does not have the format; names file and line.
+        DataError: a file is missing, cannot be read, or does not have the format; the message names file and
+            line.
     """
     settings = _load_yaml(file)
     names, keypoints = _class_names(file, settings), _keypoint_values(file, settings)
@@ -153,7 +154,7 @@ def _find_split(file: Path, settings: Mapping[str, Any], split: str) -> list[Pat
 
 
 def _images_of(file: Path, bases: list[Path], key: str, entry: str) -> list[Path]:
-    # Some exports lie about where they are: their ../train/images is in the folder of the YAML file.
+    # Some exports contain wrong paths: their ../train/images is in the folder of the YAML file.
     tries = [base / name for name in (entry, entry.removeprefix("../")) for base in bases]
     found = next((path for path in tries if path.exists()), None)
     if found is None:
@@ -182,19 +183,19 @@ def _label_file(image: Path) -> Path:
 
 
 def _upright_size(path: Path) -> tuple[int, int] | str:
-    """The width and height of an image, or what is wrong with it."""
+    """Return the width and height of an image, or what is wrong with it."""
     try:
         with Image.open(path) as image:
             if image.getexif().get(ExifTags.Base.Orientation, 1) > 1:
-                # Labels refer to the upright image, and everything here to the stored pixels.
+                # Labels refer to the upright image, but images are read as stored.
                 return "its EXIF tag rotates it; store it upright, without the tag"
             return image.size
-    except Exception as error:  # Pillow's decoders fail with a dozen types
+    except Exception as error:  # Pillow's decoders raise a dozen types
         return f"cannot be read as an image ({reason(error)})"
 
 
 def _read_labels(file: Path, num_classes: int, keypoints: int, width: int, height: int) -> Iterator[dict | str]:
-    """Yield the objects of a file as COCO's annotations, or in words what is wrong with a line."""
+    """Yield the objects of a file as COCO annotations, or a string that says what is wrong with a line."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:

@@ -51,7 +51,7 @@ def training_transform(
     return v2.Compose(
         [
             RandomScale(scale, short_side),
-            # Left out where they do nothing: they would draw random numbers that the next transforms then do not get.
+            # Left out if they do nothing: they would consume random numbers and so change the later transforms.
             *([v2.RandomRotation(rotate, InterpolationMode.BILINEAR, fill=fill)] if rotate else []),
             VariedCrop(crop_size, max_class_share, fill=fill),
             v2.RandomHorizontalFlip(hflip),

@@ -30,7 +30,7 @@ class Classes:
     lookup: np.ndarray
 
     def count(self, pixels: np.ndarray) -> np.ndarray:
-        """Convert pixels of each mask value, int32 (N, 256), to pixels of each class, int64 (N, K)."""
+        """Convert numbers of pixels by mask value, int32 (N, 256), to numbers by class, int64 (N, K)."""
         return np.stack([pixels[:, self.lookup == index].sum(axis=1) for index in range(len(self.names))], axis=1)
 
     def renamed(self, names: Sequence[str] | None) -> "Classes":
@@ -42,20 +42,19 @@ class Classes:
         return replace(self, names=list(names))
 
     def numbered_as(self, model: str, trained: Sequence[str]) -> "Classes":
-        """Return the classes of a model, for the values that have the same names here.
+        """Return the classes of a model, assigned to the mask values of the same names.
 
         Args:
             model: Name of the model, for the message.
-            trained: Its class names. If these or those of the dataset are only numbers, the order decides.
+            trained: Class names of the model. If only the model or only the dataset has class names, classes are
+                matched by their order.
 
         Raises:
             ConfigError: the model does not have a class of the dataset.
-            DataError: the order must decide, but the number of classes differs.
+            DataError: classes are matched by their order, but their number differs.
         """
         if are_numbers(self.names) != are_numbers(trained):
-            _logger.warning(
-                "Either %s or the dataset has no class names: takes both in the order of their numbers.", model
-            )
+            _logger.warning("Either %s or the dataset has no class names: classes are matched by their order.", model)
             return self.renamed(trained)
         numbers = match_classes(model, trained, self.names)
         lookup = self.lookup.copy()
@@ -69,14 +68,17 @@ def classes_of_model(model: str, names: Sequence[str], ignore_index: int) -> Cla
 
     Args:
         model: Name of the model, for messages.
-        names: Its class names. Those called after their mask values belong to these, others to all values in order.
+        names: Class names of the model. Names such as "class 7" belong to that mask value; other names belong to the
+            mask values in order.
         ignore_index: Mask value, 0..255, of pixels that are excluded from evaluation.
 
     Raises:
         DataError: the ignored value is a class of the model.
     """
     if not are_numbers(names):
-        _logger.warning("The dataset has no class names: takes its mask values as the classes of %s, in order.", model)
+        _logger.warning(
+            "The dataset has no class names: its mask values are read as the classes of %s, in order.", model
+        )
         return named_classes(names, ignore_index)
     values = {int(name.removeprefix("class ")): index for index, name in enumerate(names)}
     if ignore_index in values:
@@ -85,7 +87,7 @@ def classes_of_model(model: str, names: Sequence[str], ignore_index: int) -> Cla
 
 
 def are_numbers(names: Sequence[str]) -> bool:
-    """Return whether classes have no names of their own, but are called after their mask values."""
+    """Return whether classes have no names of their own, but are named after their mask values."""
     return all(re.fullmatch(r"class (\d|[1-9]\d|1\d\d|2[0-4]\d|25[0-5])", name) for name in names)
 
 

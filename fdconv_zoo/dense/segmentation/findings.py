@@ -30,7 +30,7 @@ class Findings:
 
     Attributes:
         pairs: The N images and masks.
-        problems: A message for each "image", each "mask" and its "size"; empty if there is no problem.
+        problems: For "image", "mask" and "size", a message for each of the N pairs; empty if there is no problem.
         ambiguous: Indices of images whose mask fits both before and after the EXIF tag rotates them.
         pixels: How many pixels of each mask have each value, int32 (N, 256).
     """
@@ -47,7 +47,7 @@ class Findings:
 
 
 def inspect_pairs(pairs: ImageMaskPairs, num_workers: int) -> Findings:
-    """Decode every mask, and every image that has no checksums to verify instead.
+    """Decode every mask, and every image without checksums that could be verified instead.
 
     `datasets` shows the progress and caches the result for the next run.
 
@@ -78,7 +78,7 @@ def _inspect_pair(image: dict | None, mask: dict | None) -> dict:
     stored = upright = None
     try:
         stored, upright, rotated = _image_sizes(image)
-    except Exception as error:  # Pillow's decoders fail with a dozen types
+    except Exception as error:  # Pillow's decoders raise a dozen types
         found["image"] = reason(error.__cause__ if isinstance(error, DataError) else error)
     try:
         values = open_mask(mask)

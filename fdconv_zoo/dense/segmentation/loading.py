@@ -29,14 +29,14 @@ class SegmentationData:
     """Pairs of an RGB image and its class indices, uint8 (H, W), decoded on access.
 
     Attributes:
-        train: Training images; None for `split="validation"`.
+        train: Training images; None unless `split` was "both".
         validation: Validation images, in their stored order.
         class_names: Names of the K classes. Masks hold their indices 0..K-1, and `IGNORE` for pixels without a label.
-        pixels: Of "train", if it was loaded, and "validation": the number of pixels of each class in each of the N
+        pixels: For "train", if it was loaded, and "validation": the number of pixels of each class in each of the N
             masks, int64 (N, K).
-        split: The split that the validation images are of.
-        train_count: Number of training images in this split, before `limit`; None if the validation images are all of
-            it.
+        split: Name of the split that the validation images belong to.
+        train_count: Number of training images in this split, before `limit`; None if all of its images are validation
+            images.
     """
 
     train: ImageMaskPairs | None
@@ -76,8 +76,8 @@ def load_segmentation_data(
         validation_split: Default: the first of validation, val, valid, dev and test. If there is only one split, a
             part of it is held out, determined by `seed`.
         validation_fraction: Share of the images to hold out.
-        trained: Name and class names of a model to evaluate: masks hold its indices. Its classes are found by the names
-            of the dataset; in a dataset without names, they are those of the mask values in order.
+        trained: Name and class names of a model to evaluate. The masks then contain the class indices of the model.
+            Classes are matched by name, or by the order of mask values if the dataset has no class names.
         class_names_file: File with one class name per line, line n (from 0) for mask value n.
         ignore_index: Mask value of pixels without a label; values above it move down by one. Fixed for ADE20K and
             Cityscapes.
@@ -85,7 +85,7 @@ def load_segmentation_data(
         limit: Maximum number of images per split, for trial runs.
         num_workers: Processes that check images and masks.
         split: "validation" loads validation images only, or all images if there is only one split. "held out" loads
-            those that "both" validates on.
+            the validation images of "both".
 
     Raises:
         DataError: the data have a problem; the message names the files and says what to do.

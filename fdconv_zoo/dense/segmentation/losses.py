@@ -26,7 +26,8 @@ class PixelLosses(nn.Module):
         hard_pixels: As in `cross_entropy`.
 
     Raises:
-        ConfigError: all losses have weight 0, or the numbers do not fit.
+        ConfigError: all losses have weight 0, `class_weights` are not K numbers of at least 0, `hard_pixels` is not
+            above 0 and at most 1, or one of the two is set although the cross-entropy has weight 0.
     """
 
     def __init__(
@@ -128,6 +129,6 @@ def lovasz(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def _or_zero(loss: nn.Module, logits: Tensor, masks: Tensor) -> Tensor:
-    """The loss; 0, with gradients, where no pixel is labelled and the library has a mean of nothing."""
+    """Compute a loss; 0, with gradients, if no pixel is labelled, where the library would average over no pixels."""
     logits = logits.float()
     return loss(logits, masks) if (masks != IGNORE).any() else 0 * logits.sum()

@@ -43,7 +43,7 @@ class Mask2Former(nn.Module):
         min_side: Smallest height and width of the images.
 
     Raises:
-        ConfigError: the backbone or the arguments do not fit.
+        ConfigError: the model cannot be built with this backbone or these arguments.
     """
 
     size_multiple = min_side = 32
@@ -99,14 +99,14 @@ class Mask2Former(nn.Module):
         }
 
     def scores(self, images: Tensor) -> Tensor:
-        """Compute scores (B, K, H, W): the sum of the queries' masks, weighted with their class probabilities."""
+        """Compute scores (B, K, H, W): the sum of the queries' masks, weighted by their class probabilities."""
         outputs = self.model(images)
         masks = F.interpolate(outputs.masks_queries_logits, images.shape[-2:], mode="bilinear").sigmoid()
         classes = outputs.class_queries_logits.softmax(-1)[..., :-1]  # the last is "no object"
         return torch.einsum("bqk,bqhw->bkhw", classes, masks)
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """Return the scores (B, K, H, W), which are averaged instead of class probabilities."""
+        """Return the scores (B, K, H, W) unchanged: they are averaged instead of class probabilities."""
         return scores
 
 

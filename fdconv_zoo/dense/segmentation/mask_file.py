@@ -1,4 +1,4 @@
-"""Reads mask files: the numbers that they store, not the grey levels that an image library makes of them."""
+"""Reads mask files: the stored values, not the grey levels to which an image library converts them."""
 
 import re
 from io import BytesIO
@@ -22,7 +22,8 @@ def open_mask(record: dict | None) -> np.ndarray:
         record: Undecoded item of a `datasets` image column: `bytes`, or else `path`.
 
     Raises:
-        ValueError: the mask is not grayscale or palette with at most 8 bits, or its format may have changed values.
+        ValueError: the mask is not grayscale or palette with at most 8 bits, or its compression may have changed
+            values.
         Exception: Pillow or the file system cannot read the file.
     """
     mask = Image.open(BytesIO(read_bytes(record)))
@@ -40,7 +41,7 @@ def open_mask(record: dict | None) -> np.ndarray:
 
 
 def _largest_stored(mask: Image.Image) -> int:
-    """The stored value that Pillow reads as 255: below 255, it spreads gray levels over 0..255."""
+    """Return the stored value that Pillow reads as 255. If it is smaller, Pillow has scaled the values to 0..255."""
     stored = raw_mode(mask)
     if mask.mode != "L" or stored is None:
         return 255

@@ -55,7 +55,7 @@ class SegmentationResult:
     images_per_second: float | None = None
 
     def figures(self) -> dict[str, Any]:
-        """Everything but the confusion matrix, as JSON values."""
+        """Return everything except the confusion matrix, as JSON values."""
         figures = asdict(self)
         del figures["confusion"]
         return figures
@@ -78,7 +78,7 @@ class SegmentationMetrics:
 
     def __init__(self, class_names: Sequence[str], device: torch.device | str = "cpu") -> None:
         self.class_names = list(class_names)
-        # Its validation accepts some invalid class indices, so `update` checks them itself.
+        # torchmetrics' validation accepts some invalid class indices, so `update` checks them itself.
         matrix = MulticlassConfusionMatrix(len(class_names), ignore_index=IGNORE, validate_args=False)
         self._matrix, self._images = matrix.to(device), SumMetric().to(device)
 

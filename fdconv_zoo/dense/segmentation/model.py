@@ -32,7 +32,7 @@ class Segmenter(
 ):
     """A network for semantic segmentation, which assigns a class to every pixel.
 
-    Given masks it returns losses, otherwise scores. Save and load it, also on the Hub::
+    With masks it returns losses, otherwise scores. It can be saved to folders and the Hub, and loaded from them::
 
         from fdconv_zoo.dense import Segmenter
 
@@ -48,24 +48,24 @@ class Segmenter(
             ``mask2former``.
         mean, std: Mean and standard deviation of each channel, to normalize images with values in 0..1 before they
             are passed to the model. Default: those of the backbone.
-        ignore_index: Mask value of pixels without a label in the data that the model is trained on. Class indices leave
-            it out; so it is needed to read such masks again, in evaluation.
-        ce_weight, dice_weight, focal_weight, lovasz_weight: Weights of the losses. Those of ``mask2former`` are among
-            its `decoder_args`.
+        ignore_index: Mask value of pixels without a label in the training data. Class indices skip this value, so
+            it is needed to read and write such masks.
+        ce_weight, dice_weight, focal_weight, lovasz_weight: Weights of the losses. For ``mask2former``, set them in
+            `decoder_args` instead.
         class_weights: Weights of the K classes in the cross-entropy; not for ``mask2former``.
-        hard_pixels: Share of the pixels of a batch that count in the cross-entropy, the hardest; not for
-            ``mask2former``.
+        hard_pixels: Share of the labelled pixels of a batch that count in the cross-entropy: those with the largest
+            loss. Not for ``mask2former``.
         auxiliary_weight: Weight of the loss of an auxiliary head on the third stage of the backbone, which is used only
-            in training; UPerNet's is 0.4. 0: no such head. Not for ``mask2former``.
-        pretrained: Start from the backbone's published weights, or from a weights file: its path. Not part of
+            in training. It is usually 0.4 for UPerNet. With 0, there is no such head. Not for ``mask2former``.
+        pretrained: True: start from the backbone's published weights. A path: start from this weights file. Not part of
             `config`.
 
     Attributes:
-        config: The arguments to build the model again.
+        config: The arguments that rebuild the model.
         class_names, mean, std, ignore_index: As above.
 
     Raises:
-        ConfigError: a name is unknown, arguments do not fit, or the weights could not be loaded.
+        ConfigError: a name is unknown, arguments are not supported, or the weights could not be loaded.
     """
 
     network: "PerPixelNetwork | Mask2Former"
@@ -147,8 +147,8 @@ class Segmenter(
             masks: Class indices (B, H, W); 255 for ignored pixels.
 
         Returns:
-            The weighted losses by name; minimize their sum. Or scores (B, K, H, W), whose largest is the predicted
-            class: logits, or for ``mask2former`` sums over its queries.
+            The weighted losses by name; minimize their sum. Or scores (B, K, H, W): logits, or for ``mask2former`` sums
+            over its queries. The class with the largest score is predicted.
         """
         height, width = images.shape[-2:]
         right, bottom = (self._padded(side) - side for side in (width, height))
@@ -159,7 +159,7 @@ class Segmenter(
         return self.network.losses(images, F.pad(masks, (0, right, 0, bottom), value=IGNORE))
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """Convert scores to what can be averaged over several views of an image, (B, K, H, W)."""
+        """Convert scores to values that can be averaged over several views of an image, (B, K, H, W)."""
         return self.network.probabilities(scores)
 
     def mask_values(self, indices: np.ndarray) -> np.ndarray:

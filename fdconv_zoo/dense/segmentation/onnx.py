@@ -8,22 +8,22 @@ from fdconv_zoo.store import onnx
 
 
 def export_onnx(model: Segmenter, file: str | Path, image_size: Size) -> float:
-    """Export a segmenter to ONNX, and compare the program with the model.
+    """Export a segmenter to ONNX, and compare the outputs of the program with those of the model.
 
     The input is ``images`` (B, 3, H, W), normalized; the output is ``scores`` (B, K, H, W). B is dynamic. H and W are
-    fixed: the export also fixes the padding and the decoder's pooling windows, which would silently be wrong at other
+    fixed, because the padding and the decoder's pooling windows are fixed, too, and would silently be wrong at other
     sizes. Class names and preprocessing are stored in the program.
 
     Args:
         model: The model; it is not changed.
-        file: Output file, which appears only when the program computes what the model does.
+        file: Output file. It is written only if the outputs of the program match those of the model.
         image_size: Height and width in pixels.
 
     Returns:
-        The largest deviation of a score, as a part of the largest score.
+        The largest deviation of a score, relative to the largest score.
 
     Raises:
-        MismatchError: the program does not compute what the model does.
+        MismatchError: the outputs of the program differ from those of the model.
         WriteError: the file could not be written.
     """
     size = (3, *image_size)

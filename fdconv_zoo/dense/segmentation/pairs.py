@@ -41,7 +41,7 @@ class ImageMaskPairs(Sequence[tuple[Image.Image, np.ndarray]]):
         record = self.source[int(self.rows[index])]
         try:
             return open_image(record["image"]), self.lookup[open_mask(record["mask"])]
-        except Exception as error:  # Pillow's decoders fail with a dozen types
+        except Exception as error:  # Pillow's decoders raise a dozen types
             cause = error.__cause__ if isinstance(error, DataError) else error
             raise DataError(
                 f"{self.describe(index, 'image')} or its mask cannot be read ({reason(cause)}). Repair or remove both."

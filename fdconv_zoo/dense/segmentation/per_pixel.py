@@ -21,7 +21,7 @@ _RESERVED = ("encoder_name", "encoder_weights", "in_channels", "classes", "activ
 
 
 class PerPixelNetwork(nn.Module):
-    """A decoder of segmentation_models_pytorch, with losses of every pixel.
+    """A decoder of segmentation_models_pytorch, with per-pixel losses.
 
     Args:
         decoder: One of `DECODERS`.
@@ -32,15 +32,15 @@ class PerPixelNetwork(nn.Module):
         pretrained: As in :class:`Backbone`.
         losses: Arguments of `PixelLosses`.
         auxiliary_weight: Weight of the losses of a second head in training: torchvision's fully convolutional one, on
-            the last but one map of the backbone. The mmsegmentation configuration of UPerNet that FDConv's authors use
-            has one with the weight 0.4. Without weight, there is none.
+            the second to last map of the backbone. The mmsegmentation configuration of UPerNet that FDConv's authors
+            use has such a head with weight 0.4. With 0, there is no second head.
 
     Attributes:
         size_multiple: Height and width of the images must be multiples of it.
         min_side: Smallest height and width of the images.
 
     Raises:
-        ConfigError: the backbone or the arguments do not fit.
+        ConfigError: the model cannot be built with this backbone or these arguments.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Draws segmentations: over the image, and image, truth and prediction side by side."""
+"""Draws segmentations: over the image, or as image, truth and prediction side by side."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -51,7 +51,7 @@ def draw_comparison(
     Args:
         rows: Image, truth or None, and prediction. Masks may have any size. Either all rows have a truth, or none.
         class_names: Names of the classes, in the order of their indices.
-        iou: IoU of each class in percent, for the legend; None for a class without.
+        iou: IoU of each class in percent, for the legend; None for a class without a value.
     """
     if iou is not None:
         class_names = [
