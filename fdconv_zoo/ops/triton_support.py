@@ -70,8 +70,8 @@ def with_fallback(run: Callable[P, T], fallback: Callable[P, T]) -> Callable[P, 
             except Exception as error:
                 if not _is_failed_compilation(error):
                     raise
-                name = type(error).__name__
-                _failures.append(f"a kernel does not compile ({name}: {str(error).strip().splitlines()[-1:]})")
+                last_line = "".join(str(error).strip().splitlines()[-1:])
+                _failures.append(f"a kernel does not compile ({type(error).__name__}: {last_line})")
                 warn_once(_failures[0])
         return fallback(*args, **kwargs)
 
