@@ -1,4 +1,4 @@
-"""The hot operations of FDConv as plain functions: assembling kernels and convolving with them, splitting bands."""
+"""FDConv's performance-critical operations as functions: dynamic convolution and frequency band modulation."""
 
 from fdconv_zoo.ops.bands_plain import low_pass_basis, modulate_bands_softly, modulate_bands_stretched, weigh_bands
 from fdconv_zoo.ops.convolution import POINTWISE, Geometry, convolve

@@ -1,8 +1,8 @@
 """The Triton kernels of :mod:`fdconv_zoo.ops.bands_triton`.
 
-Maps x are (B, C, H, W) with any strides; M bands with their weights A, (B, M, H, W). Coefficients of the Q sinusoids of
-the columns lie with the channels innermost, (B, H, Q, C), so that those a lower edge passes are a prefix.
-``passing`` has the number of sinusoids of the columns that pass each edge, Q first; ``row_passing`` that of the rows.
+Maps x are (B, C, H, W) with any strides; M bands have weights A (B, M, H, W). The coefficients of the columns' Q
+sinusoids, (B, H, Q, C), have the channels innermost, so that those that pass a lower edge are a prefix. ``passing``
+holds the number of sinusoids of the columns that pass each edge, Q first; ``row_passing`` that of the rows.
 
 With b_m, the part of x between edge m and the next lower one, and A_{M+1} = 1, the weighted sum of the bands is
 ``A_1 * x + sum_m (A_{m+1} - A_1) * b_m``. Each part is rounded by itself: differences of low-passes would lose digits.
@@ -18,10 +18,10 @@ _SQRT_2 = tl.constexpr(1.4142135623730951)
 @triton.jit(do_not_specialize=["height", "width", "num_waves", "padded_height", "padded_width", "padded_waves"])
 def make_bases(basis, projectors, height, width, num_waves, padded_height, padded_width, padded_waves, row_passing,
                BANDS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """The sinusoids of the columns (W, Q), of length sqrt(W), and the low-passes of the rows (M, H, H).
+    """Compute the sinusoids of the columns (W, Q), of norm sqrt(W), and the low-passes of the rows (M, H, H).
 
-    See ``low_pass_basis``; the constant is 1, which all types hold exactly. Both end in zeros up to sizes that blocks
-    divide: they are loaded without masks, aligned. Phases are reduced in integers, where that is exact.
+    See ``low_pass_basis``; the constant is 1, which is exact in all dtypes. Both are padded with zeros to multiples of
+    the block sizes, so that loads are aligned and need no masks. Phases are reduced as integers, which is exact.
     Grid: blocks of the basis, then of one projector.
     """
     basis_blocks = tl.cdiv(padded_width * padded_waves, BLOCK)
@@ -53,7 +53,7 @@ def make_bases(basis, projectors, height, width, num_waves, padded_height, padde
 
 @triton.jit
 def _locate(height, length, channels, LENGTH: tl.constexpr, CHANNELS: tl.constexpr):
-    """Image, row, and first position and channel of program 0's block."""
+    """Image, row, and first position and channel of the block of the program on axis 0 of the grid."""
     channel_blocks = tl.cdiv(channels, CHANNELS)
     blocks = tl.cdiv(length, LENGTH) * channel_blocks
     line = tl.program_id(0) // blocks
@@ -64,7 +64,7 @@ def _locate(height, length, channels, LENGTH: tl.constexpr, CHANNELS: tl.constex
 
 @triton.jit
 def _load_next(attention, band, plane, mask, BANDS: tl.constexpr):
-    """A_{m+1}, where A_{M+1} = 1, at some positions of band 0."""
+    """Load A_{m+1}, with A_{M+1} = 1, at the positions that ``attention`` points to in band 0."""
     return tl.load(attention + (band + 1) * plane, mask=mask & (band + 1 < BANDS), other=1.0)
 
 
@@ -72,7 +72,7 @@ def _load_next(attention, band, plane, mask, BANDS: tl.constexpr):
 def _analyze(x, x_col, attention, band, plane, basis, wave, channel_mask, width, padded_waves,
              IS_WEIGHED: tl.constexpr, BANDS: tl.constexpr, WAVES: tl.constexpr, CHANNELS: tl.constexpr,
              COLS: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """The coefficients of one row of a map, or of ``(A_{m+1} - A_m)`` times it."""
+    """Compute the coefficients of one row of a map, or of ``(A_{m+1} - A_m)`` times it."""
     total = tl.zeros([WAVES, CHANNELS], tl.float32)
     for first in range(0, width, COLS):
         col = first + tl.arange(0, COLS)
@@ -92,7 +92,7 @@ def analyze(x, grad, attention, basis, out, channels, height, width, num_waves, 
             x_image, x_channel, x_row, x_col, grad_image, grad_channel, grad_row, grad_col, out_source,
             BANDS: tl.constexpr, WAVES: tl.constexpr, CHANNELS: tl.constexpr, COLS: tl.constexpr,
             DTYPE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """The coefficients of x (source 0) and of ``(A_{m+1} - A_m) * grad`` (source m), (sources, B, H, Q, C).
+    """Compute the coefficients of x (source 0) and ``(A_{m+1} - A_m) * grad`` (source m), (sources, B, H, Q, C).
 
     Grid: blocks of waves and channels of each image's rows, sources.
     """
@@ -123,7 +123,7 @@ def analyze(x, grad, attention, basis, out, channels, height, width, num_waves, 
 def project(coefficients, projectors, out, channels, height, padded_height, num_waves, passing, source_size,
             BANDS: tl.constexpr, ROWS: tl.constexpr, COEFFICIENTS: tl.constexpr, INNER: tl.constexpr,
             DTYPE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Low-passes along the rows, (M + 1, B, H, Q, C): x's parts between the edges; the sum of the gradients'.
+    """Apply the low-passes along the rows, (M + 1, B, H, Q, C): x's parts between the edges, and the gradients' sum.
 
     Grid: blocks of rows and of an image's coefficients, images, and 1 in forward, 2 in backward.
     """
@@ -138,7 +138,7 @@ def project(coefficients, projectors, out, channels, height, padded_height, num_
     out += image * height * size
     offsets = row[:, None] * size + column[None, :]
     mask = (row < height)[:, None] & (column < size)[None, :]
-    total = tl.zeros([ROWS, COEFFICIENTS], tl.float32)  # of all lower edges, or x's low-pass at the last of them
+    total = tl.zeros([ROWS, COEFFICIENTS], tl.float32)  # the sum over lower edges, or x's low-pass at the next
     for band in tl.static_range(BANDS - 1, -1, -1):
         if first < passing[band] * channels:
             low_pass = tl.where(is_sum, total, 0.0)
@@ -162,7 +162,7 @@ def project(coefficients, projectors, out, channels, height, padded_height, num_
 def _synthesize(coefficients, basis, wave_count, padded_waves, col, channel, channel_mask, channels,
                 COLS: tl.constexpr, CHANNELS: tl.constexpr, WAVES: tl.constexpr,
                 DTYPE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """One row of a map, (COLS, CHANNELS), from its first ``wave_count`` coefficients."""
+    """Compute one row of a map, (COLS, CHANNELS), from its first ``wave_count`` coefficients."""
     total = tl.zeros([COLS, CHANNELS], tl.float32)
     for first in range(0, wave_count, WAVES):
         wave = first + tl.arange(0, WAVES)
@@ -175,7 +175,7 @@ def _synthesize(coefficients, basis, wave_count, padded_waves, col, channel, cha
 
 @triton.jit
 def _locate_columns(height, width, channels, COLS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Image, row, columns, channels and mask of the columns and channels of program 0's block."""
+    """Image, row, columns, channels, and the mask of columns and channels, of the block of the program on axis 0."""
     image, row, first_col, first_channel = _locate(height, width, channels, COLS, CHANNELS)
     col = first_col + tl.arange(0, COLS)
     channel = first_channel + tl.arange(0, CHANNELS)
@@ -193,7 +193,7 @@ def synthesize(x, attention, coefficients, basis, out, channels, height, width, 
                x_image, x_channel, x_row, x_col, source_size,
                BANDS: tl.constexpr, COLS: tl.constexpr, CHANNELS: tl.constexpr, WAVES: tl.constexpr,
                DTYPE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """The weighted sum of the bands of x from the coefficients (M, B, H, Q, C) of its parts; strides as x's.
+    """Compute the weighted sum of the bands of x, with x's strides, from the coefficients (M, B, H, Q, C) of its parts.
 
     Grid: blocks of columns and channels of each image's rows.
     """
@@ -219,9 +219,9 @@ def synthesize_backward(grad, x, attention, coefficients, basis, grad_x, sums,
                         source_size, sums_size,
                         BANDS: tl.constexpr, COLS: tl.constexpr, CHANNELS: tl.constexpr, WAVES: tl.constexpr,
                         DTYPE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """The gradient of x, with x's strides, and each block of channels' share of A's, (channel blocks, B, M, H, W).
+    """Compute the gradient of x, with x's strides, and shares of A's gradient, (channel blocks, B, M, H, W).
 
-    Grid: as of :func:`synthesize`.
+    The grid is that of :func:`synthesize`.
     """
     image, row, col, channel, mask = _locate_columns(height, width, channels, COLS, CHANNELS)
     attention += (image * BANDS * height + row) * width + col

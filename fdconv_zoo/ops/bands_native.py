@@ -1,4 +1,4 @@
-"""The "native" path on a CPU: Frequency Band Modulation by ``native/bands.c``, which visits each channel once."""
+"""The "native" path on a CPU: Frequency Band Modulation by ``native/bands.c``, one block of channels at a time."""
 
 import ctypes
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def _forward(x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> Tenso
 def _backward(grad: Tensor, x: Tensor, attention: Tensor, band_edges: Sequence[float]) -> tuple[Tensor, Tensor]:
     dense_x = _dense(x, memory_format(x))
     grad_x = torch.empty_like(dense_x)
-    # Each block of channels has a gradient of its own: one that threads add to would depend on which comes first.
+    # Each block of channels has its own gradient: the rounding of a shared sum would depend on the order of threads.
     shape = (len(x), _num_blocks(x.shape[1]), *attention.shape[1:])
     grad_attention = scratch("gradients of attention", shape, torch.float32, x.device)
     grad = _dense(grad, memory_format(dense_x))
@@ -53,10 +53,10 @@ def _backward(grad: Tensor, x: Tensor, attention: Tensor, band_edges: Sequence[f
 
 
 def _run(x: Tensor, attention: Tensor, band_edges: Sequence[float], **tensors: Tensor) -> None:
-    """Call the C function; ``tensors`` are those of ``bands_job`` that are not x and attention."""
+    """Call the C function; ``tensors`` are the tensors of ``bands_job`` besides x and attention."""
     library = native.library()
     images, channels, height, width = x.shape
-    # What the job points to has a name, here and below, to stay alive during the call.
+    # Variables, here and below, keep everything that the job points to alive during the call.
     attention = attention.contiguous()
     column, row = (_axis(length, tuple(band_edges)) for length in (height, width))
     job = _Job(
@@ -79,10 +79,10 @@ def _run(x: Tensor, attention: Tensor, band_edges: Sequence[float], **tensors: T
 
 @lru_cache(maxsize=256)
 def _axis(length: int, band_edges: tuple[float, ...]) -> tuple[_Axis, tuple[np.ndarray, ...]]:
-    """The axis of so many samples, and its arrays, which must live as long as it does."""
+    """Make the axis of ``length`` samples, and its arrays, which must stay alive as long as the axis."""
     basis = low_pass_basis(length, band_edges[0], device=torch.device("cpu"), dtype=torch.float64).numpy()
     cosines, sines = np.concatenate((basis[:, :1], basis[:, 1::2]), axis=1), basis[:, 2::2]
-    frequencies = [count // 2 for count, _ in count_passing((length, length), band_edges)]  # above 0, that pass
+    frequencies = [count // 2 for count, _ in count_passing((length, length), band_edges)]  # that pass, above 0
     if length % 2:
         period, symmetries = length, [cosines, sines]
         passing = [(count + 1, count, 0, 0) for count in frequencies]
@@ -109,7 +109,7 @@ def _dense(x: Tensor, layout: torch.memory_format) -> Tensor:
 
 
 def _like(result: Tensor, x: Tensor) -> Tensor:
-    """The result as ``torch.empty_like(x)`` is: in its type and with its strides."""
+    """Convert a result to the dtype and the strides of ``torch.empty_like(x)``."""
     like_x = torch.empty_like(x, device="meta")
     if (result.dtype, result.stride()) == (like_x.dtype, like_x.stride()):
         return result

@@ -2,8 +2,8 @@
 
 The pass band is a box in frequency (``max(|u|, |v|) < cutoff``), so an ideal low-pass is separable and real:
 project the rows and the columns onto the sinusoids that pass. Two small matrix products replace a forward and an
-inverse FFT. The sinusoids are ordered by frequency, so a lower cutoff is a prefix of a higher one and a single
-analysis of the map serves all bands.
+inverse FFT. The sinusoids are ordered by frequency, so those of a lower cutoff are a prefix of those of a higher one,
+and the feature map is analyzed once for all bands.
 """
 
 import math
@@ -22,6 +22,7 @@ def low_pass_basis(size: int, cutoff: float, *, device: torch.device, dtype: tor
     Args:
         size: number of samples.
         cutoff: cycles per sample, above 0 and at most 0.5.
+        device, dtype: device and dtype of the result.
 
     Returns:
         (size, 2*K + 1) with K the number of passing frequencies above 0: the constant, then a cosine and a sine
@@ -40,9 +41,10 @@ def low_pass_basis(size: int, cutoff: float, *, device: torch.device, dtype: tor
 def low_pass_projectors(
     size: Tensor | int, cutoffs: Sequence[float], *, device: torch.device, dtype: torch.dtype
 ) -> list[Tensor]:
-    """The ideal low-passes (size, size) themselves, for programs whose ``size`` is known only when they run.
+    """The ideal low-passes as matrices (size, size), one for each cutoff, for programs with a dynamic ``size``.
 
-    Their shapes, unlike the basis's, do not depend on how many sinusoids pass. Arguments: see :func:`low_pass_basis`.
+    Unlike the shape of a basis, theirs does not depend on how many sinusoids pass. For the arguments, see
+    :func:`low_pass_basis`.
     """
     time, length = _axis(size, device)
     frequency = torch.minimum(time, length - time)
@@ -55,10 +57,10 @@ def low_pass_projectors(
 
 
 def soft_low_pass(size: Tensor | int, edge: Tensor) -> Tensor:
-    """A low-pass (size, size) that can be differentiated by its edge.
+    """A low-pass (size, size) that is differentiable with respect to its edge.
 
-    Frequency f passes by ``1 / (1 + (f / edge)^8)``, the power that a Butterworth filter of order 4 lets through: all
-    of 0, half at the edge, less than 0.4 % an octave above it. So it is as steep at every edge, in octaves.
+    The response to frequency f is ``1 / (1 + (f / edge)^8)``, the power response of a Butterworth filter of order 4: 1
+    at frequency 0, 1/2 at the edge, and less than 0.4 % one octave above it. In octaves, all edges are equally steep.
 
     Args:
         size: number of samples.
@@ -66,29 +68,29 @@ def soft_low_pass(size: Tensor | int, edge: Tensor) -> Tensor:
     """
     time, length = _axis(size, edge.device)
     frequency = torch.minimum(time, length - time).to(edge.dtype) / length.to(edge.dtype)
-    # The same as a sigmoid: it neither overflows nor makes NaN of the gradient, for frequency 0 (log: -inf) as well.
+    # Written as a sigmoid, which does not overflow and has no NaN gradient, even at frequency 0, whose log is -inf.
     return _circulant(torch.sigmoid(8 * (edge.log() - frequency.log())), time, length)
 
 
 def _axis(size: Tensor | int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """0, 1, ..., size - 1, and the size itself as a tensor: exporters to ONNX know few operations on free sizes."""
+    """0, 1, ..., size - 1, and the size as a tensor: ONNX exporters support few operations on dynamic sizes."""
     time = torch.arange(size, device=device)
     return time, torch.ones_like(time).sum()
 
 
 def _circulant(response: Tensor, time: Tensor, length: Tensor) -> Tensor:
-    """The filter (N, N) with a response (N,) to the frequencies 0, 1/N, ..., the same for f and 1 - f."""
+    """The filter (N, N) with the response (N,) to the frequencies 0, 1/N, ..., which is equal for f and 1 - f."""
     angle = torch.remainder(time[:, None] * time, length).to(response.dtype) * (2 * math.pi / length.to(response.dtype))
     impulse_response = (angle.cos() * response).sum(1) / length.to(response.dtype)
     return impulse_response[torch.remainder(time[:, None] - time, length)]
 
 
 class LowPasses:
-    """The ideal low-passes of a feature map (H, W) at falling cutoffs; one analysis of the map serves them all.
+    """The ideal low-passes of a feature map (H, W) at decreasing cutoffs; the map is analyzed once for all of them.
 
     Args:
-        rows, cols: the sinusoids of H and of W samples that pass the first edge, as :func:`low_pass_basis` gives them.
-        band_edges: M falling frequencies in cycles per sample.
+        rows, cols: the sinusoids of H and W samples that pass the first edge, as returned by :func:`low_pass_basis`.
+        band_edges: M decreasing frequencies in cycles per sample.
     """
 
     def __init__(self, rows: Tensor, cols: Tensor, band_edges: Sequence[float]) -> None:
@@ -96,17 +98,17 @@ class LowPasses:
         self.passing = count_passing((len(rows), len(cols)), band_edges)
 
     def analyze(self, x: Tensor, band: int = 0) -> Tensor:
-        """The coefficients (N, P, Q) of the sinusoids that pass edge ``band`` in x (N, H, W)."""
+        """Compute the coefficients (N, P, Q) of x (N, H, W) for the sinusoids that pass edge ``band``."""
         rows, cols = self.passing[band]
         return self.rows[:, :rows].T @ self.multiply(x, self.cols[:, :cols])
 
     def synthesize(self, coefficients: Tensor, band: int = 0) -> Tensor:
-        """Low-pass at edge ``band``, (N, H, W), from the coefficients (N, P, Q) of that edge or a higher one."""
+        """Compute the low-pass (N, H, W) at edge ``band`` from coefficients (N, P, Q) of that edge or a higher one."""
         rows, cols = self.passing[band]
         return self.multiply(self.rows[:, :rows] @ coefficients[:, :rows, :cols], self.cols[:, :cols].T)
 
     def multiply(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """(N, H, W) times (W, V): one product over the rows of all maps."""
+        """Multiply (N, H, W) by (W, V): one product over the rows of all maps."""
         return x @ matrix
 
 
@@ -116,7 +118,7 @@ def modulate_bands_plain(x: Tensor, attention: Tensor, band_edges: Sequence[floa
     With the low-passes L_1, L_2, ... of x at the band edges, L_0 = x, and the lowest band unweighted, the sum is
     ``A_1 * x + sum_m (A_{m+1} - A_m) * L_m`` with A_{M+1} = 1.
 
-    Arguments and result are those of :func:`fdconv_zoo.ops.modulate_bands`.
+    The arguments and the result are those of :func:`fdconv_zoo.ops.modulate_bands`.
     """
     dtype, x = x.dtype, x.to(attention.dtype)
     factory = {"device": x.device, "dtype": x.dtype}
@@ -133,16 +135,19 @@ def modulate_bands_plain(x: Tensor, attention: Tensor, band_edges: Sequence[floa
 
 
 def modulate_bands_stretched(x: Tensor, attention: Tensor, band_edges: Sequence[float], mask_size: int) -> Tensor:
-    """Frequency Band Modulation with the paper authors' masks: made at one size and stretched to the map's spectrum.
+    """Frequency Band Modulation with the paper authors' masks, which are stretched to the size of the map's spectrum.
 
-    Their pass bands are only right for maps of ``mask_size``; for checkpoints trained with their code.
-    Arguments and result are those of :func:`modulate_bands_plain`, and ``mask_size``: the side of the square map that
-    the masks are exact for.
+    The pass bands are correct only for maps of ``mask_size``. Use this for checkpoints trained with the authors' code.
+    The arguments and the result are those of :func:`modulate_bands_plain`, with ``mask_size``, the side of the square
+    map for which the masks are exact.
+
+    Raises:
+        RuntimeError: the model is exported with the tracing ONNX exporter.
     """
     if torch.onnx.is_in_onnx_export() and torch.jit.is_tracing():
         raise RuntimeError(
-            'The exporter to ONNX that traces has no Fourier transform, which band_mask="reference" needs: export with '
-            "torch.onnx.export(..., dynamo=True)."
+            'The tracing ONNX exporter does not support Fourier transforms, which band_mask="reference" needs: export '
+            "with torch.onnx.export(..., dynamo=True)."
         )
     height, width = x.shape[-2:]
     spectrum = torch.fft.rfft2(x)
@@ -157,8 +162,8 @@ def modulate_bands_stretched(x: Tensor, attention: Tensor, band_edges: Sequence[
 def modulate_bands_softly(x: Tensor, attention: Tensor, edges: Tensor) -> Tensor:
     """Frequency Band Modulation with soft masks: :func:`soft_low_pass` along rows and columns.
 
-    The bands between the low-passes sum up to x, whatever the edges. Arguments and result are those of
-    :func:`modulate_bands_plain`, and ``edges``: (M,) in place of ``band_edges``, to be learned.
+    The bands sum to x for any edges. The arguments and the result are those of :func:`modulate_bands_plain`, but with
+    ``edges`` (M,), which can be learned, instead of ``band_edges``.
     """
     height, width = x.shape[2:]
     maps = (soft_low_pass(height, edge) @ (x @ soft_low_pass(width, edge)) for edge in edges.unbind())
@@ -166,7 +171,7 @@ def modulate_bands_softly(x: Tensor, attention: Tensor, edges: Tensor) -> Tensor
 
 
 def weigh_bands(x: Tensor, attention: Tensor, low_passes: Iterable[Tensor]) -> Tensor:
-    """The sum of :func:`modulate_bands_plain` over the low-passes (B, C, H, W) of x, one at a time."""
+    """Compute the sum of :func:`modulate_bands_plain` from the low-passes (B, C, H, W) of x, one at a time."""
     weights = attention.unsqueeze(2).unbind(1)
     result = weights[0] * x
     for low_pass, weight, next_weight in zip(low_passes, weights, (*weights[1:], 1.0), strict=True):
@@ -175,13 +180,13 @@ def weigh_bands(x: Tensor, attention: Tensor, low_passes: Iterable[Tensor]) -> T
 
 
 def count_passing(size: tuple[int, int], band_edges: Sequence[float]) -> list[tuple[int, int]]:
-    """How many sinusoids of the rows and of the columns of a map (H, W) pass each edge."""
+    """Count the sinusoids of H and of W samples that pass each edge, for maps of ``size`` (H, W)."""
     return [tuple(2 * _num_frequencies(length, edge) + 1 for length in size) for edge in band_edges]
 
 
 def _num_frequencies(size: int, cutoff: float) -> int:
-    """How many of the frequencies 1/size, 2/size, ... lie below ``cutoff``."""
-    # The small term keeps out k/size == cutoff where rounding has lifted the product above k, as in 0.2 * 35.
+    """The number of frequencies 1/size, 2/size, ... below ``cutoff``."""
+    # The small term excludes k/size == cutoff if rounding makes the product larger than k, as for 0.2 * 35.
     return max(math.ceil(cutoff * size - 1e-9) - 1, 0)
 
 

@@ -1,4 +1,4 @@
-"""Frequency Band Modulation without keeping bands: image by image, the low-passes rebuilt in backward.
+"""Frequency Band Modulation without storing bands: image by image, with low-passes recomputed in the backward pass.
 
 The ideal low-passes L_m are symmetric projections, so with D_m = A_{m+1} - A_m the gradients of
 ``y = A_1 * x + sum_m D_m * L_m(x)`` are
@@ -25,25 +25,25 @@ _SMALL_MAP = 20 * 20  # positions up to which rows and columns are transformed a
 
 
 class _LowPasses(LowPasses):
-    """With the product that is fastest on a CPU."""
+    """Low-passes with the product that is fastest on a CPU."""
 
     def multiply(self, x: Tensor, matrix: Tensor) -> Tensor:
         """(N, H, W) times (W, V)."""
-        # The library behind torch's convolutions multiplies two to three times as fast as the one behind its matrix
-        # products on processors of other makers than the latter's, and no slower on its own.
-        image = x.unsqueeze(0).permute(0, 3, 1, 2)  # W are the channels, last in memory
+        # torch's convolutions (oneDNN) are two to three times as fast as its matrix products (MKL) on processors other
+        # than Intel's, and no slower on Intel's.
+        image = x.unsqueeze(0).permute(0, 3, 1, 2)  # W becomes the channels, innermost in memory
         return F.conv2d(image, matrix.T[:, :, None, None]).permute(0, 2, 3, 1).squeeze(0)
 
 
 class _SmallLowPasses:
-    """The same for small maps, rows and columns at once: one matrix product instead of many tiny ones.
+    """Low-passes for small maps, with rows and columns at once: one matrix product instead of many small ones.
 
-    The coefficients are (N, P*Q), those of the lowest band first, so that here too a lower edge takes a prefix.
+    The coefficients are (N, P*Q), those of the lowest band first, so that those of a lower edge are a prefix here, too.
 
     Args:
         basis: (H*W, P*Q), as :func:`_plane_basis` orders it.
         size: (H, W).
-        band_edges: M falling frequencies in cycles per sample.
+        band_edges: M decreasing frequencies in cycles per sample.
     """
 
     def __init__(self, basis: Tensor, size: tuple[int, int], band_edges: Sequence[float]) -> None:
@@ -60,8 +60,8 @@ class _SmallLowPasses:
         return (coefficients[:, :count] @ self.basis[:, :count].T).unflatten(1, self.size)
 
 
-# The bases are kept as arrays: a tensor made under one of torch's modes (inference, fake, ...) would carry it into
-# all others.
+# The bases are cached as NumPy arrays: a tensor created in one of torch's modes (inference, fake, ...) could not be
+# used in all others.
 @lru_cache(maxsize=256)
 def _axis_basis(size: int, edge: float, dtype: torch.dtype) -> np.ndarray:
     return low_pass_basis(size, edge, device=torch.device("cpu"), dtype=dtype).numpy()
@@ -81,7 +81,7 @@ def _plane_basis(size: tuple[int, int], band_edges: tuple[float, ...], dtype: to
 def _low_passes(x: Tensor, band_edges: Sequence[float], dtype: torch.dtype) -> LowPasses | _SmallLowPasses:
     size, band_edges = tuple(x.shape[2:]), tuple(band_edges)
     if x.device.type != "cpu":
-        # Made where they are used: a copy from the host would make it wait, and has no place in a CUDA graph.
+        # Computed on the device: a copy from the host would synchronize, and cannot be captured in a CUDA graph.
         bases = (low_pass_basis(n, band_edges[0], device=x.device, dtype=dtype) for n in size)
         return LowPasses(*bases, band_edges)
     if math.prod(size) <= _SMALL_MAP:
@@ -135,13 +135,13 @@ def _backward_of_chunk(
 
 
 def _chunks(x: Tensor) -> list[slice]:
-    """The images that are worked on at once."""
+    """The images to process at once."""
     step = max(elements_at_once(x.device.type) // math.prod(x.shape[1:]), 1)
     return [slice(start, start + step) for start in range(0, x.shape[0], step)]
 
 
 def _differences(attention: Tensor) -> Tensor:
-    """D (B, M, H, W): of each band's weight to the next band's, 1 for the lowest."""
+    """D (B, M, H, W): the weight of the next band (1 after the lowest band) minus that of each band."""
     return torch.cat((attention[:, 1:] - attention[:, :-1], 1 - attention[:, -1:]), dim=1)
 
 

@@ -1,8 +1,8 @@
 """Frequency Band Modulation for GPUs: all bands at once, in four launches forward and four or five backward.
 
-The columns go through a basis of sinusoids and the rows through the low-passes themselves, which is little more
-arithmetic than a basis and needs one pass less. The bases are made on the device at every call: a launch costs less
-than what a cache would have to get right (graphs, other modes of torch, the memory of sizes seen once).
+Columns are transformed with a basis of sinusoids. Rows are multiplied by the low-passes themselves, which takes little
+more arithmetic than a basis, and one pass less. The bases are computed on the device in every call: a launch costs less
+than a cache that would have to handle CUDA graphs, other modes of torch, and memory for sizes that occur only once.
 """
 
 import math
@@ -22,24 +22,25 @@ if triton is not None:
 
     from fdconv_zoo.ops import bands_jit
 
-_BLOCK = 64  # the largest side of a block; of rows of bfloat16, twice that
-_INNER_BLOCK = 32  # of what a product sums over; of bfloat16, twice that
+_BLOCK = 64  # the largest side of a block; twice that for rows of bfloat16
+_INNER_BLOCK = 32  # the length over which a product sums at once; twice that for bfloat16
 _PADDING = 128  # a multiple of all sides of blocks
-_IMAGES_AT_ONCE = 2**15  # an axis of a grid has a limit
-_ELEMENTS_AT_ONCE = 2**24  # of maps; several tensors of float32 that large are held
+_IMAGES_AT_ONCE = 2**15  # the axes of a grid are limited
+_ELEMENTS_AT_ONCE = 2**24  # of feature maps; several float32 tensors of this size exist at the same time
 
 
 class _Bands:
-    """The launches for one size of map."""
+    """Launches the kernels for one size of feature map."""
 
     def __init__(self, x: Tensor, band_edges: Sequence[float]) -> None:
         _, self.channels, self.height, self.width = x.shape
         self.num_bands = len(band_edges)
         rows, cols = zip(*count_passing((self.height, self.width), band_edges), strict=True)
         self.passing, self.num_waves = cols, cols[0]
-        # Bfloat16 maps have bfloat16 coefficients and factors: together they round about as much as the result itself.
-        # Others have float32, in products split into three of fewer bits on the matrix units: as exact as float32 for
-        # float32 maps, and finer than the maps themselves for float16. The interpreter does not multiply bfloat16.
+        # For bfloat16 maps, coefficients and factors are bfloat16; together they round about as much as the result
+        # itself. Otherwise they are float32, and tensor cores compute each product as three of lower precision: as
+        # accurate as float32 for float32 maps, and more accurate than the maps themselves for float16. The interpreter
+        # does not multiply bfloat16.
         is_bfloat16 = x.dtype == torch.bfloat16
         self.coefficient_dtype = torch.bfloat16 if is_bfloat16 else torch.float32
         self.options = {
@@ -71,9 +72,10 @@ class _Bands:
         )
 
     def low_pass(self, x: Tensor, grad: Tensor | None, attention: Tensor) -> Tensor:
-        """The coefficients (M, b, H, Q, C) of x's parts and, with grad, one more: of grad's weighed low-passes' sum.
+        """Compute the coefficients (M, b, H, Q, C) of the parts of x between the edges.
 
-        Those of sinusoids that do not pass their edge are not set.
+        With ``grad``, there is one more, (M + 1, b, H, Q, C): the sum of the low-passes of the weighted gradient. The
+        coefficients of sinusoids that do not pass their edge are not set.
         """
         batch, num_bands = len(x), self.num_bands
         num_sources = 1 if grad is None else 1 + num_bands
@@ -120,7 +122,7 @@ class _Bands:
         return results
 
     def weigh(self, x: Tensor, attention: Tensor, y: Tensor) -> None:
-        """Write the weighted sum of the bands into y, of x's strides."""
+        """Write the weighted sum of the bands to y, which has x's strides."""
         coefficients = self.low_pass(x, None, attention)
         bands_jit.synthesize[self._synthesis_grid(x)](
             x,
@@ -138,7 +140,7 @@ class _Bands:
     def weigh_backward(
         self, grad: Tensor, x: Tensor, attention: Tensor, grad_x: Tensor, grad_attention: Tensor
     ) -> None:
-        """Write the gradients of x, of its strides, and of attention."""
+        """Write the gradients of x, with x's strides, and of attention."""
         coefficients = self.low_pass(x, grad, attention)
         shares = cdiv(self.channels, self.channels_block)
         sums = grad_attention[None] if shares == 1 else attention.new_empty(shares, *attention.shape)
@@ -202,7 +204,7 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _chunks(x: Tensor) -> list[slice]:
-    """The images that are worked on at once."""
+    """The images to process at once."""
     step = min(max(_ELEMENTS_AT_ONCE // math.prod(x.shape[1:]), 1), _IMAGES_AT_ONCE)
     return [slice(start, start + step) for start in range(0, len(x), step)]
 

@@ -1,4 +1,4 @@
-"""The context of an operation: exports, traces and transforms, which handle torch's own operations only."""
+"""Detects exports, traces and transforms, which support only torch's own operations."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compil
 
 
 def is_exported() -> bool:
-    """Whether the operations become a program: exported, traced, or in ONNX."""
+    """Whether the model is being exported (also to ONNX) or traced."""
     return _is_exporting() or torch.jit.is_tracing()
 
 
 def is_transformed() -> bool:
-    """Whether ``torch.func`` (``vmap``, ``grad``, ``jvp``, ...) or forward-mode differentiation is at work."""
+    """Whether a ``torch.func`` transform (``vmap``, ``grad``, ...) or forward-mode differentiation is active."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def is_free(size: Any) -> bool:
-    """Whether the program being exported or traced leaves a size open."""
+    """Whether a size is dynamic in the program that is being exported or traced."""
     return not isinstance(size, int)

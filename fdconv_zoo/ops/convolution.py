@@ -11,7 +11,7 @@ from fdconv_zoo.ops.context import is_free
 
 
 class Geometry(NamedTuple):
-    """A convolution's settings, in (rows, columns), as in ``nn.Conv2d``."""
+    """The settings of a convolution, as in ``nn.Conv2d``; pairs are (rows, columns)."""
 
     kernel_size: tuple[int, int]
     stride: tuple[int, int] = (1, 1)
@@ -21,11 +21,11 @@ class Geometry(NamedTuple):
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether each output position sees one input position, its own."""
+        """Whether the kernel is 1x1, without stride, padding and groups."""
         return self == POINTWISE
 
     def output_size(self, input_size: tuple[int, int]) -> tuple[int, int]:
-        """(H', W') of a feature map (H, W)."""
+        """Return the size (H', W') of the output for an input of size (H, W)."""
         height, width = (
             (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
             for size, taps, stride, padding, dilation in zip(input_size, *self[:4], strict=True)
@@ -37,18 +37,18 @@ POINTWISE = Geometry((1, 1))
 
 
 def geometry_arguments(geometry: Geometry) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]:
-    """Stride, padding, dilation and groups: what ``F.conv2d`` takes after the bias."""
-    _, stride, padding, dilation, groups = geometry  # torch 2.6 compiles neither properties nor slices of it
+    """Return stride, padding, dilation and groups: the arguments of ``F.conv2d`` after the bias."""
+    _, stride, padding, dilation, groups = geometry  # torch 2.6 does not compile its properties or slices
     return stride, padding, dilation, groups
 
 
 def convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
-    """Convolve every image with its kernel.
+    """Convolve every image with its own kernel.
 
     Args:
         x: (B, G*I, H, W).
-        kernels: (B, O, I, a, b); where the batch is free, also (1, O, I, a, b) for all images.
-        geometry: of the convolution, with its G groups.
+        kernels: (B, O, I, a, b). If the batch size is dynamic, also (1, O, I, a, b), one kernel for all images.
+        geometry: settings of the convolution, with G groups.
 
     Returns:
         (B, O, H', W').
@@ -63,7 +63,7 @@ def convolve(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
 
 
 def convolve_as_groups(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
-    """:func:`convolve` as one convolution of one image, of whose groups of channels each is an image of the batch."""
+    """:func:`convolve` as one convolution of one image, whose groups of channels are the images of the batch."""
     y = F.conv2d(_as_groups(x), kernels.flatten(0, 1), None, *geometry_arguments(_grouped(geometry, len(x))))
     return y.view(*kernels.shape[:2], *y.shape[2:])
 
@@ -71,7 +71,7 @@ def convolve_as_groups(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor
 def convolve_as_groups_backward(
     grad: Tensor, x: Tensor, kernels: Tensor, geometry: Geometry, needs_x: bool
 ) -> tuple[Tensor | None, Tensor]:
-    """The gradients of :func:`convolve_as_groups` with respect to x, if needed, and to kernels."""
+    """Compute the gradients of :func:`convolve_as_groups` with respect to x, if needed, and kernels."""
     grad_x, grad_kernels = convolution_backward(
         _as_groups(grad), _as_groups(x), kernels.flatten(0, 1), _grouped(geometry, len(x)), needs_x
     )
@@ -81,7 +81,7 @@ def convolve_as_groups_backward(
 def convolution_backward(
     grad: Tensor, x: Tensor, kernel: Tensor, geometry: Geometry, needs_x: bool
 ) -> tuple[Tensor | None, Tensor]:
-    """The gradients of ``F.conv2d``, without a bias, with respect to x, if needed, and to the kernel."""
+    """Compute the gradients of ``F.conv2d`` without a bias with respect to x, if needed, and the kernel."""
     stride, padding, dilation, groups = geometry_arguments(geometry)
     return torch.ops.aten.convolution_backward(
         grad, x, kernel, None, stride, padding, dilation, False, (0, 0), groups, (needs_x, True, False)
@@ -99,7 +99,7 @@ def _grouped(geometry: Geometry, images: int) -> Geometry:
 
 
 def _convolve_by_taps(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
-    """:func:`convolve` for programs whose batch is known only when they run, which the number of groups cannot be."""
+    """:func:`convolve` for programs with a dynamic batch size; the number of groups cannot be dynamic."""
     height, width = geometry.output_size(x.shape[2:])
     x = F.pad(x, _pad_argument(geometry)).unflatten(1, (geometry.groups, -1))  # (B, G, I, H + 2p, W + 2p)
     kernels = kernels.unflatten(1, (geometry.groups, -1))  # (B, G, O/G, I, a, b)
@@ -111,7 +111,7 @@ def _convolve_by_taps(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _seen_by_taps(geometry: Geometry, output_size: tuple[int, int]) -> list[tuple[slice, slice]]:
-    """The rows and columns of a padded map that each tap of the kernel sees, tap after tap."""
+    """The rows and columns of a padded feature map that each tap of the kernel reads."""
     rows, cols = (
         [_tap_slice(tap, output_size[axis], axis, geometry) for tap in range(geometry.kernel_size[axis])]
         for axis in (0, 1)
@@ -120,7 +120,7 @@ def _seen_by_taps(geometry: Geometry, output_size: tuple[int, int]) -> list[tupl
 
 
 def _tap_slice(tap: int, output_size: int, axis: int, geometry: Geometry) -> slice:
-    """The positions of a padded axis (0: rows, 1: columns) that a tap of the kernel sees."""
+    """The positions of a padded axis (0: rows, 1: columns) that a tap of the kernel reads."""
     start, stride = tap * geometry.dilation[axis], geometry.stride[axis]
     return slice(start, start + (output_size - 1) * stride + 1, stride)
 

@@ -1,4 +1,4 @@
-"""The two hot operations, each behind one signature for all its paths; the path is chosen here and nowhere else."""
+"""FDConv's performance-critical operations, each with one signature for all paths; only this module chooses paths."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -48,19 +48,21 @@ _BANDS = {
 
 
 def choose_path(device: torch.device, dtype: torch.dtype, forced: Path | None = None) -> Path:
-    """Choose the path to take; all compute the same.
+    """Choose the path to take; all paths compute the same.
 
-    - ``"triton"``: few launches, for float32 on CUDA devices. Kernels and bands are made for many images at once, and
-      again in backward.
-    - ``"native"``: C functions, for float32 on a CPU. Kernels are made image by image, and again in backward.
-    - ``"rebuild"``: the same with torch's operations, on any device and in any type.
-    - ``"plain"``: torch's operations on the whole batch, differentiated by autograd. Exported programs and what
-      ``torch.func`` transforms consist of these, whatever is forced.
+    - ``"triton"``: Triton kernels, with few launches, for float32 on CUDA devices. Convolution kernels and bands are
+      computed for many images at once, and again in the backward pass.
+    - ``"native"``: C functions, for float32 on a CPU. Kernels are assembled image by image, and again in the backward
+      pass.
+    - ``"rebuild"``: like ``"native"``, but with torch's operations, on any device and in any dtype.
+    - ``"plain"``: torch's operations on the whole batch, differentiated by autograd. Exported programs and functions
+      that ``torch.func`` transforms always take this path, even if another one is forced.
 
     Args:
-        device: of the input.
-        dtype: in which kernels or bands are computed.
-        forced: the path to take where it is possible; None: the fastest.
+        device: device of the input.
+        dtype: dtype in which kernels or bands are computed.
+        forced: the path to take. If ``"triton"`` or ``"native"`` is not available, the path is ``"native"`` or
+            ``"rebuild"`` instead. None takes the fastest path.
     """
     if is_exported() or is_transformed():
         return "plain"
@@ -99,18 +101,21 @@ def dynamic_convolution(
 
     Args:
         x: (B, G*I, H, W); the kernels are applied in its dtype.
-        weights: FDW's, unmixed.
-        modulators: KSM's, with local factors that are not assembled.
-        geometry: of the convolution.
+        weights: the weights of FDW, before mixing.
+        modulators: the predictions of KSM; ``local`` is a :class:`LocalFactors` or None.
+        geometry: settings of the convolution.
         path: see :func:`choose_path`.
-        keeps_kernels: keep the kernels for backward, in x's dtype, where the path is ``"triton"`` and gradients are
-            recorded. Other paths do as they always do.
+        keeps_kernels: keep the kernels for the backward pass, in x's dtype, instead of assembling them again. This
+            affects only the path ``"triton"``, while gradients are recorded.
 
     Returns:
         (B, O, H', W').
+
+    Raises:
+        ValueError, RuntimeError: the input is smaller than the kernel, even with padding.
     """
     images_share_kernel = all(modulator is None for modulator in modulators)
-    # The exporter to ONNX that traces does not know a computed kernel's shape, which a convolution needs.
+    # The tracing ONNX exporter does not know the shape of a computed kernel, which a convolution needs.
     if images_share_kernel and not (torch.onnx.is_in_onnx_export() and torch.jit.is_tracing()):
         return F.conv2d(x, mix_spectrum(weights)[0].to(x.dtype), None, *geometry_arguments(geometry))
     modulators = modulators.to(weights.spectrum.dtype)
@@ -123,17 +128,17 @@ def dynamic_convolution(
 def modulate_bands(x: Tensor, attention: Tensor, band_edges: Sequence[float], path: Path | None = None) -> Tensor:
     """Frequency Band Modulation: ``sum_m A_m * band_m + rest`` (section 3.3), exact at every feature size.
 
-    Where all weights are 1 this is x, bit for bit.
+    If all weights are 1, the result equals x bit for bit.
 
     Args:
-        x: (B, C, H, W), of any floating type.
-        attention: (B, M, H, W), the weight of each band at each pixel, highest band first; float32 or float64, which
-            is what the bands are computed in.
-        band_edges: M falling frequencies in cycles per sample; band m lies between edge m-1 (m > 0) and edge m.
+        x: (B, C, H, W), in any floating-point dtype.
+        attention: (B, M, H, W), the weight of each band at each pixel, highest band first; float32 or float64. The
+            bands are computed in its dtype.
+        band_edges: M decreasing frequencies in cycles per sample; band m lies between edge m-1 (m > 0) and edge m.
         path: see :func:`choose_path`.
 
     Returns:
-        (B, C, H, W), of x's type.
+        (B, C, H, W), in x's dtype.
     """
     path = choose_path(x.device, attention.dtype, path)
     return _BANDS[path](x, attention, band_edges)
@@ -146,13 +151,16 @@ def modulate(
     dtype: torch.dtype,
     path: Path | None = None,
 ) -> list[Tensor]:
-    """Turn logits into modulators, ``2 * sigmoid(logit / temperature) / count``, for each of some tensors.
+    """Turn each tensor of logits into modulators, ``2 * sigmoid(logit / temperature) / count``.
 
     Args:
-        logits: tensors of any shapes and floating types.
-        temperatures, counts: for each of them.
-        dtype: of the results.
+        logits: tensors of any shapes and floating-point dtypes.
+        temperatures, counts: one number for each tensor.
+        dtype: dtype of the results.
         path: see :func:`choose_path`.
+
+    Returns:
+        The modulators, one tensor for each of ``logits``, with its shape.
     """
     if choose_path(logits[0].device, dtype, path) == "triton":
         return modulate_triton(logits, temperatures, counts)
@@ -167,16 +175,21 @@ def star_relu(x: Tensor, scale: Tensor, bias: Tensor, path: Path | None = None) 
 
 
 def neighbors(x: Tensor, width: int, path: Path | None = None) -> Tensor:
-    """The ``width`` (odd) channels around each channel of x (B, C), 0 beyond the first and the last.
+    """Collect the channels around each channel, with zeros beyond the first and the last.
+
+    Args:
+        x: (B, C).
+        width: number of channels to collect, odd.
+        path: see :func:`choose_path`.
 
     Returns:
-        (B, C, width), which may overlap in memory; path: see :func:`choose_path`.
+        (B, C, width), which may overlap in memory.
     """
     return neighbors_triton(x, width) if choose_path(x.device, x.dtype, path) == "triton" else neighbors_plain(x, width)
 
 
 def pool(x: Tensor, dtype: torch.dtype, path: Path | None = None) -> Tensor:
-    """The mean of each channel of x (B, C, H, W), (B, C), computed in ``dtype``; path: see :func:`choose_path`."""
+    """Average each channel of x (B, C, H, W) to (B, C), computed in ``dtype``; path: see :func:`choose_path`."""
     return pool_triton(x) if choose_path(x.device, dtype, path) == "triton" else pool_plain(x, dtype)
 
 
@@ -190,24 +203,28 @@ def predict_modulators(
     batch_statistics: bool,
     path: Path,
 ) -> list[Tensor | None]:
-    """KSM at once, from the tensors of its modules: like pooled they are contiguous, on one device, in float32.
+    """Predict all of KSM's modulators in one call, from the tensors of its modules.
+
+    All tensors are contiguous, in float32 and on one device.
 
     Args:
-        pooled: (B, C).
-        tensors: of the global branch ``reduce`` (h, C), its normalization's weight and bias (h,), StarReLU's scale and
-            bias (1,), and weight (factors, h) and bias (factors,) of the kernel, channel, filter and spatial heads; of
-            the local branch its normalization's weight and bias (C,). None for each that is not there.
-        statistics: of the global branch's normalization, running mean and variance (h,), and the number of batches
-            they are of, (); None for each without the branch.
-        numbers: the kernel head's temperature, that of the other heads, the epsilons of the two normalizations, and
-            the momentum of the running statistics.
-        sizes: T of the local branch (0 without it), G of its windows, and the kernel's a and b.
-        batch_statistics: normalize by the statistics of the batch, and update the running ones; ``"triton"`` only.
-        path: ``"triton"``, or without gradients ``"native"``.
+        pooled: (B, C), the mean of each channel.
+        tensors: for the global branch, the weight of ``reduce`` (h, C), weight and bias (h,) of its normalization,
+            StarReLU's scale and bias (1,), and weight (factors, h) and bias (factors,) of the kernel, channel, filter
+            and spatial heads in turn; then for the local branch, weight and bias (C,) of its normalization. None in
+            place of each missing tensor.
+        statistics: for the global branch's normalization, the running mean and variance (h,), and the number of batches
+            that they were computed from, (); all None without a global branch.
+        numbers: temperature of the kernel head, temperature of the other heads, the epsilons of the two normalizations,
+            and the momentum of the running statistics.
+        sizes: number of taps T of the local branch (0 without it), its number of groups G, and the kernel's a and b.
+        batch_statistics: normalize by the statistics of the batch, and update the running statistics. Only ``"triton"``
+            supports this.
+        path: ``"triton"``, or ``"native"`` if no gradients are needed.
 
     Returns:
-        kernel (B, n), channel (B, C), filter (B, O), spatial (B, a, b) and windows (B, G, C/G, T), None for those that
-        are not there.
+        kernel (B, n), channel (B, C), filter (B, O), spatial (B, a, b) and windows (B, G, C/G, T). A missing modulator
+        is None.
     """
     if path == "triton":
         return predict_modulators_triton(pooled, tensors, statistics, numbers, sizes, batch_statistics)

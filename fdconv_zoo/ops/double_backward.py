@@ -1,4 +1,4 @@
-"""Gradients that can be differentiated or batched again, for operators whose own backward cannot."""
+"""Gradients of gradients and batched gradients, for operators whose own backward does not support them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def needs_plain_gradients(grad: Tensor) -> bool:
-    """Whether a backward pass will be differentiated itself, or runs for a batch of gradients at once."""
+    """Whether a backward pass is itself differentiated, or runs for a batch of gradients at once."""
     if torch.compiler.is_compiling():
         return False
     functorch = torch._C._functorch
@@ -25,17 +25,17 @@ def plain_gradients(
     """Differentiate a function of tensors that consists of torch's own operations.
 
     Args:
-        function: computes what the operator does, from its tensors and the settings.
-        tensors: the operator's, as autograd has saved them.
-        grad: the gradient of the operator's output, or of each of them; None of one that needs none.
+        function: the operator's computation, called with ``tensors`` and ``settings``.
+        tensors: the operator's input tensors, as saved by autograd.
+        grad: the gradient of the operator's output, or of each of its outputs; None for outputs without a gradient.
         *settings: the operator's other arguments.
 
     Returns:
-        The gradient of each tensor; None where it needs none.
+        The gradient of each tensor; None for tensors that do not require one.
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Views, since the inputs may depend on one another, and each gradient is for that input alone.
+        # Views, since the inputs may depend on one another, and each gradient must be that of one input alone.
         inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
         output = function(*inputs, *settings)
     outputs, grads = ([output], [grad]) if isinstance(output, Tensor) else (output, grad)

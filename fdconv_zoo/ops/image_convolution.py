@@ -1,10 +1,11 @@
 """Convolution of each image of a batch with a kernel of its own, for GPUs: few launches, and no copies of patches.
 
-Pointwise kernels are one batched matrix product. Of the forms for others none is the fastest everywhere:
+Pointwise kernels take one batched matrix product. For other kernels there are three forms, none of which is always the
+fastest:
 
-- ``"implicit"``: one launch for all images, in Triton, for any layout;
-- ``"grouped"``: one launch for all images, by torch: the images become the groups of one convolution;
-- ``"loop"``: a launch for each image, by torch, which large maps fill the device with.
+- ``"implicit"``: one launch of a Triton kernel for all images, for any layout;
+- ``"grouped"``: one launch of torch's convolution for all images, which become the groups of one image;
+- ``"loop"``: one launch of torch's convolution for each image; large feature maps fill the device on their own.
 """
 
 from typing import Literal
@@ -32,11 +33,11 @@ if triton is not None:
 
 Form = Literal["product", "implicit", "grouped", "loop"]
 
-_LARGE_MAP = 2**13  # positions from which an image is convolved alone
+_LARGE_MAP = 2**13  # positions from which images are convolved one by one
 
 
 def choose_form(x: Tensor, kernel_shape: KernelShape, geometry: Geometry) -> Form:
-    """The form that is fastest for images (B, G*I, H, W) and kernels of shape (O, I, a, b)."""
+    """Choose the fastest form for images (B, G*I, H, W) and kernels of shape (O, I, a, b)."""
     if geometry.kernel_size == (1, 1) and geometry.groups == 1 and geometry.padding == (0, 0):
         return "product"
     if x.shape[0] == 1 or x.shape[2] * x.shape[3] >= _LARGE_MAP:
@@ -53,8 +54,8 @@ def convolve_images(x: Tensor, kernels: Tensor, geometry: Geometry, form: Form |
     Args:
         x: (B, G*I, H, W), contiguous or channels_last.
         kernels: (B, O, I, a, b), as :func:`fdconv_zoo.ops.operators.empty_kernels` lays them out.
-        geometry: of the convolution, with its G groups.
-        form: None: see :func:`choose_form`.
+        geometry: settings of the convolution, with G groups.
+        form: the form to use; None: see :func:`choose_form`.
 
     Returns:
         (B, O, H', W'), in the dtype and memory format of x.
@@ -78,9 +79,9 @@ def convolve_images(x: Tensor, kernels: Tensor, geometry: Geometry, form: Form |
 def convolve_images_backward(
     grad: Tensor, x: Tensor, kernels: Tensor, geometry: Geometry, needs_x: bool, form: Form | None = None
 ) -> tuple[Tensor | None, Tensor]:
-    """The gradients of :func:`convolve_images` with respect to x, if needed, and to kernels.
+    """Compute the gradients of :func:`convolve_images` with respect to x, if needed, and kernels.
 
-    That of the output has x's memory format; that of kernels may have any strides.
+    ``grad``, the gradient of the output, has x's memory format. The gradient of kernels may have any strides.
     """
     form = form or choose_form(x, kernels.shape[1:], geometry)
     if form == "product":
@@ -126,7 +127,7 @@ def _product_backward(
 
 
 def _launch(x: Tensor, kernels: Tensor, out: Tensor, geometry: Geometry, is_transposed: bool) -> None:
-    """Write the convolution of x into ``out``, or for the gradient x of a convolution's output, that of its input."""
+    """Write the convolution of x to ``out``; or, if x is the gradient of an output, that of the convolution's input."""
     groups, positions = geometry.groups, out.shape[2] * out.shape[3]
     image, filter_stride, channel_stride, *tap_strides = kernels.stride()
     inner, outer = x.shape[1] // groups, out.shape[1] // groups
@@ -197,7 +198,7 @@ def _settings(x: Tensor, geometry: Geometry) -> dict[str, object]:
 
 
 def _empty_map(x: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
-    """Uninitialized (B, C, H, W), in the dtype and memory format of x."""
+    """Allocate (B, C, H, W), in the dtype and memory format of x."""
     if is_channels_last(x):
         return x.new_empty(len(x), *size, channels).permute(0, 3, 1, 2)
     return x.new_empty(len(x), channels, *size)

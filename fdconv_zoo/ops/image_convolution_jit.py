@@ -1,4 +1,4 @@
-"""The Triton kernels of :mod:`fdconv_zoo.ops.image_convolution`: products with patches that are never copied out."""
+"""The Triton kernels of :mod:`fdconv_zoo.ops.image_convolution`: matrix products with patches, without copying them."""
 
 import triton
 import triton.language as tl
@@ -12,10 +12,10 @@ def convolve(x, kernels, out, in_height, in_width, out_height, out_width, inner,
              DILATION_ROWS: tl.constexpr, DILATION_COLS: tl.constexpr, TRANSPOSED: tl.constexpr,
              POSITIONS: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr, DTYPE: tl.constexpr,
              PRECISION: tl.constexpr):  # fmt: skip
-    """Convolution of each image with its kernel, or its adjoint with respect to the image.
+    """Convolve each image with its kernel; or, if TRANSPOSED, apply the adjoint with respect to the image.
 
-    ``inner`` channels of a group are summed to ``outer`` ones. Grid: blocks of positions and outer channels, images,
-    groups.
+    Each group sums over its ``inner`` channels and writes ``outer`` channels. Grid: blocks of positions and outer
+    channels, images, groups.
     """
     outer_blocks = tl.cdiv(outer, OUTER)
     position = tl.program_id(0) // outer_blocks * POSITIONS + tl.arange(0, POSITIONS)
@@ -64,7 +64,7 @@ def kernel_gradient(grad, x, out, in_height, in_width, out_height, out_width, fi
                     DILATION_ROWS: tl.constexpr, DILATION_COLS: tl.constexpr,
                     FILTERS: tl.constexpr, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr, DTYPE: tl.constexpr,
                     PRECISION: tl.constexpr):  # fmt: skip
-    """The gradient of each image's kernel.
+    """Compute the gradient of each image's kernel.
 
     Grid: blocks of a group's filters and of its input channels for each tap, images, groups.
     """

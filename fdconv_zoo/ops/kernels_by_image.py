@@ -1,11 +1,11 @@
-"""Dynamic convolution without keeping kernels: assemble one image's, use it, forget it; rebuild it in backward.
+"""Dynamic convolution without storing kernels: they are assembled image by image, and again in the backward pass.
 
-The assembled kernels of a batch are B times the weights, and autograd would keep each step of their making. They are
-a function of small things: the spectrum, which all images share, and a few vectors an image. Going through the batch
-image by image (small kernels: some images at a time) keeps the intermediates in the processor's cache, and only the
-small things for backward.
+The assembled kernels of a batch take B times the memory of the weights, and autograd would also store the intermediate
+results of their assembly. But they depend only on small tensors: the spectrum, which all images share, and a few
+vectors per image. If the batch is processed image by image (or a few images at a time, if kernels are small),
+intermediate results stay in the processor's cache, and only the small tensors are saved for the backward pass.
 
-Kernels are (b, O, I, h, w) here, b of the B images and h by w taps.
+Kernels are (b, O, I, h, w) here: b of the B images, and h by w taps.
 """
 
 import math
@@ -28,24 +28,27 @@ from fdconv_zoo.ops.scratch import elements_at_once, scratch
 
 
 class Assembler(Protocol):
-    """Assembles the kernels of some images of a batch at a time, and collects their gradients."""
+    """Assembles the kernels of a few images of a batch at a time, and accumulates their gradients."""
 
     def make(self, images: slice) -> Tensor:
-        """The kernels (b, O, I, h, w), which are overwritten by the next call."""
+        """Assemble the kernels (b, O, I, h, w); the next call overwrites them."""
 
     def add_gradient(self, images: slice, kernels: Tensor, grad: Tensor) -> None:
-        """Take in the gradient of the kernels that :meth:`make` has just returned, of their shape and dtype."""
+        """Add the gradient of the kernels that the last :meth:`make` returned, in their shape and dtype."""
 
     def gradients(self) -> KernelTensors:
-        """Of all tensors that there are, once all images are in."""
+        """Return the gradients of all tensors that are not None, after those of all images have been added."""
 
 
 def register(path: str, assembler: Callable[[KernelTensors, KernelShape, Geometry], Assembler]) -> Convolution:
-    """Register the operator of a path that differs from others in how kernels are assembled.
+    """Register the operator of a path that assembles kernels image by image.
 
     Args:
-        path: its name.
-        assembler: makes an :class:`Assembler` of the kernels' tensors, their shape and the convolution's geometry.
+        path: name of the path.
+        assembler: makes an :class:`Assembler` from the kernels' tensors, their shape and the convolution's geometry.
+
+    Returns:
+        The function of this path, see :func:`register_convolution`.
     """
 
     def forward(x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry) -> Tensor:
@@ -79,7 +82,7 @@ def register(path: str, assembler: Callable[[KernelTensors, KernelShape, Geometr
 
 
 def _chunks(x: Tensor, kernel_shape: KernelShape) -> Iterator[slice]:
-    """The images that are worked on at once: one, or as many as leave their kernels in the cache."""
+    """The images to process at once: one, or as many as have kernels that fit into the cache."""
     step = max(elements_at_once(x.device.type) // math.prod(kernel_shape), 1)
     return (slice(start, min(start + step, len(x))) for start in range(0, len(x), step))
 
@@ -87,7 +90,7 @@ def _chunks(x: Tensor, kernel_shape: KernelShape) -> Iterator[slice]:
 def _convolve_backward(
     grad: Tensor, x: Tensor, kernels: Tensor, geometry: Geometry, needs_x: bool
 ) -> tuple[Tensor | None, Tensor]:
-    """The gradients of :func:`convolve` with respect to x, if needed, and to kernels."""
+    """Compute the gradients of :func:`convolve` with respect to x, if needed, and kernels."""
     if len(x) > 1 and geometry.is_pointwise:
         grad, matrices = grad.flatten(2), kernels.flatten(2)
         grad_kernels = scratch("gradient of kernels", kernels.shape, kernels.dtype, kernels.device)

@@ -1,7 +1,8 @@
 """The Triton kernels of :mod:`fdconv_zoo.ops.kernels_triton`, in its notation.
 
-A program works on a block of a plane, on one image or on all of a chunk. Nothing is summed with atomics, so results do
-not depend on the order in which programs run. Counts that change with the batch are no reason to compile again.
+A program processes a block of a plane, for one image or for all images of a chunk. No sums use atomics, so results do
+not depend on the order in which programs run. Kernels are not specialized for counts that depend on the batch, so that
+a new batch size does not compile them again.
 """
 
 import triton
@@ -10,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def _load_complex(pointer, offsets, mask):
-    """Real and imaginary parts of interleaved complex numbers."""
+    """Load the real and imaginary parts of interleaved complex numbers."""
     parts = tl.arange(0, 2)
     pairs = tl.load(pointer + 2 * offsets[:, None] + parts[None, :], mask=mask[:, None], other=0.0)
     return tl.split(pairs)
@@ -19,12 +20,12 @@ def _load_complex(pointer, offsets, mask):
 @triton.jit(do_not_specialize=["images"])
 def weigh(spectrum, group_index, attention, out, rows, half, num_groups, images, scale, IMAGES: tl.constexpr,
           BLOCK: tl.constexpr):  # fmt: skip
-    """Coefficients of planes whose even and odd columns are the real and imaginary parts of R x C/2 complex numbers.
+    """Compute the spectra of R x C/2 complex numbers: the planes' even columns, plus i times their odd columns.
 
     With X the half spectrum ``D * attention[group]``, (R, half + 1), half = C/2, and E, O the spectra of the even and
     odd columns, ``X[u, k] = E[u, k] + t O[u, k]`` and ``conj(X[-u, half - k]) = E[u, k] - t O[u, k]``, with
-    t = exp(-2 pi i k / C). Here those are solved for E + i O. The columns k = 0 and k = half are first made Hermitian:
-    a real plane has no other part of them.
+    t = exp(-2 pi i k / C). The results are E + i O, from these equations. The columns k = 0 and k = half are first made
+    Hermitian, since a real plane depends only on their Hermitian part.
 
     Grid: blocks of the R * half results, blocks of images.
     """
@@ -74,7 +75,7 @@ def weigh(spectrum, group_index, attention, out, rows, half, num_groups, images,
 
 @triton.jit
 def _quarters(x):
-    """Every fourth column of x, four tensors; a thread has four columns in a row, so nothing is exchanged."""
+    """Split x into four tensors of every fourth column. A thread holds four adjacent columns and exchanges none."""
     even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 4, 2, 2]))
     first, third = tl.split(even)
     second, fourth = tl.split(odd)
@@ -83,14 +84,14 @@ def _quarters(x):
 
 @triton.jit
 def _join_quarters(first, second, third, fourth):
-    """The opposite of :func:`_quarters`."""
+    """The inverse of :func:`_quarters`."""
     pairs = tl.join(tl.join(first, third), tl.join(second, fourth))
     return tl.reshape(pairs, [first.shape[0], 4 * first.shape[1]])
 
 
 @triton.jit
 def _transpose_elements(tensors, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Transpose the ROWS x COLS elements that a thread has in tensors (rows, channels), four in a row in each."""
+    """Transpose the ROWS x COLS elements that a thread holds in tensors (rows, channels), four in a row in each."""
     elements = ()
     for tensor in tl.static_range(ROWS * COLS // 4):
         elements += _quarters(tensors[tensor])
@@ -109,7 +110,7 @@ def _transpose_elements(tensors, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 @triton.jit
 def _split_columns(vectors, WIDTH: tl.constexpr):
-    """A tensor (ROWS, channels) for each column of taps, from its vectors, see :func:`_vector`."""
+    """Rearrange vectors, see :func:`_vector`, into a tensor (ROWS, channels) for each column of taps."""
     if WIDTH == 1:
         return vectors
     return _transpose_elements(vectors, 4, WIDTH)
@@ -117,7 +118,7 @@ def _split_columns(vectors, WIDTH: tl.constexpr):
 
 @triton.jit
 def _join_columns(columns, WIDTH: tl.constexpr):
-    """The opposite of :func:`_split_columns`."""
+    """The inverse of :func:`_split_columns`."""
     if WIDTH == 1:
         return columns
     return _transpose_elements(columns, WIDTH, 4)
@@ -125,9 +126,9 @@ def _join_columns(columns, WIDTH: tl.constexpr):
 
 @triton.jit
 def _vector(vector, row, row_mask, col_block, in_channels, WIDTH: tl.constexpr, COLS: tl.constexpr):
-    """Places in a plane, (ROWS, COLS), and which of them there are.
+    """Offsets of a vector's elements in a plane, (ROWS, COLS), and their mask.
 
-    Of 4 channels, which have 4 * WIDTH elements in a row, a vector has 4: each thread reads memory in order.
+    Four channels have 4 * WIDTH adjacent elements, of which a vector holds four: each thread reads adjacent memory.
     """
     channel = tl.arange(0, COLS)
     place = col_block * (COLS * WIDTH) + channel // 4 * (4 * WIDTH) + 4 * vector + channel % 4
@@ -137,14 +138,14 @@ def _vector(vector, row, row_mask, col_block, in_channels, WIDTH: tl.constexpr, 
 
 @triton.jit
 def _kernel_place(row, channel, col, filter_stride, channel_stride, row_stride, col_stride, HEIGHT: tl.constexpr):
-    """Places of a column of taps in a kernel of any strides, (ROWS, COLS), for rows and channels of the plane."""
+    """Offsets of a column of taps in a kernel with any strides, (ROWS, COLS), for rows and channels of the plane."""
     row_offset = (row // HEIGHT) * filter_stride + (row % HEIGHT) * row_stride + col * col_stride
     return row_offset[:, None] + (channel * channel_stride)[None, :]
 
 
 @triton.jit
 def _block(rows_of_group, row_blocks, col_blocks, steps, ROWS: tl.constexpr):
-    """The block of program 0: group, row block, column block, and its tiles of rows, from the first to the last."""
+    """Group, row block, column block, and the range of row tiles (its end excluded) of the program on grid axis 0."""
     block = tl.program_id(0)
     row_block = block // col_blocks % row_blocks
     first = row_block * steps
@@ -154,7 +155,7 @@ def _block(rows_of_group, row_blocks, col_blocks, steps, ROWS: tl.constexpr):
 
 @triton.jit
 def _load_windows(pointers, mask, tap_stride, TAPS: tl.constexpr):
-    """A tensor (1, COLS) for each tap."""
+    """Load a tensor (1, COLS) for each tap."""
     windows = ()
     for tap in tl.static_range(TAPS):
         windows += (tl.load(pointers + tap * tap_stride, mask=mask, other=0.0)[None, :],)
@@ -163,7 +164,7 @@ def _load_windows(pointers, mask, tap_stride, TAPS: tl.constexpr):
 
 @triton.jit
 def _load_taps(pointers, mask, TAPS: tl.constexpr):
-    """A tensor (ROWS, 1) for each tap."""
+    """Load a tensor (ROWS, 1) for each tap."""
     taps = ()
     for tap in tl.static_range(TAPS):
         taps += (tl.load(pointers + tap, mask=mask, other=0.0)[:, None],)
@@ -181,7 +182,7 @@ def _gate(taps, windows, TAPS: tl.constexpr):
 
 @triton.jit
 def _stack(tensors, ROWS: tl.constexpr, LEVELS: tl.constexpr):
-    """Tensors (ROWS,), of which there are 2**LEVELS, as one (ROWS, 2**LEVELS)."""
+    """Stack 2**LEVELS tensors (ROWS,) into one (ROWS, 2**LEVELS)."""
     for level in tl.static_range(LEVELS):
         joined = ()
         for left in tl.static_range(1 << (LEVELS - level - 1)):
@@ -197,9 +198,9 @@ def modulate(plane, taps, windows, channel_factors, filter_factors, spatial_fact
              out_image, out_filter, out_channel, out_row, out_col,
              HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, CHANNEL: tl.constexpr,
              FILTER: tl.constexpr, SPATIAL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
-    """Planes times all modulators, as kernels of any strides and dtype.
+    """Multiply planes by all modulators, and store them as kernels of any strides and dtype.
 
-    A program has COLS input channels of a group and goes through ``steps`` tiles of ROWS rows.
+    A program processes COLS input channels of a group, in ``steps`` tiles of ROWS rows.
 
     Grid: blocks of each group's rows and input channels, images.
     """
@@ -251,17 +252,20 @@ def modulate_backward(source, grad, taps, windows, channel_factors, filter_facto
                       HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, CHANNEL: tl.constexpr,
                       FILTER: tl.constexpr, SPATIAL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
                       LEVELS: tl.constexpr, KEPT: tl.constexpr):  # fmt: skip
-    """The gradient of the planes, and each program's share of what :func:`finish` sums up.
+    """Compute the gradient of the planes, and each program's share of the sums that :func:`finish` adds up.
 
-    ``source`` has the planes, of whose strides only that over images is used, or, if KEPT, the kernels K.
+    ``source`` holds the planes, with only their stride over images in use, or, if KEPT, the kernels K.
 
-    With P = K * dL/dK: ``tap_shares`` (B, col_blocks, R*b, T) is of dL/dlogit times each tap's window, ``row_shares``
-    (B, col_blocks, R*b) of P, both summed over channels; ``col_shares`` (B, G, row_blocks, T + 1, I) is of dL/dlogit
-    times each tap and, last, of P, summed over rows. What no factor needs is left out. ``grad_plane`` may be
-    ``source`` where that is planes. Sums over rows are collected in each thread, and exchanged once, at the end.
-    2**LEVELS is at least T.
+    With P = K * dL/dK, the shares are
 
-    Blocks and grid: as of :func:`modulate`.
+    - ``tap_shares`` (B, col_blocks, R*b, T): dL/dlogit times each tap's window, summed over channels;
+    - ``row_shares`` (B, col_blocks, R*b): P, summed over channels;
+    - ``col_shares`` (B, G, row_blocks, T + 1, I): dL/dlogit times each tap and, as the last entry, P, summed over rows.
+
+    Shares that no factor needs are not stored. ``grad_plane`` may be ``source`` if it holds planes. Each thread
+    accumulates its sums over rows, and threads exchange them once, at the end. 2**LEVELS is at least T.
+
+    Blocks and grid are those of :func:`modulate`.
     """
     image = tl.program_id(1)
     group, row_block, col_block, first, last = _block(rows_of_group, row_blocks, col_blocks, steps, ROWS)
@@ -347,7 +351,7 @@ def modulate_backward(source, grad, taps, windows, channel_factors, filter_facto
 @triton.jit
 def _sum_terms(pointer, offsets, mask, count, inner, outer_stride, inner_stride, TERMS: tl.constexpr,
                BLOCK: tl.constexpr):  # fmt: skip
-    """For each offset, the sum of ``count`` terms: ``inner`` at a stride, those again and again at another."""
+    """Sum ``count`` terms for each offset: runs of ``inner`` at ``inner_stride``, which repeat at ``outer_stride``."""
     total = tl.zeros([TERMS, BLOCK], tl.float32)
     for start in range(0, count, TERMS):
         term = start + tl.arange(0, TERMS)
@@ -358,7 +362,7 @@ def _sum_terms(pointer, offsets, mask, count, inner, outer_stride, inner_stride,
 
 @triton.jit
 def _divide(sums, factors):
-    """sums / factors, and 0 where a factor has underflowed to 0 (there its own derivative is 0 as well)."""
+    """Compute sums / factors; 0 where a factor has underflowed to 0, as its own derivative is 0 there as well."""
     return tl.where(factors == 0, 0.0, sums / tl.where(factors == 0, 1.0, factors))
 
 
@@ -410,7 +414,7 @@ def _finish_spatial(block, row_shares, spatial_factors, grad_spatial, out_channe
 
 @triton.jit
 def _finish_sum(block, shares, gradient, size, count, TERMS: tl.constexpr, BLOCK: tl.constexpr):
-    """``gradient`` as the sum of ``count`` shares of its size."""
+    """Write the sum of ``count`` shares to ``gradient``, all of ``size`` elements."""
     output = block * BLOCK + tl.arange(0, BLOCK)
     mask = output < size
     tl.store(gradient + output, _sum_terms(shares, output, mask, count, 1, size, 0, TERMS, BLOCK), mask=mask)
@@ -422,9 +426,9 @@ def finish(tap_shares, row_shares, col_shares, attention_shares, channel_factors
            images, groups, rows, in_channels, row_blocks, col_blocks, share_size, share_blocks,
            HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr, CHANNEL: tl.constexpr,
            FILTER: tl.constexpr, SPATIAL: tl.constexpr, MANY: tl.constexpr, FEW: tl.constexpr):  # fmt: skip
-    """Sum up, for all images, the shares that :func:`modulate_backward` and :func:`spectrum_backward` leave.
+    """Add up, for all images, the shares from :func:`modulate_backward` and :func:`spectrum_backward`.
 
-    A program takes MANY outputs of FEW terms at a time, or the other way around, as there are more outputs or terms.
+    A program processes MANY outputs with FEW terms at a time, or the other way around if there are more terms.
 
     Grid: programs for windows and channel, then for taps, for filter, for spatial, and for attention.
     """
@@ -455,9 +459,9 @@ def finish(tap_shares, row_shares, col_shares, attention_shares, channel_factors
 
 @triton.jit
 def _add_sums_by_group(is_of_group, values, total):
-    """``total`` plus the product of zeros and ones (n, k) with float32 numbers (b, k), (n, b).
+    """Add the product of zeros and ones (n, k) with float32 values (b, k) to ``total`` (n, b).
 
-    A number is the sum of three of bfloat16, to float32's accuracy, and products of those with 0 and 1 are exact.
+    Each value is the sum of three bfloat16 numbers, with float32's accuracy. Their products with 0 and 1 are exact.
     """
     high = values.to(is_of_group.dtype)
     rest = values - high.to(tl.float32)
@@ -473,11 +477,11 @@ def spectrum_backward(grad, spectrum, group_index, attention, grad_spectrum, sha
                       coefficients, half, cols, num_groups, share_size, images, steps, scale,
                       ACCUMULATE: tl.constexpr, IMAGES: tl.constexpr, BLOCK: tl.constexpr,
                       GROUPS: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
-    """From the spectra (B, R, half, 2) of the planes' gradients to those of D and, in ``shares``, of attention.
+    """Compute the gradients of D and attention (``shares``) from the spectra (B, R, half, 2) of the planes' gradients.
 
-    ``shares`` (blocks, B, n) has each program's sum over its coefficients of every group; blocks are ``share_size``
-    elements apart. Where there are more than IMAGES images, the thread that has written a sum for D adds the next to
-    it. DTYPE: of what tensor cores multiply.
+    ``shares`` (blocks, B, n) holds each program's sum over its coefficients of every group; blocks are ``share_size``
+    elements apart. If there are more than IMAGES images, the thread that has written a sum for D adds the next one to
+    it. DTYPE is the dtype of the factors of matrix products.
 
     Grid: blocks of ``steps * BLOCK`` coefficients, blocks of groups.
     """
@@ -490,7 +494,7 @@ def spectrum_backward(grad, spectrum, group_index, attention, grad_spectrum, sha
             coefficient = (tl.program_id(0) * steps + step) * BLOCK + tl.arange(0, BLOCK)
             mask = coefficient < coefficients
             col = coefficient % half
-            # A coefficient stands for its conjugate, too.
+            # All other coefficients count twice, for their conjugates too.
             counts = tl.where((col == 0) | (2 * col == cols), scale, 2 * scale)[:, None]
             pairs = 2 * coefficient[:, None] + tl.arange(0, 2)[None, :]
             values = tl.load(spectrum + pairs, mask=mask[:, None], other=0.0) * counts
@@ -504,7 +508,7 @@ def spectrum_backward(grad, spectrum, group_index, attention, grad_spectrum, sha
             is_of_group = tl.where(own_group[None, :] == group, 1.0, 0.0).to(DTYPE)
             total = _add_sums_by_group(is_of_group, products, total)
             if tl.program_id(1) == 0:
-                # In one dimension: the compiler then gives neighbors, which mostly have one group, to a warp.
+                # In one dimension, since the compiler then gives neighbors, most of which share a group, to one warp.
                 place = tl.reshape((image * num_groups)[:, None] + own_group[None, :], [IMAGES * BLOCK])
                 weight = tl.load(attention + place, mask=place < images * num_groups, other=0.0)
                 sums = tl.sum(grads * tl.reshape(weight, [IMAGES, BLOCK, 1]), 0) * counts

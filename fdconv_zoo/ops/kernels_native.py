@@ -25,7 +25,7 @@ class _Assembler:
         self._pointers = _pointers(tensors)
         self._kernel_shape = kernel_shape
         self._library = native.library()
-        # The numbers that the C functions take, in the order of ``kernel_sizes``; the first two are of a call's images.
+        # The sizes that the C functions take, in the order of ``kernel_sizes``; the first two select a call's images.
         self._sizes = _Sizes(
             0, 0, len(tensors.attention) == 1, *kernel_shape, geometry.groups,
             0 if tensors.taps is None else tensors.taps.shape[2], tensors.attention.shape[1],
@@ -65,7 +65,7 @@ class _Assembler:
         return self._gradients._replace(group_index=None)
 
     def _prepare(self, images: slice) -> Tensor:
-        """Set the images that the next call is about, and return scratch memory for it, to keep alive during it."""
+        """Select the images of the next call, and return its scratch memory, which must stay alive during the call."""
         self._sizes[:2] = images.start, images.stop - images.start
         return scratch_memory("native", 4 * self._library.fdconv_kernels_scratch(self._sizes))
 

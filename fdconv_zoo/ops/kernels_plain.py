@@ -1,6 +1,6 @@
 """Kernel assembly: from Fourier coefficients and modulators to one convolution kernel per image.
 
-The paper's equations (https://arxiv.org/abs/2503.18783, sections 3.1 and 3.2) in the notation
+This module implements the paper's equations (https://arxiv.org/abs/2503.18783, sections 3.1 and 3.2) in the notation
 
     B images, O output channels, I input channels per group, G groups, a x b kernel taps, n kernels,
     spectrum D of the plane that lays the kernel out as O*a rows by I*b columns.
@@ -19,12 +19,12 @@ from fdconv_zoo.ops.dft_by_products import inverse_transform_by_products
 
 
 class DisjointWeights(NamedTuple):
-    """The ingredients of FDW's kernels, before mixing.
+    """The weights of FDW, before mixing.
 
     Attributes:
         spectrum: (O*a, I*b//2 + 1, 2), real and imaginary parts; float32 or float64.
-        group_index: (O*a, I*b//2 + 1), the group of each coefficient, of any integer type.
-        attention: (B, n), the weight of each kernel; or (1, n), the same for all images. In spectrum's dtype.
+        group_index: (O*a, I*b//2 + 1), the group of each coefficient, in any integer dtype.
+        attention: (B, n), the weight of each kernel, or (1, n) for all images; in the dtype of ``spectrum``.
         kernel_shape: (O, I, a, b).
     """
 
@@ -35,10 +35,10 @@ class DisjointWeights(NamedTuple):
 
 
 class LocalFactors(NamedTuple):
-    """The ingredients of KSM's local factors: a 1-D convolution along the channels, and its input.
+    """The tensors to assemble KSM's local factors from: a 1-D convolution along the channels, and its input.
 
     Attributes:
-        taps: (O*a*b, 1, T), the convolution's weight.
+        taps: (O*a*b, 1, T), the weight of the convolution.
         windows: (B, G, I, T), the T channels around each channel.
     """
 
@@ -54,7 +54,7 @@ class KernelModulators(NamedTuple):
         channel: (B, G*I), one factor per input channel.
         filter: (B, O), one factor per output channel.
         spatial: (B, a, b), one factor per tap.
-        local: (B, O, I, a, b), one factor per kernel element, or what they are assembled from.
+        local: (B, O, I, a, b), one factor per kernel element; or the :class:`LocalFactors` to assemble them from.
     """
 
     kernel: Tensor | None = None
@@ -80,12 +80,12 @@ def mix_spectrum(weights: DisjointWeights) -> Tensor:
     ``D * attention[group]`` (section 3.1).
 
     Returns:
-        (B, O, I, a, b), a permuted view of the (B, O, a, I, b) planes; B is 1 where all images share their attention.
+        (B, O, I, a, b), a permuted view of the (B, O, a, I, b) planes; B is 1 if all images share their attention.
     """
     spectrum, group_index, attention, (out_channels, in_channels, height, width) = weights
     rows, cols = out_channels * height, in_channels * width
     attention = attention.gather(1, group_index.flatten().long().expand(attention.shape[0], -1))
-    # Scaling the real and imaginary parts is half the arithmetic of promoting the weights to complex numbers.
+    # Scaling the real and imaginary parts takes half the arithmetic of promoting the weights to complex numbers.
     coefficients = spectrum * attention.view(-1, rows, cols // 2 + 1, 1)
     if torch.onnx.is_in_onnx_export():
         plane = inverse_transform_by_products(coefficients, rows, cols)
@@ -101,11 +101,11 @@ def mix_spectrum(weights: DisjointWeights) -> Tensor:
 def local_factors(parts: LocalFactors, kernel_size: tuple[int, int]) -> Tensor:
     """KSM's local branch: ``2 * sigmoid(taps * neighbourhood)``, one factor for every single kernel element.
 
-    The 1-D convolution along the channels is a product of windows and taps, so that a grouped layer computes only
-    the (output, input) pairs it has.
+    The 1-D convolution along the channels is computed as a product of taps and windows, so that a grouped layer
+    computes only the (output, input) pairs that it has.
 
     Args:
-        parts: what the factors are assembled from.
+        parts: taps and windows.
         kernel_size: (a, b).
 
     Returns:
@@ -120,22 +120,22 @@ def local_factors(parts: LocalFactors, kernel_size: tuple[int, int]) -> Tensor:
 
 
 def assemble_kernels(weights: DisjointWeights, modulators: KernelModulators, groups: int) -> Tensor:
-    """FDW's kernels, every element scaled by the product of KSM's modulators (section 3.2).
+    """Mix FDW's kernels and scale every element by the product of KSM's modulators (section 3.2).
 
     Args:
-        weights: FDW's, unmixed.
-        modulators: KSM's.
-        groups: G; output channels q*O/G ... see input channels q*I ...
+        weights: the weights of FDW, before mixing.
+        modulators: the predictions of KSM.
+        groups: the number of groups G; output channels of group q read only the input channels of group q.
 
     Returns:
-        (B, O, I, a, b); B is 1 where all images share one kernel.
+        (B, O, I, a, b); B is 1 if all images share one kernel.
     """
     out_channels, in_channels, *kernel_size = weights.kernel_shape
     kernels = mix_spectrum(weights)
     local = modulators.local
     if local is not None:
-        # The local factors come with I innermost in memory. As the first operand they hand that layout to the
-        # product, whose inner loops then run over I and not over the few taps.
+        # The local factors have I innermost in memory. As the first operand, they determine the layout of the
+        # product, whose inner loops then run over I instead of the few taps.
         kernels = (local_factors(local, kernel_size) if isinstance(local, LocalFactors) else local) * kernels
     if modulators.spatial is not None:
         kernels = kernels * modulators.spatial[:, None, None]

@@ -1,7 +1,7 @@
 """The "rebuild" path: kernels assembled image by image with torch's own operations, on any device.
 
-Everything happens on FDW's planes, O*a rows by I*b columns. With S the mixed plane, s = sigmoid(local logit), and the
-factors m = spatial * channel of the columns and f = filter of the rows, the kernel is
+All tensors have the layout of FDW's planes, O*a rows by I*b columns. With S the mixed plane, s = sigmoid(local logit),
+and the factors m = spatial * channel of the columns and f = filter of the rows, the kernel is
 
     K = m * f * 2 * S * s
 
@@ -78,7 +78,7 @@ class _Assembler:
         return KernelTensors(spectrum, None, attention, taps, windows, channel, filter_, spatial)
 
     def _scale(self, planes: Tensor, images: slice) -> Tensor:
-        """Multiply planes (b, R, C) with the factors of their columns and rows."""
+        """Multiply planes (b, R, C) by the factors of their columns and rows."""
         scaled = self._split(planes)
         if self.columns is not None:
             scaled = scaled * self.columns[images].unsqueeze(2)

@@ -1,12 +1,14 @@
-"""Dynamic convolution for GPUs: kernels are assembled for many images at once in few launches, and again in backward.
+"""Dynamic convolution for GPUs: kernels are assembled for many images at once, in few launches.
 
-Forward, for a chunk of images: weigh the coefficients, transform (``torch.fft``), apply all modulators, convolve.
-Backward does the first three again and, with P = K * dL/dK, takes every modulator's gradient from sums of P in the
-pass that makes the gradient of the planes; see :mod:`fdconv_zoo.ops.kernels_rebuild` for the mathematics. All sums have
-a fixed order. The kernels are assembled in float32 whatever x is in.
+For each chunk of images, the forward pass weighs the coefficients, transforms them (``torch.fft``), applies all
+modulators, and convolves. The backward pass repeats the first three steps. With P = K * dL/dK, the gradients of all
+modulators follow from sums of P, which are computed together with the gradient of the planes; see
+:mod:`fdconv_zoo.ops.kernels_rebuild` for the mathematics. All sums have a fixed order. Kernels are assembled in
+float32, whatever the dtype of x.
 
-Where the kernels K are kept for backward, in x's dtype, nothing is assembled again: P follows from K, and the gradient
-of the planes from modulators. Gradients of taps, windows, channel, filter and spatial then have K's rounding.
+If the kernels K are kept for the backward pass, in x's dtype, they are not assembled again: P is computed from K, and
+the gradient of the planes from the modulators. The gradients of taps, windows, channel, filter and spatial are then
+affected by the rounding of K.
 """
 
 import math
@@ -33,19 +35,20 @@ if triton is not None:
 
     from fdconv_zoo.ops import kernels_jit
 
-# Elements of kernels at once, 4 bytes each in several tensors: they grow with the batch, as the memory of maps does.
+# Elements of kernels to process at once, with 4 bytes in each of several tensors. Their number grows with the batch, as
+# does the memory of feature maps.
 _ELEMENTS_BY_IMAGE, _LEAST_ELEMENTS, _MOST_ELEMENTS = 2**20, 2**23, 2**26
 _IMAGES_AT_ONCE = 64  # one block of the sums over images
-_IMAGES_OF_PROGRAM = 16  # in the sums over coefficients: tensor cores multiply no fewer
-_COEFFICIENTS = 128  # of a step of those sums
+_IMAGES_OF_PROGRAM = 16  # in the sums over coefficients: the least that tensor cores multiply
+_COEFFICIENTS = 128  # in a step of these sums
 _WEIGHED, _WEIGHED_IMAGES = 256, 16  # coefficients and images that a program weighs
-_WARPS = 2112  # which a large GPU runs at once: 16 on each of 132 multiprocessors
+_WARPS = 2112  # that a large GPU runs at once: 16 on each of 132 multiprocessors
 _MOST_STEPS = 8
-_AT_ONCE = {} if torch.version.hip else {"maxnreg": 168}  # three programs of 128 threads on a multiprocessor of CUDA
+_AT_ONCE = {} if torch.version.hip else {"maxnreg": 168}  # three programs of 128 threads fit a multiprocessor
 
 
 class _Blocks(NamedTuple):
-    """How planes are cut into blocks, each a warp's: steps of tiles, one below the other. Rows are those of a group."""
+    """How planes are cut into blocks, one for each warp: ``steps`` tiles of one group's rows, one below the other."""
 
     rows: int  # of a tile
     cols: int  # input channels
@@ -69,7 +72,7 @@ def _forward_keeping(
 def _convolve(
     x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry, kept: Tensor | None = None
 ) -> Tensor:
-    """Convolve x, which is dense, and write the kernels of all images to ``kept``."""
+    """Convolve x (contiguous or channels_last), and write the kernels of all images to ``kept``, if given."""
     tensors = _contiguous(tensors)
     outputs = []
     with on_device_of(x):
@@ -97,7 +100,7 @@ def _backward(
 
 
 class _Gradients:
-    """The backward pass of a batch, from the kernels of all images if they have been kept."""
+    """The backward pass of a batch, from the kernels of all images if they were kept."""
 
     def __init__(
         self, x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry, kept: Tensor | None
@@ -120,7 +123,7 @@ class _Gradients:
         self.attention_shares = self._empty(programs, *tensors.attention.shape)
 
     def run(self, grad: Tensor, needs_x: bool) -> tuple[Tensor | None, KernelTensors]:
-        """The gradients of x, if needed, and of all tensors that are there."""
+        """Compute the gradients of x, if needed, and of all tensors that are not None."""
         grad_x = []
         is_shared = len(self.tensors.attention) < len(self.x)
         sum_of_planes = None
@@ -150,9 +153,9 @@ class _Gradients:
         return grad_x[0] if len(grad_x) == 1 else torch.cat(grad_x), gradients
 
     def _modulate_backward(self, images: slice, part: KernelTensors, source: Tensor, grad_kernels: Tensor) -> Tensor:
-        """The gradients of planes, (b, R, C), from the planes, or from kernels that have been kept.
+        """Compute the gradients of planes, (b, R, C), from the planes or from kept kernels.
 
-        They are written over the planes where each image has its own.
+        If ``source`` holds a plane for each image, the gradients overwrite the planes.
         """
         blocks, groups = self.blocks, self.geometry.groups
         batch, in_channels, height, width = len(grad_kernels), *self.kernel_shape[1:]
@@ -191,7 +194,7 @@ class _Gradients:
         return grad_planes
 
     def _spectrum_backward(self, images: slice, grad_planes: Tensor) -> None:
-        """Take in the gradients of planes (b, R, C)."""
+        """Add the gradients of planes (b, R, C) to those of spectrum and attention."""
         _, group_index, attention, *_ = _select(self.tensors, images)
         batch, rows, cols = grad_planes.shape
         grads = torch.fft.rfft2(grad_planes)
@@ -219,14 +222,14 @@ class _Gradients:
             GROUPS=groups_block,
             # The interpreter does not multiply bfloat16.
             DTYPE=tl.float32 if is_interpreted() else tl.bfloat16,
-            num_stages=1,  # more take the memory of programs that hide waiting better
+            num_stages=1,  # more stages take memory from further programs, which hide latency better
             **_AT_ONCE,
         )
 
     def _finish(self) -> list[Tensor | None]:
-        """The gradients of taps, windows, channel, filter and spatial, from the sums; attention's too."""
+        """Compute the gradients of taps, windows, channel, filter, spatial and attention from the partial sums."""
         _, _, _, taps, windows, *factors = self.tensors
-        # Windows may overlap in memory, their gradients must not.
+        # Windows may overlap in memory; their gradients must not.
         gradients = [None if t is None else self._empty(*t.shape) for t in (taps, windows, *factors)]
         out_channels, in_channels, height, width = self.kernel_shape
         batch, rows, groups = len(self.x), len(self.tensors.spectrum), self.geometry.groups
@@ -267,7 +270,7 @@ class _Gradients:
 
 
 def _mix(part: KernelTensors, kernel_shape: KernelShape) -> Tensor:
-    """The planes (b, R, C) of some images, or (1, R, C) where all share their attention."""
+    """Compute the planes (b, R, C) of some images, or (1, R, C) if all share their attention."""
     spectrum, group_index, attention, *_ = part
     rows, cols = len(spectrum), kernel_shape[1] * kernel_shape[3]
     if cols % 2:
@@ -295,7 +298,7 @@ def _mix(part: KernelTensors, kernel_shape: KernelShape) -> Tensor:
 
 
 def _assemble(kernels: Tensor, part: KernelTensors, planes: Tensor, geometry: Geometry) -> None:
-    """Write to kernels (b, O, I, a, b)."""
+    """Multiply planes by all modulators, and write the result to ``kernels`` (images, O, I, a, b)."""
     kernel_shape = kernels.shape[1:]
     blocks = _cut(kernel_shape, geometry.groups, len(kernels))
     grid = (geometry.groups * blocks.row_blocks * blocks.col_blocks, len(kernels))
@@ -322,12 +325,12 @@ def _assemble(kernels: Tensor, part: KernelTensors, planes: Tensor, geometry: Ge
 
 
 def _plane_stride(planes: Tensor) -> int:
-    """Between the planes of images; 0 for a plane that all share."""
+    """The stride between the planes of images; 0 if all images share one plane."""
     return planes.stride(0) if len(planes) > 1 else 0
 
 
 def _chunks(batch: int, kernel_shape: KernelShape) -> list[slice]:
-    """The images that are worked on at once."""
+    """The images to process at once."""
     step = _images_at_once(batch, kernel_shape)
     return [slice(start, min(start + step, batch)) for start in range(0, batch, step)]
 
@@ -352,14 +355,14 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _contiguous(tensors: KernelTensors) -> KernelTensors:
-    """All but the windows, which overlap in memory."""
+    """Make all tensors contiguous except the windows, which may overlap in memory."""
     return KernelTensors(
         *(t if t is None or name == "windows" else t.contiguous() for name, t in tensors._asdict().items())
     )
 
 
 def _cut(kernel_shape: KernelShape, groups: int, images: int) -> _Blocks:
-    """Cut planes into blocks: high ones where there are many, so that little is left to :func:`kernels_jit.finish`."""
+    """Cut planes into blocks: tall ones if there are many, so that :func:`kernels_jit.finish` has few sums to add."""
     out_channels, in_channels, height, _ = kernel_shape
     rows_of_group = out_channels // groups * height
     cols = power_of_two(in_channels, 4, 64)
@@ -399,14 +402,14 @@ def _fall_back(x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geo
 def _fall_back_keeping(
     x: Tensor, tensors: KernelTensors, kernel_shape: KernelShape, geometry: Geometry
 ) -> tuple[Tensor, Tensor]:
-    # The kernels have the shape that compiled code expects; no backward reads them.
+    # The kernels have the shape that compiled code expects; the backward pass of the fallback does not read them.
     return _fall_back(x, tensors, kernel_shape, geometry), empty_kernels(x, len(x), kernel_shape)
 
 
 def _fall_back_backward(
     grad: Tensor, needs_x: bool, x: Tensor, tensors: KernelTensors, *settings: Any
 ) -> tuple[Tensor | None, KernelTensors]:
-    kernel_shape, geometry, *_ = settings  # kernels that have been kept are not needed
+    kernel_shape, geometry, *_ = settings  # kept kernels are not needed
     run = torch.ops.fdconv_zoo.convolve_rebuild_backward
     found = iter(run(grad, needs_x, x, *tensors, kernel_shape, *geometry_arguments(geometry)))
     grad_x = next(found) if needs_x else None

@@ -1,4 +1,4 @@
-"""KSM's small operations between its linear layers, and FBM's gate: on GPUs, several of torch's in one launch."""
+"""KSM's small operations between its linear layers, and FBM's gate; on GPUs, one launch replaces several of torch's."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -15,19 +15,19 @@ if triton is not None:
     from fdconv_zoo.ops import modulation_jit
 
 _BLOCK = 512
-_PROGRAMS = 1024  # that keep a large GPU busy
+_PROGRAMS = 1024  # enough to keep a large GPU busy
 _POOLED, _ROWS = 32, 128  # channels and positions that a program pools at once
 
 
 def modulate_plain(
     logits: Sequence[Tensor], temperatures: Sequence[float], counts: Sequence[int], dtype: torch.dtype
 ) -> list[Tensor]:
-    """``2 * sigmoid(logit / temperature) / count`` for each of some tensors."""
+    """Compute ``2 * sigmoid(logit / temperature) / count`` for each tensor."""
     found = []
     for logit, temperature, count in zip(logits, temperatures, counts, strict=True):
         logit = logit.to(dtype)
         gates = torch.sigmoid(logit if temperature == 1 else logit / temperature)
-        factors = gates + gates  # for small tensors twice as fast as a product with the number 2
+        factors = gates + gates  # for small tensors twice as fast as multiplying by 2
         found.append(factors if count == 1 else factors / count)
     return found
 
@@ -39,16 +39,16 @@ def star_relu_plain(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 
 def neighbors_plain(x: Tensor, width: int) -> Tensor:
-    """The ``width`` channels around each channel of x (B, C), (B, C, width), 0 beyond the first and last."""
+    """Collect the ``width`` channels around each channel of x (B, C): (B, C, width), 0 beyond the first and last."""
     padded = F.pad(x, (width // 2, width // 2))
-    if torch.onnx.is_in_onnx_export():  # whose tracing exporter does not know unfold
+    if torch.onnx.is_in_onnx_export():  # the tracing exporter does not support unfold
         return torch.stack([padded[:, tap : tap + x.shape[1]] for tap in range(width)], dim=2)
     return padded.unfold(1, width, 1)
 
 
 def pool_plain(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mean of each channel of x (B, C, H, W), (B, C)."""
-    # The gradient of a sum is a view, that of a mean a tensor of x's size.
+    """Average each channel of x (B, C, H, W) to (B, C)."""
+    # The gradient of a sum is a view; that of a mean is a tensor of x's size.
     return x.sum((2, 3), dtype=dtype) / (x.shape[2] * x.shape[3])
 
 
@@ -96,7 +96,7 @@ def _count_blocks(tensors: Sequence[Tensor]) -> tuple[int]:
 def _numbers(
     logits: Sequence[Tensor], temperatures: Sequence[float], counts: Sequence[int]
 ) -> tuple[tuple[float, ...], ...]:
-    """Sizes, what logits are divided by, and what their sigmoids are multiplied by."""
+    """The sizes of the logits, their divisors, and the factors of their sigmoids."""
     sizes = tuple(logit.numel() for logit in logits)
     return sizes, tuple(map(float, temperatures)), tuple(2 / count for count in counts)
 
@@ -150,7 +150,7 @@ def _neighbors_backward_plain(grad: Tensor) -> Tensor:
 def _pool(x: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     stride = x.stride(3) if width > 1 else x.stride(2)
-    # Torch adds up maps whose channels are innermost at a fifth of the memory's speed.
+    # The Triton kernel is for maps with innermost channels, which torch sums at a fifth of the memory bandwidth.
     if x.stride(1) != 1 or (width > 1 and x.stride(2) != width * stride):
         return x.mean((2, 3), dtype=torch.float32)
     positions = height * width
@@ -166,7 +166,7 @@ def _pool(x: Tensor) -> Tensor:
 def _sum_positions(
     x: Tensor, sizes: tuple[int, int, int], strides: tuple[int, int], shares: int, scale: float
 ) -> Tensor:
-    """Shares (shares, B, C) of the sums over the positions of x, of ``sizes`` B, C and positions, times ``scale``."""
+    """Partial sums (shares, B, C) over the positions of x, times ``scale``; ``sizes`` are B, C and positions."""
     batch, channels, positions = sizes
     out = x.new_empty(shares, batch, channels, dtype=torch.float32)
     modulation_jit.pool[(cdiv(channels, _POOLED) * batch, shares)](
@@ -290,7 +290,7 @@ def _differentiate_pool(ctx: Any, grad: Tensor) -> Tensor:
         share = (grad / positions).to(ctx.dtype)
     else:  # in one launch
         share = torch.div(grad, positions, out=grad.new_empty(grad.shape, dtype=ctx.dtype))
-    # A view: a tensor of x's size need not be written.
+    # A view, so that no tensor of x's size is written.
     return share[:, :, None, None].expand(ctx.shape)
 
 

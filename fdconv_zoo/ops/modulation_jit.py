@@ -6,9 +6,9 @@ import triton.language as tl
 
 @triton.jit
 def modulate(logits, outs, sizes, divisors, scales, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """``scale * sigmoid(logit / divisor)`` for each of some tensors.
+    """Compute ``scale * sigmoid(logit / divisor)`` for each tensor.
 
-    Grid: blocks of the first, of the second, ...
+    Grid: blocks of the first tensor, then of the second, ...
     """
     block = tl.program_id(0)
     for index in tl.static_range(COUNT):
@@ -21,7 +21,7 @@ def modulate(logits, outs, sizes, divisors, scales, COUNT: tl.constexpr, BLOCK: 
 
 @triton.jit
 def modulate_backward(grads, logits, outs, sizes, divisors, scales, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """The gradients of the logits of :func:`modulate`; grid: the same."""
+    """The gradients of the logits of :func:`modulate`, with the same grid."""
     block = tl.program_id(0)
     for index in tl.static_range(COUNT):
         element = block * BLOCK + tl.arange(0, BLOCK)
@@ -40,13 +40,13 @@ def star_relu(x, scale, bias, out, size, BLOCK: tl.constexpr):
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = element < size
     values = tl.load(x + element, mask=mask, other=0.0)
-    values = tl.where(values < 0, 0.0, values)  # and NaN stays
+    values = tl.where(values < 0, 0.0, values)  # keeps NaN
     tl.store(out + element, tl.load(scale) * values * values + tl.load(bias), mask=mask)
 
 
 @triton.jit(do_not_specialize=["size"])
 def star_relu_backward(grad, x, scale, grad_x, grad_scale, grad_bias, size, BLOCK: tl.constexpr):
-    """The gradients of :func:`star_relu`; one program, since there are few elements and two sums of them."""
+    """The gradients of :func:`star_relu`, in one program: elements are few, and two gradients are sums of all."""
     factor = 2 * tl.load(scale)
     scale_sums = tl.zeros([BLOCK], tl.float32)
     bias_sums = tl.zeros([BLOCK], tl.float32)
@@ -65,7 +65,7 @@ def star_relu_backward(grad, x, scale, grad_x, grad_scale, grad_bias, size, BLOC
 
 @triton.jit(do_not_specialize=["size", "channels"])
 def neighbors(x, out, size, channels, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """The WIDTH channels around each channel of x (B, C), (B, C, WIDTH), 0 beyond the first and last; grid: blocks."""
+    """Collect the WIDTH channels around each channel of x (B, C): (B, C, WIDTH), 0 beyond the ends; grid: blocks."""
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     shift = element % WIDTH - WIDTH // 2
     position = element // WIDTH
@@ -77,7 +77,7 @@ def neighbors(x, out, size, channels, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["size", "channels"])
 def neighbors_backward(grad, out, size, channels, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """The gradient of x of :func:`neighbors`; grid: blocks of it."""
+    """The gradient of x in :func:`neighbors`; grid: blocks of the gradient."""
     position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = position < size
     total = tl.zeros([BLOCK], tl.float32)
@@ -90,7 +90,7 @@ def neighbors_backward(grad, out, size, channels, WIDTH: tl.constexpr, BLOCK: tl
 
 @triton.jit(do_not_specialize=["positions", "count"])
 def pool(x, out, channels, positions, count, x_image, x_position, scale, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Shares (blocks of ``count`` positions, B, C) of sums over positions, times ``scale``; channels are innermost.
+    """Sum each block of ``count`` positions, (blocks, B, C), times ``scale``; x has its channels innermost.
 
     Grid: blocks of each image's channels, blocks of positions.
     """

@@ -1,10 +1,10 @@
 """The Triton kernels of :mod:`fdconv_zoo.ops.modulators_triton`.
 
-Products are sums of float32 products, without tensor cores: tiles (images, rows, cols) are added up in registers.
-No result depends on the order in which programs run.
+Matrix products are computed in float32, without tensor cores: tiles (images, rows, cols) are summed in registers. No
+result depends on the order in which programs run.
 
-``state`` holds, one after another: the normalized hidden units (B, h) and their activations (B, h); what their
-normalization subtracts (h,) and multiplies by (h,); the same of the local branch's, (B,) and (B,).
+``state`` holds, one after another: the normalized hidden units (B, h) and their activations (B, h); the mean (h,) and
+the inverse standard deviation (h,) of their normalization; the same of the local branch's normalization, (B,) and (B,).
 """
 
 import triton
@@ -17,7 +17,7 @@ def predict_hidden(
     state, windows, batch, channels, hidden, width, hidden_blocks, eps, momentum, layer_eps,
     TRAINING: tl.constexpr, IMAGES: tl.constexpr, UNITS: tl.constexpr, CHANNELS: tl.constexpr, ELEMENTS: tl.constexpr,
 ):  # fmt: skip
-    """The hidden units of the global branch, and the windows of the local branch.
+    """Compute the hidden units of the global branch and the windows of the local branch.
 
     Grid: blocks of hidden units, each for all images; then blocks of windows of the first image, of the second, ...
     """
@@ -134,7 +134,7 @@ def _windows(pooled, weight, bias, statistics, windows, block, batch, channels, 
 
 @triton.jit
 def _star_relu(values, scale, offset):
-    values = tl.where(values < 0, 0.0, values)  # and NaN stays
+    values = tl.where(values < 0, 0.0, values)  # keeps NaN
     return scale * values * values + offset
 
 
@@ -145,9 +145,9 @@ def predict_heads(
     batch, hidden, kernel_size, channel_size, filter_size, spatial_size, kernel_temperature, temperature,
     IMAGES: tl.constexpr, OUTPUTS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
-    """The modulators of the global branch, ``scale * sigmoid((W @ hidden + bias) / temperature)``.
+    """Compute the modulators of the global branch, ``scale * sigmoid((W @ hidden + bias) / temperature)``.
 
-    Grid: blocks of outputs of the first head, of the second, ...; blocks of images. A head of size 0 is not there.
+    Grid: blocks of outputs of the first head, of the second, ...; blocks of images. A missing head has size 0.
     """
     block = tl.program_id(0)
     second = tl.cdiv(kernel_size, OUTPUTS)
@@ -194,14 +194,14 @@ def backward_heads(
     kernel_size, channel_size, filter_size, spatial_size, head_blocks, kernel_temperature, temperature,
     IMAGES: tl.constexpr, OUTPUTS: tl.constexpr, UNITS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of the heads, and shares of those of the hidden units and of the local branch's input.
+    """Compute the gradients of the heads, and partial results for those of the hidden units and the local features.
 
     ``scratch`` holds, one after another: the shares of the gradient of the hidden units (head blocks, B, h); the
-    gradient of the hidden units before their normalization (B, h); that of the normalized local features (B, C), and
-    for each image two means that their normalization passes on (2, B); shares of the gradients of StarReLU's scale
-    and of its bias, one a block of :func:`backward_hidden` each.
+    gradient of the hidden units before their normalization (B, h); the gradient of the normalized local features
+    (B, C), and two means for each image (2, B), for the backward pass of their normalization; shares of the gradients
+    of StarReLU's scale and of its bias, one of each for every block of :func:`backward_hidden`.
 
-    Grid: blocks of outputs as in :func:`predict_heads`, for each blocks of hidden units; then images.
+    Grid: for each block of outputs as in :func:`predict_heads`, blocks of hidden units; then images.
     """
     block = tl.program_id(0)
     parts = tl.cdiv(hidden, UNITS)
@@ -267,7 +267,7 @@ def _head_gradients(
         mask = (image < batch)[:, None] & (unit < hidden)[None, :]
         units = tl.load(activated + place, mask=mask, other=0.0)
         weight_sums += tl.sum(logits_grad[:, :, None] * units[:, None, :], 0)
-        # In the opposite order, Triton's compiler takes the sum of products for a matrix product in tf32.
+        # In the opposite order, Triton's compiler turns the sum of products into a matrix product in tf32.
         tl.store(share + place, tl.sum(weights[None, :, :] * logits_grad[:, :, None], 1), mask=mask)
     tl.store(weight_grad + weight_place, weight_sums, mask=weight_mask)
     if part == 0:
@@ -278,7 +278,7 @@ def _head_gradients(
 def _neighbors_backward(
     grad, row, weight, features_grad, statistics, sums, batch, channels, width, CHANNELS: tl.constexpr
 ):
-    """For one image."""
+    """The backward pass of the windows of one image."""
     center = tl.load(statistics)
     inverse = tl.load(statistics + batch)
     first_sums = tl.zeros([CHANNELS], tl.float32)
@@ -304,9 +304,9 @@ def backward_hidden(
     state, weight, bias, star_scale, scratch, weight_grad, bias_grad, batch, channels, hidden, head_blocks,
     TRAINING: tl.constexpr, IMAGES: tl.constexpr, UNITS: tl.constexpr, SHARES: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the hidden units before their normalization, of its weight and bias, and shares of StarReLU's.
+    """Compute the gradients of the hidden units before normalization, of its weight and bias; and StarReLU's shares.
 
-    ``scratch`` is that of :func:`backward_heads`; grid: blocks of hidden units.
+    ``scratch`` is that of :func:`backward_heads`. Grid: blocks of hidden units.
     """
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
     unit_mask = unit < hidden
@@ -324,7 +324,7 @@ def backward_hidden(
         image = start + tl.arange(0, IMAGES)
         place = image[:, None] * hidden + unit[None, :]
         mask = (image < batch)[:, None] & unit_mask[None, :]
-        # Rows of shares by columns that stand for images and units.
+        # Rows are shares; each column is a pair of an image and a unit.
         column = tl.arange(0, IMAGES * UNITS)[None, :]
         column_image = start + column // UNITS
         column_unit = tl.program_id(0) * UNITS + column % UNITS
@@ -371,10 +371,10 @@ def backward_inputs(
     scale_grad, offset_grad, batch, channels, hidden, head_blocks, star_shares, reduce_programs, layer_programs,
     IMAGES: tl.constexpr, UNITS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of ``reduce``, of the local branch's normalization, of StarReLU's parameters, and of pooled.
+    """Compute the gradients of ``reduce``, the local branch's normalization, StarReLU's parameters, and pooled.
 
-    ``scratch`` is that of :func:`backward_heads`. Grid: blocks of channels, for each blocks of hidden units; blocks of
-    channels, if there is a local branch; and for each block of images, blocks of channels.
+    ``scratch`` is that of :func:`backward_heads`. Grid: for each block of channels, blocks of hidden units; then, with
+    a local branch, blocks of channels; then, for each block of images, blocks of channels.
     """
     program = tl.program_id(0)
     blocks = tl.cdiv(channels, CHANNELS)

@@ -1,7 +1,7 @@
 """KSM on a CPU in inference: all modulators in one call of ``native/modulators.c``.
 
-The arithmetic is little. But after a layer's kernels have gone through the caches, each of torch's operations first
-waits for its own code, several times as long as it runs, and KSM consists of some thirty of them.
+There is little arithmetic. But a layer's kernels displace everything else from the caches, so that each of torch's
+operations first waits for its own code, several times as long as it runs. KSM takes about thirty of these operations.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from fdconv_zoo.ops import native
 from fdconv_zoo.ops.modulators_plain import linear_flops
 from fdconv_zoo.ops.scratch import scratch_memory
 
-_WORTH_THREADS = 2**15  # elements of the weights
+_WORTH_THREADS = 2**15  # elements of the weights from which several threads are used
 _HEADS = (7, 9, 11, 13)  # among the tensors, the weights of the heads
 
 _Sizes, _Numbers = ctypes.c_int64 * 9, ctypes.c_float * 6
@@ -30,9 +30,9 @@ def predict_modulators_native(
     numbers: Sequence[float],
     sizes: Sequence[int],
 ) -> list[Tensor | None]:
-    """Predict modulators, without gradients, and with the running statistics of the normalization.
+    """Predict modulators without gradients, using the running statistics of the normalization.
 
-    Arguments and results are those of :func:`fdconv_zoo.ops.predict_modulators`.
+    The arguments and the results are those of :func:`fdconv_zoo.ops.predict_modulators`.
     """
     tensors = [*tensors[:3], *statistics[:2], *tensors[3:]]
     width, groups, *kernel_size = sizes

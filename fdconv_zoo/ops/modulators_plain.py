@@ -1,4 +1,4 @@
-"""KSM's modulators from the tensors of its modules, with torch's operations: for what kernels cannot do."""
+"""KSM's modulators from the tensors of its modules, with torch's operations, where Triton kernels cannot be used."""
 
 from collections.abc import Sequence
 
@@ -13,13 +13,13 @@ HEADS = (5, 7, 9, 11)  # among them, the weights of the heads
 
 
 def linear_flops(pooled: torch.Size, tensors: Sequence[torch.Size | None], heads: Sequence[int]) -> int:
-    """Flops of KSM's linear layers as torch counts them: of ``reduce``, the first tensor, and of the heads' weights."""
+    """Count the flops of KSM's linear layers as torch does: ``reduce`` (the first tensor) and ``heads``, by index."""
     weights = [tensors[at] for at in (0, *heads) if tensors[at] is not None]
     return 2 * pooled[0] * sum(rows * cols for rows, cols in weights)
 
 
 def batch_statistics_plain(hidden: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance (h,) of hidden units (B, h), and what normalizes them, ``1 / sqrt(variance + eps)``."""
+    """Compute mean, variance and ``1 / sqrt(variance + eps)`` (h,) of hidden units (B, h)."""
     variance, mean = torch.var_mean(hidden, 0, correction=0)
     return mean, variance, (variance + eps).rsqrt()
 
@@ -31,10 +31,14 @@ def predict_plain(
     numbers: Sequence[float],
     sizes: Sequence[int],
 ) -> list[Tensor]:
-    """Predict modulators, by :func:`fdconv_zoo.ops.predict_modulators` from normalized hidden units (B, h).
+    """Predict the modulators of :func:`fdconv_zoo.ops.predict_modulators` from normalized hidden units.
+
+    Args:
+        pooled, tensors, numbers, sizes: see :func:`fdconv_zoo.ops.predict_modulators`.
+        normalized: (B, h); None without a global branch.
 
     Returns:
-        Those that are there.
+        The modulators that are not None.
     """
     kernel_temperature, temperature, _, layer_eps, _ = numbers
     width, groups, *kernel_size = sizes

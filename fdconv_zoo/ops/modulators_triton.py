@@ -1,7 +1,7 @@
 """KSM on a GPU: all modulators in two launches, and their gradients in three.
 
-With torch's operations a layer's KSM is some 15 launches forward and 30 backward, each far longer on its way than at
-work.
+With torch's operations, the KSM of a layer takes about 15 launches in the forward pass and 30 in the backward pass.
+Each kernel takes far longer to launch than to run.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,10 +27,10 @@ if triton is not None:
     from fdconv_zoo.ops import modulators_jit
 
 _ELEMENTS = 1024  # of a block of windows
-# Images of a tile to the rows and columns of its tiles, of which a thread adds up at most 64 elements.
+# By the number of images in a tile, its rows and columns. A thread adds at most 64 elements.
 _HIDDEN_TILES = {1: (1, 1024), 2: (1, 1024), 4: (1, 1024), 8: (2, 512), 16: (4, 128)}
-_TILE = 32  # outputs, hidden units and channels of the tiles of gradients
-_UNITS, _SHARES = 8, 512  # hidden units whose shares a program adds up, and how many of all its images at a time
+_TILE = 32  # outputs, hidden units and channels in the tiles of gradients
+_UNITS, _SHARES = 8, 512  # hidden units of a program that adds shares, and shares that it adds at a time, of all images
 _HEAD_TILES = {1: (16, 128), 2: (16, 128), 4: (16, 128), 8: (16, 64), 16: (16, 32)}
 
 
@@ -50,7 +50,7 @@ def _predict(
     results = _empty_results(pooled, tensors, sizes)
     state = results[-1]
     kernel_temperature, temperature, eps, layer_eps, momentum = numbers
-    # What is not there stands as a tensor that is: each kernel is compiled once.
+    # An existing tensor replaces each missing one, so that each kernel is compiled only once.
     filled = [pooled if tensor is None else tensor for tensor in tensors]
     statistics = (state, state, state) if mean is None else (mean, variance, count)
     images = power_of_two(batch, most=16)
@@ -189,9 +189,9 @@ def _backward(
 
 
 def _register(name: str, batch_statistics: bool) -> Callable[..., list[Tensor]]:
-    """Register the operator for running statistics or, which are updated, for those of the batch.
+    """Register the operator that uses running statistics, or the one that uses batch statistics and updates them.
 
-    Two, since an operator may say that it writes to tensors, but not that it may.
+    There are two, since the schema of an operator states whether it writes to a tensor, and cannot leave this open.
     """
     mean, variance, count = ("Tensor(a!)", "Tensor(b!)", "Tensor(c!)") if batch_statistics else ("Tensor",) * 3
     settings = {"batch_statistics": batch_statistics}
@@ -238,11 +238,11 @@ def _(grads: Any, pooled: torch.Size, tensors: Sequence[torch.Size | None], *_: 
 
 
 class _Prediction(torch.autograd.Function):
-    """The operator with gradients; torch registers none for operators that also update running statistics."""
+    """The operator with gradients, which torch cannot register for an operator that updates running statistics."""
 
     @staticmethod
     def forward(ctx: Any, pooled: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        """Take pooled, the tensors that are there, and at last the other arguments of the operator as one."""
+        """Take pooled, the tensors that are not None, and a tuple of the operator's other arguments."""
         *tensors, (is_there, statistics, *settings) = arguments
         *results, state = _operators[settings[-1]](pooled, _spread(tensors, is_there), *statistics, *settings[:-1])
         ctx.is_there, ctx.settings = is_there, settings
@@ -253,7 +253,7 @@ class _Prediction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of pooled and the tensors."""
-        saved = ctx.saved_tensors  # to be asked for once
+        saved = ctx.saved_tensors  # read once, since activation checkpointing allows only one access
         inputs, results = saved[: ctx.count + 1], saved[ctx.count + 1 :]
         run = _gradients_plain if any(map(needs_plain_gradients, grads)) else _gradients
         return *run(grads, inputs, results, ctx.is_there, *ctx.settings), None

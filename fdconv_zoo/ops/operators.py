@@ -1,7 +1,7 @@
-"""The two hot operations as torch operators, from the forward and the backward function of a path.
+"""Registers a path's forward and backward functions as torch operators, for dynamic convolution and for FBM.
 
-Each is opaque to ``torch.compile``. Traced step by step, what backward rebuilds would be recognized as what forward
-has computed already, and be kept instead.
+``torch.compile`` does not look into the operators. If it traced them, it would find that the backward pass recomputes
+tensors of the forward pass, and would keep these tensors instead.
 """
 
 import math
@@ -21,11 +21,11 @@ KernelShape = tuple[int, int, int, int]
 
 
 class KernelTensors(NamedTuple):
-    """What kernels are assembled from, in the notation of :mod:`fdconv_zoo.ops.kernels_plain`; or their gradients.
+    """The tensors to assemble kernels from, in the notation of :mod:`fdconv_zoo.ops.kernels_plain`; or their gradients.
 
     Attributes:
         spectrum: (O*a, I*b//2 + 1, 2).
-        group_index: (O*a, I*b//2 + 1), any integer type; it has no gradient.
+        group_index: (O*a, I*b//2 + 1), any integer dtype; it has no gradient.
         attention: (B, n) or (1, n).
         taps: (O*a*b, 1, T).
         windows: (B, G, I, T).
@@ -60,12 +60,13 @@ def register_convolution(
     """Register the operator ``fdconv_zoo::convolve_<path>``: assemble the kernel of every image and convolve with it.
 
     Args:
-        path: its name.
-        forward: ``(x, tensors, kernel_shape, geometry)`` to the output (B, O, H', W') in x's dtype and memory format.
-        backward: ``(grad, needs_x, x, tensors, kernel_shape, geometry)`` to the gradient of x, None unless
-            ``needs_x``, and those of all tensors that are there.
-        keeps_kernels: ``forward`` also returns the kernels, as :func:`empty_kernels` makes them for x, which are kept
-            and given to ``backward`` as its last argument.
+        path: name of the path.
+        forward: maps ``(x, tensors, kernel_shape, geometry)`` to the output (B, O, H', W') in x's dtype and memory
+            format.
+        backward: maps ``(grad, needs_x, x, tensors, kernel_shape, geometry)`` to the gradient of x (None unless
+            ``needs_x``) and the gradients of all tensors that are not None.
+        keeps_kernels: ``forward`` also returns the kernels, with dtype and strides as from :func:`empty_kernels` for x.
+            They are kept for the backward pass, and are the last argument of ``backward``.
 
     Returns:
         The function of this path, with the arguments of :func:`fdconv_zoo.ops.kernels_plain.convolve_plain`.
@@ -75,7 +76,7 @@ def register_convolution(
         tensors, kernel_shape, geometry = _unpack(args)
         if min(geometry.output_size(x.shape[2:])) < 1:
             size, kernel = ("x".join(map(str, sizes)) for sizes in (x.shape[2:], geometry.kernel_size))
-            raise ValueError(f"Input of {size}: it is smaller than the kernel, {kernel}, with its padding.")
+            raise ValueError(f"Input of {size} is smaller than the kernel, {kernel}, even with padding.")
         return forward(x, tensors, kernel_shape, geometry)
 
     def run_backward(grad: Tensor, needs_x: bool, *args: Any) -> list[Tensor]:
@@ -111,14 +112,14 @@ def register_convolution(
         kept = output[1:] if keeps_kernels else ()
         ctx.save_for_backward(*inputs[: 1 + _NUM_TENSORS], *kept)
         ctx.mark_non_differentiable(*kept)
-        ctx.set_materialize_grads(False)  # the kernels' would be as many zeros
+        ctx.set_materialize_grads(False)  # or autograd would make zeros for the gradient of the kernels
         ctx.sizes = inputs[1 + _NUM_TENSORS :]
 
     def differentiate(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
         no_gradients = [None] * len(ctx.sizes)
-        saved = ctx.saved_tensors  # once: checkpointing gives them out once
+        saved = ctx.saved_tensors  # read once, since activation checkpointing allows only one access
         inputs, kept = saved[: 1 + _NUM_TENSORS], saved[1 + _NUM_TENSORS :]
         if needs_plain_gradients(grad):
             return *plain_gradients(_convolve_plain, inputs, grad, *ctx.sizes), *no_gradients
@@ -132,12 +133,12 @@ def register_convolution(
 
     @register_flop_formula(getattr(torch.ops.fdconv_zoo, f"convolve_{path}"))
     def _(*shapes: Any, **_: Any) -> int:
-        """Those of the convolution and of the local branch's product, as torch counts the plain path's."""
+        """Count the flops of the convolution and of the local branch's product, as torch does for the plain path."""
         return 2 * sum(_multiply_adds(*shapes))
 
     @register_flop_formula(getattr(torch.ops.fdconv_zoo, f"convolve_{path}_backward"))
     def _(grad: torch.Size, needs_x: bool, *shapes: Any, **_: Any) -> int:
-        """The convolution's again per gradient, of x and of the kernels; the product's for taps and for windows."""
+        """Count the convolution's flops for each gradient (x, kernels), and the product's for taps and windows."""
         convolution, product = _multiply_adds(*shapes[keeps_kernels:])
         return 2 * ((needs_x + 1) * convolution + 2 * product)
 
@@ -151,13 +152,13 @@ def register_convolution(
 
 
 def empty_output(x: Tensor, kernel_shape: KernelShape, geometry: Geometry) -> Tensor:
-    """An uninitialized result of a convolution, of x's dtype, device and memory format."""
+    """Allocate the result of a convolution, with x's dtype, device and memory format."""
     shape = (x.shape[0], kernel_shape[0], *geometry.output_size(x.shape[2:]))
     return x.new_empty(shape).to(memory_format=memory_format(x))
 
 
 def empty_kernels(x: Tensor, batch: int, kernel_shape: KernelShape) -> Tensor:
-    """Uninitialized kernels (B, O, I, a, b) of x's dtype, in the layout that its convolution wants."""
+    """Allocate kernels (B, O, I, a, b) in x's dtype; if x is channels_last, they have I innermost in memory."""
     out_channels, in_channels, height, width = kernel_shape
     if is_channels_last(x):
         return x.new_empty(batch, out_channels, height, width, in_channels).permute(0, 1, 4, 2, 3)
@@ -165,17 +166,17 @@ def empty_kernels(x: Tensor, batch: int, kernel_shape: KernelShape) -> Tensor:
 
 
 def safe_divide(sums: Tensor, factors: Tensor) -> Tensor:
-    """sums / factors, and 0 where a factor has underflowed to 0 (there its own derivative is 0 as well)."""
+    """Compute sums / factors; 0 where a factor has underflowed to 0, as its own derivative is 0 there as well."""
     return torch.where(factors == 0, 0, sums / factors)
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """channels_last or contiguous."""
+    """Return x's memory format, channels_last or contiguous."""
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether x (B, C, H, W) has its channels innermost, and its sizes do not leave that open."""
+    """Whether x (B, C, H, W) is channels_last; False if it is contiguous as well, as with one channel or one pixel."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
@@ -189,12 +190,12 @@ def _unpack(args: Sequence[Any]) -> tuple[KernelTensors, KernelShape, Geometry]:
 
 
 def _differentiable(args: Sequence[Any]) -> list[Tensor | None]:
-    """The kernel's tensors without the index of the groups."""
+    """The tensors of :class:`KernelTensors` without ``group_index``."""
     return [args[0], *args[2:_NUM_TENSORS]]
 
 
 def _convolve_plain(x: Tensor, *args: Any) -> Tensor:
-    """The operator in torch's own operations on the whole batch."""
+    """The operator's computation with torch's own operations, on the whole batch."""
     tensors, kernel_shape, geometry = _unpack(args)
     weights = DisjointWeights(tensors.spectrum, tensors.group_index, tensors.attention, kernel_shape)
     local = None if tensors.taps is None else LocalFactors(tensors.taps, tensors.windows)
@@ -203,7 +204,7 @@ def _convolve_plain(x: Tensor, *args: Any) -> Tensor:
 
 
 def _multiply_adds(x: torch.Size, *args: Any) -> tuple[int, int]:
-    """Of the convolution, and of the local branch's product of taps and windows."""
+    """Multiply-adds of the convolution, and of the local branch's product of taps and windows."""
     kernel_shape, stride, padding, dilation, groups = args[_NUM_TENSORS:]
     height, width = Geometry(kernel_shape[2:], stride, padding, dilation, groups).output_size(x[2:])
     elements = x[0] * math.prod(kernel_shape)
@@ -219,9 +220,9 @@ def register_bands(path: str, forward: BandForward, backward: BandBackward) -> B
     """Register the operator ``fdconv_zoo::modulate_bands_<path>``: the weighted sum of a map's frequency bands.
 
     Args:
-        path: its name.
-        forward: ``(x, attention, band_edges)`` to the output, of x's shape, dtype and memory format.
-        backward: ``(grad, x, attention, band_edges)`` to the gradients of x and attention.
+        path: name of the path.
+        forward: maps ``(x, attention, band_edges)`` to the output, with x's shape, dtype and memory format.
+        backward: maps ``(grad, x, attention, band_edges)`` to the gradients of x and attention.
 
     Returns:
         The function of this path, with the arguments of :func:`fdconv_zoo.ops.bands_plain.modulate_bands_plain`.
@@ -262,13 +263,13 @@ def register_bands(path: str, forward: BandForward, backward: BandBackward) -> B
 
     @register_flop_formula(getattr(torch.ops.fdconv_zoo, f"modulate_bands_{path}_backward"))
     def _(grad: torch.Size, x: torch.Size, attention: torch.Size, band_edges: Sequence[float], **_: Any) -> int:
-        return _band_flops(x, band_edges)  # the low-passes are symmetric: each product passes on one gradient
+        return _band_flops(x, band_edges)  # the bases are constant: a product's gradient costs as much
 
     return operator
 
 
 def _band_flops(x: torch.Size, band_edges: Sequence[float]) -> int:
-    """Those of the plain path's matrix products for x (B, C, H, W)."""
+    """Count the flops of the plain path's matrix products for x (B, C, H, W)."""
     batch, channels, height, width = x
     (rows, cols), *_ = passing = count_passing((height, width), band_edges)
     multiply_adds = height * width * cols + rows * height * cols  # analysis

@@ -1,7 +1,7 @@
-"""FDW's planes and the gates of KSM's local branch, made for some images of a batch at a time, and their gradients.
+"""FDW's planes and the gates of KSM's local branch, computed for a few images at a time, and their gradients.
 
-A plane lays a kernel out as R = O*a rows by C = I*b columns; its half spectrum is R x H, H = C//2 + 1. b is the number
-of images that are worked on.
+A plane lays out a kernel (O, I, height, width) as R = O*height rows by C = I*width columns. Its half spectrum is (R, H)
+with H = C//2 + 1. b of the B images of a batch are processed at a time.
 """
 
 from collections.abc import Callable
@@ -13,19 +13,19 @@ from fdconv_zoo.ops.scratch import scratch
 
 
 class MixedPlanes:
-    """The inverse DFT of ``D * attention[group]`` for one image after another.
+    """Computes planes, the inverse DFT of ``D * attention[group]``, for a few images at a time.
 
     Args:
         spectrum: D, (R, H, 2).
-        group_index: (R, H), any integer type.
+        group_index: (R, H), any integer dtype.
         attention: (B, n), or (1, n) for all images.
-        cols: C.
+        cols: the number of columns C.
     """
 
     def __init__(self, spectrum: Tensor, group_index: Tensor, attention: Tensor, cols: int) -> None:
         self.spectrum = torch.view_as_complex(spectrum)
         self.cols = cols
-        # Complex, so that nothing is promoted on the way.
+        # Complex, so that no operation promotes it.
         self.attention = attention.to(self.spectrum.dtype)
         self.index = group_index
         if group_index.dtype != torch.int64:
@@ -35,7 +35,7 @@ class MixedPlanes:
         self._grad_spectrum: Tensor | None = None
 
     def make(self, images: slice) -> Tensor:
-        """(b, R, C), or (1, R, C) where all images share their plane."""
+        """Compute the planes (b, R, C), or (1, R, C) if all images share one plane."""
         if not self.is_shared:
             return self._inverse_transform(self._weights(images))
         if self._shared is None:
@@ -43,7 +43,7 @@ class MixedPlanes:
         return self._shared
 
     def add_gradient(self, grad: Tensor, images: slice) -> None:
-        """Take in the gradient of what :meth:`make` returned, (b, R, C)."""
+        """Add the gradient of the planes of some images, (b, R, C)."""
         if self.is_shared:
             grad, images = grad.sum(0, keepdim=True), slice(0, 1)
         grad = _transform_rows(torch.fft.fft, torch.fft.rfft(grad, dim=2))
@@ -60,24 +60,24 @@ class MixedPlanes:
         self._grad_attention[images] += sums.scatter_add_(2, self.index.expand(grad.shape), grad).sum(1)
 
     def gradients(self) -> tuple[Tensor, Tensor]:
-        """Of spectrum and attention, once all images are in."""
+        """Return the gradients of spectrum and attention, after those of all images have been added."""
         return torch.view_as_real(self._grad_spectrum.mul_(self._adjoint_scale())), self._grad_attention
 
     def _weights(self, images: slice) -> Tensor:
         """The weight of each coefficient, (b, R, H)."""
         attention = self.attention[images]
         shape = (len(attention), *self.index.shape)
-        # Rows of the index with a table each, so that the rows are shared out to the cores.
+        # Each row of the index has a table of its own, so that the rows are distributed over the cores.
         attention = attention.unsqueeze(1).expand(-1, shape[1], -1)
         return torch.gather(attention, 2, self.index.expand(shape), out=self._scratch("plane", shape))
 
     def _inverse_transform(self, weights: Tensor) -> Tensor:
-        # irfft2 in its two passes, for the reasons of `mix_spectrum`, and because it can go through memory in order.
+        # irfft2 as its two passes, for the reasons given in `mix_spectrum`, and to access memory in order.
         columns = _transform_rows(torch.fft.ifft, weights.mul_(self.spectrum))
         return torch.fft.irfft(columns, n=self.cols, dim=2)
 
     def _adjoint_scale(self) -> Tensor:
-        """(H,): what the adjoint of irfft2 is as a multiple of rfft2, doubled where a coefficient counts twice."""
+        """Factors (H,) that turn rfft2 into the adjoint of irfft2: doubled for coefficients that count twice."""
         scale = self.attention.real.new_full((self.index.shape[1],), 2 / (self.index.shape[0] * self.cols))
         scale[0] /= 2
         if self.cols % 2 == 0:
@@ -89,12 +89,12 @@ class MixedPlanes:
 
 
 class LocalGates:
-    """``sigmoid(logit)`` of KSM's local branch, half its factor, in the order of the planes.
+    """Computes gates, ``sigmoid(logit)`` of KSM's local branch (half its factor), in the layout of the planes.
 
     Args:
-        taps: (G, R/G, b*T), the 1-D convolution.
-        windows: (B, G, I, T), what it is applied to.
-        width: b.
+        taps: (G, R/G, width*T), the weight of the 1-D convolution.
+        windows: (B, G, I, T), its input: the T channels around each channel.
+        width: number of columns of the kernel.
     """
 
     def __init__(self, taps: Tensor, windows: Tensor, width: int) -> None:
@@ -102,7 +102,7 @@ class LocalGates:
         self._grad_taps: Tensor | None = None
 
     def make(self, images: slice) -> Tensor:
-        """(b, R, C)."""
+        """Compute the gates (b, R, C)."""
         windows = self.windows[images]
         batch, groups, _, cols = windows.shape
         taps = self.taps.expand(batch, -1, -1, -1).flatten(0, 1) if batch > 1 else self.taps
@@ -112,7 +112,7 @@ class LocalGates:
         return torch.bmm(taps, windows.flatten(0, 1), out=out).sigmoid_().view(batch, -1, cols)
 
     def add_gradient(self, grad: Tensor, images: slice) -> None:
-        """Take in the gradient of the logits, (b, R, C)."""
+        """Add the gradient of the logits of some images, (b, R, C)."""
         windows = self.windows[images]
         grad = grad.view(*windows.shape[:2], -1, grad.shape[-1])  # (b, G, R/G, C)
         if self._grad_taps is None:
@@ -122,16 +122,17 @@ class LocalGates:
         self._grad_windows[images] = self.taps.transpose(1, 2) @ grad
 
     def gradients(self) -> tuple[Tensor, Tensor]:
-        """Of taps and windows, once all images are in."""
+        """Return the gradients of taps and windows, after those of all images have been added."""
         grad_windows = self._grad_windows.unflatten(3, (-1, self.width)).unflatten(2, (self.width, -1))
         return self._grad_taps, grad_windows.diagonal(dim1=2, dim2=5).sum(4).transpose(2, 3).contiguous()
 
 
 def _plane_windows(windows: Tensor, width: int) -> Tensor:
-    """Arrange windows (B, G, I, T) so that the taps' product with them comes in the order of the planes.
+    """Arrange windows (B, G, I, T) so that their product with the taps has the layout of the planes.
 
     Returns:
-        (B, G, b*T, I*b), block-diagonal in b = ``width``: b times the arithmetic, but nothing is rearranged after it.
+        (B, G, width*T, I*width), block-diagonal over ``width``. The product takes ``width`` times the arithmetic, but
+        the result need not be rearranged.
     """
     windows = windows.transpose(2, 3)
     if width == 1:
@@ -143,10 +144,11 @@ def _plane_windows(windows: Tensor, width: int) -> Tensor:
 
 
 def _transform_rows(transform: Callable[..., Tensor], planes: Tensor) -> Tensor:
-    """A transform over R of (b, R, H), in place for a single plane.
+    """Transform (b, R, H) over R, in place for a single plane.
 
-    torch leaves R innermost in memory, which the passes after it read badly. A single plane is brought back in order,
-    fast where it is transposed as a whole; of several small ones that would cost more than it gains.
+    The result of torch's transform has R innermost in memory, which slows down the following passes. A single plane is
+    copied back in order, which is fast as one transposition. For several small planes, this would cost more than it
+    saves.
     """
     if len(planes) > 1:
         return transform(planes, dim=1)

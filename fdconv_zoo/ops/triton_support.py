@@ -1,4 +1,4 @@
-"""Whether Triton can be used, what to do where it cannot, and what launching its kernels takes."""
+"""Checks whether Triton can be used, provides fallbacks if it cannot, and helps to launch its kernels."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ except ImportError:
 
 P, T = ParamSpec("P"), TypeVar("T")
 
-_failures: list[str] = []  # the first is why nothing is compiled any more
+_failures: list[str] = []  # reasons of failed compilations; after the first, only fallbacks run
 
 
 def problem(device_type: str = "cuda") -> str | None:
@@ -53,14 +53,14 @@ def _driver_problem() -> str | None:
 
 @lru_cache(maxsize=16)
 def warn_once(reason: str) -> None:
-    """Say why the Triton path is not taken, the first time."""
+    """Warn that the Triton path is not taken, once for each reason."""
     warnings.warn(
         f"FDConv layers do not use Triton: {reason}. They compute the same with torch's operations.", stacklevel=2
     )
 
 
 def with_fallback(run: Callable[P, T], fallback: Callable[P, T]) -> Callable[P, T]:
-    """A function that launches kernels; another of the same results once one of them has not compiled."""
+    """Wrap a function that launches kernels: if a kernel does not compile, run ``fallback`` then and from then on."""
 
     @wraps(run)
     def run_or_fall_back(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -70,8 +70,8 @@ def with_fallback(run: Callable[P, T], fallback: Callable[P, T]) -> Callable[P, 
             except Exception as error:
                 if not _is_failed_compilation(error):
                     raise
-                name = type(error).__name__
-                _failures.append(f"a kernel does not compile ({name}: {str(error).strip().splitlines()[-1:]})")
+                last_line = "".join(str(error).strip().splitlines()[-1:])
+                _failures.append(f"a kernel does not compile ({type(error).__name__}: {last_line})")
                 warn_once(_failures[0])
         return fallback(*args, **kwargs)
 
@@ -103,10 +103,10 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager:
 
 
 def cdiv(numerator: int, denominator: int) -> int:
-    """The quotient, rounded up."""
+    """Divide and round up."""
     return -(-numerator // denominator)
 
 
 def power_of_two(size: int, least: int = 1, most: int = 2**30) -> int:
-    """The smallest power of two that is at least ``size``, between two others."""
+    """Return the smallest power of two that is at least ``size``, limited to the range from ``least`` to ``most``."""
     return min(max(1 << (size - 1).bit_length(), least), most)

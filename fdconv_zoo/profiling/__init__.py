@@ -1,4 +1,4 @@
-"""Profiles models next to their plain twins: parameters, multiply-adds, time and memory."""
+"""Profiles models beside their plain twins: parameters, multiply-adds, time and memory."""
 
 from fdconv_zoo.conversion.costs import count_multiply_adds, count_parameters
 from fdconv_zoo.profiling.checks import (

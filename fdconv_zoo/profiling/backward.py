@@ -1,4 +1,4 @@
-"""The backward pass without torch's engine, which refuses the fake tensors of a GPU that the machine does not have."""
+"""The backward pass without torch's engine, which does not support fake CUDA tensors on machines without a GPU."""
 
 from collections import Counter
 from typing import Any
@@ -11,13 +11,13 @@ from torch.autograd.graph import Node
 
 @torch.no_grad()
 def run_backward(output: Tensor, gradient: Tensor) -> dict[Tensor, Tensor]:
-    """Differentiate an output, operation by operation, in this thread and under its modes.
+    """Differentiate an output, operation by operation, in this thread and in its active modes.
 
     Hooks on gradients are not called.
 
     Args:
-        output: of a computation that autograd has recorded; what it has kept is still there afterwards.
-        gradient: of the output.
+        output: result of a computation that autograd has recorded; the graph is retained.
+        gradient: gradient of the output.
 
     Returns:
         The gradient of each leaf.
@@ -68,11 +68,11 @@ def _apply(node: Node, inputs: list[Tensor | None]) -> tuple[Any, ...]:
 
 
 def _add(gradients: dict[Node, list[Tensor | None]], target: Node, index: int, gradient: Tensor) -> None:
-    """Add a gradient to those that have arrived, in shape and type of the tensor it belongs to, as the engine does."""
+    """Accumulate a gradient, in the shape and the dtype of the tensor that it belongs to, as the engine does."""
     metadata = target._input_metadata
     shape = tuple(metadata[index].shape)
     gradient = gradient.to(metadata[index].dtype)
-    if gradient.shape != shape:  # of what it was broadcast to
+    if gradient.shape != shape:  # the tensor was broadcast
         gradient = gradient.sum_to_size(shape)
     own = gradients.setdefault(target, [None] * len(metadata))
     own[index] = gradient if own[index] is None else own[index] + gradient

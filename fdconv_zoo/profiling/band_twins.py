@@ -35,7 +35,7 @@ def resnet10s_fbm_half(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def resnet10s_fbm_soft(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """With the soft masks of ``band_mask="learned"``, but edges that stay where they are."""
+    """With the soft masks of ``band_mask="learned"``, but fixed edges."""
 
     def freeze(model: nn.Module) -> None:
         for layer in model.modules():
@@ -58,11 +58,11 @@ def resnet10s_stages(
     Args:
         pretrained: Load the weights that the configuration names.
         fdconv_stages: The stages whose layers are FDConv, from 1 to 4.
-        fbm_stages: Those of them whose layers have FBM.
-        **kwargs: Of `resnet10s_fdconv`.
+        fbm_stages: The stages whose FDConv layers have FBM, from 1 to 4.
+        **kwargs: Arguments of `resnet10s_fdconv`.
 
     Raises:
-        ValueError: a stage that is not there.
+        ValueError: a stage does not exist.
     """
     for argument, stages in (("fdconv_stages", fdconv_stages), ("fbm_stages", fbm_stages)):
         if not isinstance(stages, Sequence) or not set(stages) <= set(_STAGES):

@@ -1,6 +1,6 @@
-"""Cheap approximations of Frequency Band Modulation, for experiments on what its exact bands are worth.
+"""Cheap approximations of Frequency Band Modulation, for experiments on the benefit of its exact bands.
 
-They have the parameters of the exact form, and like it return their input bit for bit while they are neutral.
+They have the same parameters as the exact form. Like it, they return their input bit for bit if all weights are 1.
 """
 
 import torch.nn.functional as F
@@ -12,10 +12,10 @@ from fdconv_zoo.ops import modulate_bands, weigh_bands
 
 
 class PooledBands(FrequencyBandModulation):
-    """Bands between the levels of a pooling pyramid, as of a Laplacian pyramid.
+    """Bands between the levels of a pooling pyramid, like those of a Laplacian pyramid.
 
-    The low-pass at the edge 1/4 is the mean over 2x2 pixels, interpolated linearly; that at 1/8 the mean over 4x4, and
-    so on. Other edges are taken for the nearest of these.
+    The low-pass at the edge 1/4 is the mean over 2x2 pixels, interpolated bilinearly; that at 1/8 is the mean over 4x4
+    pixels, and so on. Other edges are rounded to one of these.
     """
 
     def weigh(self, x: Tensor, weights: Tensor) -> Tensor:
@@ -30,10 +30,10 @@ class PooledBands(FrequencyBandModulation):
 
 
 class HalfResolutionBands(FrequencyBandModulation):
-    """Exact bands of the map at half its resolution, with the weights at half theirs; the highest band is the rest.
+    """Exact bands, computed with the map and the weights at half their resolution; the highest band is the remainder.
 
-    What lies below an edge of 1/4 of the sampling rate has a place at half the resolution, up to the aliases and the
-    attenuation of pooling and interpolation.
+    Half the resolution represents frequencies below 1/4 of the sampling rate, up to aliasing and attenuation by pooling
+    and interpolation.
     """
 
     def weigh(self, x: Tensor, weights: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def remove_bands(model: nn.Module) -> None:
 
 
 def _pool(x: Tensor, side: int) -> Tensor:
-    """Mean over squares; those at the border may be smaller."""
+    """Average over squares; those at the border may be smaller."""
     return F.avg_pool2d(x, side, ceil_mode=True, count_include_pad=False)
 
 

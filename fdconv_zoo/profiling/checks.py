@@ -84,8 +84,9 @@ def check_computation(
     Compares the logits in inference and the gradients by norm. Gradients are computed with the running statistics of
     BatchNorm: batch statistics amplify rounding until it hides errors.
 
-    The tolerance depends on the model and is measured: the effect on the reference of a relative change of every
-    weight by at most one step of the precision, times ``MARGIN``. In half precision only gross errors are found.
+    The tolerance is measured for each model: the weights of the reference are changed by at most one machine epsilon,
+    relative to each, and the effect is multiplied by ``MARGIN``; for gradients, ``STEP`` is added. In half precision,
+    only gross errors are found.
 
     Args:
         model: May be compiled or forced to a path. Left in eval mode.

@@ -1,4 +1,4 @@
-"""The figures of a model's entry that follow from the code."""
+"""The facts in a model's index entry that follow from the code."""
 
 from functools import lru_cache
 from typing import Any
@@ -12,10 +12,10 @@ from fdconv_zoo.profiling import create_with_twin
 
 
 def expected_facts(model: str) -> dict[str, Any]:
-    """The keys of an entry that follow from the code.
+    """Compute the keys of an index entry that follow from the code.
 
     Args:
-        model: timm's name of one of our models, with its tag where it has one.
+        model: Name of one of this package's models in timm, with its tag if it has one.
 
     Returns:
         ``source``, ``preprocessing``, ``costs``, and ``license`` if timm states one for the weights.
@@ -34,7 +34,7 @@ def expected_facts(model: str) -> dict[str, Any]:
 
 @lru_cache
 def expected_costs(architecture: str, num_classes: int, input_size: tuple[int, int, int]) -> Costs:
-    """Count what a model and its plain twin cost; nothing is computed or allocated."""
+    """Count the costs of a model and its plain twin on the meta device."""
     with torch.device("meta"):
         twins = create_with_twin(architecture, num_classes=num_classes)
         image = torch.empty(1, *input_size)

@@ -14,14 +14,14 @@ def capture(step: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
     """Capture a step into a CUDA graph.
 
     Args:
-        step: reads only tensors that stay where they are; the graph reads what they hold when it is replayed. It must
-            not wait for the device, nor copy from or to the host.
+        step: a function that reads only tensors at fixed addresses; a replay reads their current values. It must not
+            wait for the device, nor copy from or to the host.
 
     Returns:
         A function that replays the graph, and the result of the captured step, which every replay overwrites.
     """
     current = torch.cuda.current_stream()
-    # Autograd's nodes remember the stream they were made on; those of leaves live as long as any graph that has them.
+    # Autograd's nodes keep the stream that they were created on; those of leaves live as long as any graph with them.
     # So a step with a backward pass is warmed up and captured on one stream, the caller's unless it is the default.
     is_default = current == torch.cuda.default_stream()
     stream = torch.cuda.Stream() if is_default else current
@@ -38,13 +38,14 @@ def capture(step: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
 
 
 def graphable_step(model: nn.Module, x: Tensor, dtype: torch.dtype, *, training: bool) -> Callable[[], object]:
-    """Make a step that :func:`capture` takes, since all its tensors stay in place.
+    """Make a step for :func:`capture`, whose tensors all stay at fixed addresses.
 
     Args:
-        model: put into the mode of the step.
-        x: its input.
-        dtype: of autocast, without the cache of weights that are cast; float32 disables it.
-        training: a forward pass, a backward pass and an SGD update; else a forward pass in inference.
+        model: the model, which is set to the mode of the step.
+        x: input of the model.
+        dtype: autocast dtype, without autocast's cache of weights; float32 disables autocast.
+        training: whether the step is a forward pass, a backward pass and an SGD update, or only a forward pass without
+            gradients.
     """
     model.train(training)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -56,7 +57,7 @@ def graphable_step(model: nn.Module, x: Tensor, dtype: torch.dtype, *, training:
     def train() -> None:
         gradients = torch.autograd.grad(forward().float().sum(), parameters)
         with torch.no_grad():
-            # Of a tiny rate, so that the weights stay finite over all repeats.
+            # A tiny learning rate keeps the weights finite over all repeats.
             torch._foreach_add_(parameters, gradients, alpha=-1e-9)
 
     return train if training else torch.no_grad()(forward)

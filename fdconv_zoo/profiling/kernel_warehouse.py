@@ -11,24 +11,24 @@ from fdconv_zoo.profiling.peer_parts import check_replaceable, convolve_each, po
 
 
 class KernelWarehouse(nn.Module):
-    """KernelWarehouse (https://arxiv.org/abs/2406.07879), with as many parameters in kernels as plain ones: b = 1.
+    """KernelWarehouse (https://arxiv.org/abs/2406.07879), with as many kernel parameters as plain layers: b = 1.
 
     Kernel partition: the kernel is cut into m cells of one tap each. Warehouse construction: cell i is the mixture
-    ``sum_j a_ij e_j`` of the n cells of a warehouse. A layer alone has its own, and
-    :func:`~fdconv_zoo.profiling.peers.replace_layers` makes one for each stage. Its cells are as large as the greatest
-    common divisors of the stage's channels, and as many as the stage's kernels have.
+    ``sum_j a_ij e_j`` of the n cells of a warehouse. A single layer has its own warehouse;
+    :func:`~fdconv_zoo.profiling.peers.replace_layers` makes one for each stage. The size of its cells is given by the
+    greatest common divisors of the stage's channels, and it has as many cells as the stage's kernels.
 
     Contrasting-driven attention: ``a_ij = t b_ij + (1 - t) z_ij / sum_p |z_ip|``. z comes from the pooled image by two
     linear layers, which squeeze to a sixteenth of the channels, at least 16. b assigns to each mixture a cell of its
     own. The temperature t falls linearly from 1 to 0 over the first ``annealing_steps`` forward passes in training
-    mode, which the buffer ``steps`` counts. The authors take 20 of 300 epochs; the default is as large a part of 7,500
-    steps.
+    mode, which the buffer ``steps`` counts. The authors take 20 of 300 epochs; the default is the same fraction of
+    7,500 steps.
 
-    The layer starts as the convolution that it replaces: the assigned cells are those of its kernel, and t is 1. It
-    leaves that function as t falls. It cannot load the state dict of an ``nn.Conv2d``.
+    The layer starts as the convolution that it replaces: the assigned cells are those of its kernel, and t is 1. As t
+    falls, its function changes. It cannot load the state dict of an ``nn.Conv2d``.
 
     The authors' code (https://github.com/OSVAI/KernelWarehouse) also normalizes the squeezed image over the batch,
-    which is impossible for one image, and has for each mixture a logit of an empty cell, which only b < 1 needs.
+    which is impossible for one image, and has a logit for an empty cell in each mixture, which only b < 1 needs.
     """
 
     def __init__(self, conv: nn.Conv2d, reduction: int = 16, annealing_steps: int = 500) -> None:
@@ -43,9 +43,9 @@ class KernelWarehouse(nn.Module):
 
     @staticmethod
     def share(layers: Sequence["KernelWarehouse"]) -> None:
-        """Give layers that have not been trained one warehouse, with the cells of all their kernels.
+        """Let untrained layers share one warehouse, with the cells of all their kernels.
 
-        The first layer owns it: the state dict contains it once.
+        The first layer owns it, so that the state dict contains it once.
         """
         warehouse = _Warehouse([layer._start_kernel() for layer in layers])
         first = 0
@@ -54,7 +54,7 @@ class KernelWarehouse(nn.Module):
             first += len(layer.assigned)
 
     def _take(self, warehouse: "_Warehouse", first: int) -> None:
-        """Use a warehouse, in which the cells of the layer's kernel start at an index."""
+        """Use a warehouse in which the cells of the layer's kernel start at the index ``first``."""
         self.warehouse = warehouse if first == 0 else None
         self._shared = (warehouse,)  # a tuple, so that it is registered once
         cells = warehouse.cells
@@ -80,7 +80,7 @@ class KernelWarehouse(nn.Module):
 
 
 class _Warehouse(nn.Module):
-    """The cells (n, o, i) of kernels (O, I, a, b): o and i are the greatest common divisors of all O and all I."""
+    """The cells (n, o, i) of kernels (O, I, a, b), with o and i the greatest common divisors of all O and all I."""
 
     def __init__(self, kernels: Sequence[Tensor]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The table of launches: how many, and the bytes that they move, as multiples of the plain model's."""
+"""The table of launches: their number and the bytes that they move, also as multiples of the plain model's."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

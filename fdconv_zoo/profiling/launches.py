@@ -1,8 +1,8 @@
-"""Counts what a model would launch on a GPU, and the bytes it would move, without one.
+"""Counts the launches of a model on a GPU, and the bytes that they move, without a GPU.
 
-The model runs on fake tensors of a GPU, which have a shape, a type and a device, but no memory: any size takes seconds.
-Every operation of torch that computes is a launch, or several, see ``_SEVERAL``. Operators of this package are opened:
-what they call counts, and every launch of a Triton kernel. Views, allocations and metadata are free.
+The model runs on fake CUDA tensors, which have a shape, a dtype and a device, but no memory: any size takes seconds.
+Every operation of torch that computes is one launch, or several, see ``_SEVERAL``. For operators of this package, the
+operations that they call are counted, and every launch of a Triton kernel. Views, allocations and metadata are free.
 """
 
 import copy
@@ -35,7 +35,7 @@ _FREE = {
     *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_"),
     *("detach", "lift_fresh", "_unsafe_view"),
 }
-# What these write, they do not read before.
+# Operations that overwrite a tensor without reading it.
 _OVERWRITE = {"copy_", "fill_", "zero_"}
 # Operations that are several launches on a GPU: a memset or a copy beside the kernel, sums in two steps, or one
 # launch for each result. A transform is one, its normalization another; from complex to real, torch copies the input.
@@ -56,11 +56,11 @@ _SEVERAL: dict[str, Callable[..., int]] = {
 
 @dataclass
 class Launches:
-    """What was counted.
+    """The number of launches, and the bytes that they move.
 
     Attributes:
         count: launches by name of the operation or kernel.
-        bytes: that they read and write, likewise; each tensor of an operation counts once.
+        bytes: bytes read and written, by the same names; each tensor of an operation counts once.
     """
 
     count: Counter[str] = field(default_factory=Counter)
@@ -88,13 +88,13 @@ def count_launches(
     """Count the launches of a forward pass and of a backward pass, without the optimizer's.
 
     Args:
-        model: not changed; on the meta device large ones take no memory.
-        x: its input, on the meta device; only its shape, strides and type matter.
-        dtype: of autocast; float32 disables it.
-        training: False counts a forward pass in inference, and nothing for backward.
+        model: the model, which is not changed. On the meta device, large models take no memory.
+        x: input of the model, on the meta device; only its shape, strides and dtype matter.
+        dtype: autocast dtype; float32 disables autocast.
+        training: False counts a forward pass in inference, and no backward pass.
 
     Returns:
-        Of the forward pass and of the backward pass.
+        The launches of the forward pass and those of the backward pass.
     """
     forward, backward = LaunchCounter(), LaunchCounter()
     model = copy.deepcopy(model).train(training)
@@ -110,7 +110,7 @@ def count_launches(
 
 
 def place_on_fake_device(model: nn.Module) -> None:
-    """Replace parameters and buffers by fake tensors on the GPU, in place; under ``FakeTensorMode``."""
+    """Replace parameters and buffers by fake CUDA tensors, in place. Call this under ``FakeTensorMode``."""
     made: dict[Tensor, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class LaunchCounter(TorchDispatchMode):
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count within the block, in which Triton kernels are not executed, and chosen as if there were a GPU."""
+        """Count within the block. Triton kernels are chosen as if there were a GPU, but not executed."""
         with (
             patch.object(triton_support, "_driver_problem", lambda: None),
             patch.object(torch.cuda, "current_device", lambda: 0),
@@ -151,9 +151,9 @@ class LaunchCounter(TorchDispatchMode):
         if func.namespace == NAMESPACE:
             with self, set_wrap_triton_enabled(False):
                 return OPDEFS[f"{NAMESPACE}::{func._opname}"]._init_fn(*args, **kwargs)
-        if func.namespace != "aten":  # what a tensor is asked for
+        if func.namespace != "aten":  # queries of a tensor's metadata
             return func(*args, **kwargs)
-        if func._can_decompose():  # within operators nothing has taken composite operations apart
+        if func._can_decompose():  # composite operations within operators have not been decomposed yet
             with self:
                 return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)
@@ -168,7 +168,7 @@ class LaunchCounter(TorchDispatchMode):
 
 @contextmanager
 def _autocast(dtype: torch.dtype) -> Iterator[None]:
-    """Autocast of the GPU, which ``torch.autocast`` refuses where there is none."""
+    """Autocast for CUDA, which ``torch.autocast`` does not support on machines without a GPU."""
     if dtype == torch.float32:
         yield
         return
@@ -208,6 +208,6 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _num_bytes(tensor: Tensor) -> int:
-    """Of the memory behind a tensor; what is expanded is read once."""
+    """Bytes of the memory behind a tensor; expanded dimensions are read once."""
     sizes = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride != 0)
     return math.prod(sizes) * tensor.element_size()

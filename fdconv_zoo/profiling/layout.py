@@ -8,7 +8,7 @@ from torch import nn
 def set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> None:
     """Give all four-dimensional parameters a memory format, in place.
 
-    ``model.to(memory_format=...)`` refuses models with five-dimensional ones, such as stacked kernels.
+    ``model.to(memory_format=...)`` fails for models with five-dimensional parameters, such as stacked kernels.
     """
     for parameter in model.parameters():
         if parameter.ndim == 4:

@@ -16,7 +16,7 @@ from fdconv_zoo.training.curves import style_epochs
 # beyond them repeat the colours with another pattern.
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 PATTERNS = ("-", "--", ":", "-.")
-_START = 0.2  # part of the epochs whose values may lie outside a panel
+_START = 0.2  # fraction of the epochs, from the first on, whose values may lie outside a panel
 _SHORT = 55  # characters that fit below one panel
 
 History = Sequence[Mapping[str, Any]]  # the rows of a run's metrics.jsonl
@@ -29,8 +29,8 @@ def draw_learning_curves(models: Mapping[str, Sequence[History]], path: Path, me
 
     Args:
         models: By name, the histories of a model's runs.
-        path: Of the PNG.
-        metrics: Key in a row to its name, for figures in percent; those that no row has are left out.
+        path: Path of the PNG.
+        metrics: Names of figures in percent, by their key in a row. Keys that no row has are left out.
     """
     panels = {key: f"Validation: {name} (%)" for key, name in metrics.items()} | {"train_loss": "Training loss"}
     bands = {key: {model: mean_and_range(runs, key) for model, runs in models.items()} for key in panels}
@@ -52,8 +52,8 @@ def mean_and_range(runs: Sequence[History], key: str) -> tuple[NDArray, NDArray,
     """Summarize a figure over the runs of a model.
 
     Args:
-        runs: Their histories.
-        key: Of the figure.
+        runs: Histories of the runs.
+        key: Key of the figure in a row.
 
     Returns:
         The epochs in which every run has the figure, and its mean, least and largest value in them, float64 (N,).

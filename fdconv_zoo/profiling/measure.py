@@ -17,7 +17,7 @@ from fdconv_zoo.profiling.timing import autocast, forward_step, time_interleaved
 
 @dataclass(frozen=True)
 class Profile:
-    """Costs of one model. None stands for figures that were not measured.
+    """Costs of one model. Figures that were not measured are None.
 
     Attributes:
         parameters: Number of parameters.

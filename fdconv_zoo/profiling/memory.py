@@ -22,7 +22,8 @@ def bytes_saved_for_backward(model: nn.Module, x: Tensor | Sequence, loss: Calla
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage
-        # Not the tensor itself: an operation that keeps its own result would be kept by it, and the graph for good.
+        # Not the tensor itself: if an operation saves its own result, they would refer to each other, and the graph
+        # would never be freed.
         return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

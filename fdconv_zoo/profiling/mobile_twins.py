@@ -1,7 +1,7 @@
 """MobileNetV2 with FDConv and with other dynamic convolutions, for comparisons on photographs.
 
-They start from ImageNet weights of the plain network, as the same function: `scripts/make_imagenet_weights.py` writes
-them. Importing this module registers the models with timm.
+They start from ImageNet weights of the plain network and compute the same function; `scripts/make_imagenet_weights.py`
+writes these weights. Importing this module registers the models with timm.
 """
 
 import re
@@ -33,7 +33,7 @@ def _build(
     kwargs["pretrained_cfg_overlay"] = {**cfg, "architecture": name}
     model = timm.create_model(MODEL, **kwargs)
     if isinstance(model.classifier, nn.Linear):
-        # As in torchvision. timm's range, 1 / sqrt(classes), is meant for many of them: with two it is 0.7, and
+        # As in torchvision. timm's range, 1 / sqrt(classes), is meant for many classes: with two it is 0.7, and
         # fine-tuning starts from a loss of more than 2.
         nn.init.normal_(model.classifier.weight, std=0.01)
     model.conv_stem.register_forward_pre_hook(_channels_last)
@@ -44,7 +44,7 @@ def _build(
 
 
 def _channels_last(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """Bring images (B, C, H, W) to the layout in which a training step with depthwise layers is faster on a CPU."""
+    """Convert images (B, C, H, W) to the layout in which a training step with depthwise layers is faster on a CPU."""
     return (inputs[0].contiguous(memory_format=torch.channels_last),)
 
 

@@ -27,15 +27,15 @@ class PairedDifference:
 def paired_difference(values: Sequence[float], reference: Sequence[float]) -> PairedDifference:
     """Compute the mean of ``values - reference`` and its two-sided interval at `CONFIDENCE`, by Student's t.
 
-    What the runs of a seed have in common, such as the order of their images, drops out of a difference. So the
+    Effects that the runs of a seed share, such as the order of their images, cancel out in a difference. So the
     interval is often narrower than the deviations of the two models suggest.
 
     Args:
         values: A model's results, one for each seed.
-        reference: Those of the model it is compared with, for the same seeds in the same order.
+        reference: Results of the model that it is compared with, for the same seeds in the same order.
 
     Raises:
-        ValueError: there are not as many of one as of the other, or none.
+        ValueError: the numbers of results differ, or there are none.
     """
     differences = [value - other for value, other in zip(values, reference, strict=True)]
     mean = statistics.mean(differences)

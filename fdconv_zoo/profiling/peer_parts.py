@@ -1,4 +1,4 @@
-"""What the layers of :mod:`fdconv_zoo.profiling.peers` share."""
+"""Functions that the layers of :mod:`fdconv_zoo.profiling.peers` share."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def check_replaceable(conv: nn.Conv2d) -> None:
 
 
 def pool(x: Tensor) -> Tensor:
-    """Mean over places: (B, I, H, W) to (B, I)."""
+    """Average over positions: (B, I, H, W) to (B, I)."""
     return x.mean((2, 3))
 
 
@@ -27,7 +27,7 @@ def convolve_each(x: Tensor, kernels: Tensor, geometry: tuple[Any, Any, Any]) ->
     Args:
         x: images (B, I, H, W).
         kernels: (B, O, I, a, b).
-        geometry: stride, padding and dilation, as ``nn.Conv2d`` has them.
+        geometry: stride, padding and dilation, as in ``nn.Conv2d``.
 
     Returns:
         (B, O, H', W').

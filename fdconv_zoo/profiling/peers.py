@@ -79,9 +79,9 @@ class ODConv(nn.Module):
     The kernel ``sum_k a_k * W_k`` is scaled by one factor per output channel, input channel and tap. All four
     attentions share a squeeze to a sixteenth of the channels, at least 16; a uses softmax, the others sigmoid.
 
-    After loading the state dict of an ``nn.Conv2d``, it computes the same. Its kernels are then equal, and larger than
-    the convolution's by what the sigmoids of a half take away; the attentions that use sigmoid start from weights of
-    zero. The kernels move apart in training, because a starts at random.
+    After loading the state dict of an ``nn.Conv2d``, the layer computes the same function. The attentions with a
+    sigmoid then have zero weights, so each of their factors is 1/2. All kernels are equal, and multiples of the
+    convolution's that compensate for these factors. They diverge in training, because a starts at random.
     """
 
     def __init__(self, conv: nn.Conv2d, num_kernels: int = 4, reduction: int = 16) -> None:
@@ -125,8 +125,8 @@ class DCD(nn.Module):
     image, through a branch of two linear layers, which squeezes to a sixteenth of the channels. Four things are as in
     the authors' ResNets (https://github.com/liyunsheng13/dcd): L is sqrt(I), rounded down; Λ lies in [0, 2], by a hard
     sigmoid; no linear layer has a bias; and in a kernel of several taps, the second term is part of the central tap
-    alone. That code also adds an identity to Φ, two batch normalizations and a gate in the branch. They are not in the
-    equation, and not here.
+    only. Their code also adds an identity to Φ, two batch normalizations and a gate in the branch, which are neither in
+    the equation nor here.
 
     The layer starts as the convolution that it replaces: the branch's last weights are zero, so that Λ = 1 and Φ = 0.
     It starts in the same way after loading the state dict of an ``nn.Conv2d``.
@@ -202,12 +202,12 @@ def replace_layers(model: nn.Module, names: Iterable[str], peer: Callable[[nn.Co
 
     DCD and KernelWarehouse start as the layers that they replace, the others with random weights; ODConv and DCD can
     also load the weights of a plain network. KernelWarehouse shares a warehouse among the layers of a stage: those
-    whose names agree up to the first number, as in
-    ``layer1.0.conv1`` and ``stages.1.blocks.0.conv``.
+    whose names agree up to the first number, such as ``layer1`` in ``layer1.0.conv1``, or ``stages.1`` in
+    ``stages.1.blocks.0.conv``.
 
     Args:
-        model: changed in place.
-        names: of the layers.
+        model: the model, which is changed in place.
+        names: names of the layers.
         peer: class of the new layers.
 
     Raises:

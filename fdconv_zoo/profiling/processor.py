@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def cpu_name() -> str:
-    """Return the processor's name, which Python itself knows on few systems only."""
+    """Return the processor's name, which Python's own functions report on few systems only."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

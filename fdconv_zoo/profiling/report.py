@@ -11,7 +11,7 @@ class Column(NamedTuple):
 
     Attributes:
         heading: The column's title, with the unit.
-        unit: Value of the unit in that of the figure.
+        unit: The heading's unit, as a multiple of the figure's own.
         digits: Number of decimals.
     """
 
@@ -34,7 +34,7 @@ COLUMNS = {
 
 
 def add_increments(figures: Mapping[str, dict[str, Any]], chain: Sequence[str]) -> None:
-    """Add to each model's figures the times that it adds to the previous model's in `chain`.
+    """Add to each model's figures the differences of its times from those of the previous model in `chain`.
 
     Args:
         figures: The figures of each model, by its name; changed in place.

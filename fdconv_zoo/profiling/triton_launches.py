@@ -15,7 +15,7 @@ def observed_launches(observe: Callable[[str, list[Tensor]], None], *, execute: 
 
     Args:
         observe: called with the kernel's name and its tensors.
-        execute: False: the launches, and what would tune them, do not take place; fake tensors have no memory.
+        execute: whether to run the kernels. False also skips autotuning, as needed for fake tensors without memory.
     """
     if importlib.util.find_spec("triton") is None:
         yield
@@ -33,7 +33,7 @@ def observed_launches(observe: Callable[[str, list[Tensor]], None], *, execute: 
 
         return run_observed
 
-    # The tuner calls the kernel it has chosen, which is observed; where nothing is executed, it stands for the kernel.
+    # The autotuner calls the kernel that it has chosen, which is observed. If nothing runs, the autotuner is observed.
     kinds = (JITFunction, InterpretedFunction) if execute else (JITFunction, InterpretedFunction, Autotuner)
     with ExitStack() as stack:
         for kind in kinds:

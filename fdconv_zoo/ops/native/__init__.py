@@ -1,4 +1,4 @@
-"""FDConv's hot operations in C, compiled for this machine at first use."""
+"""FDConv's performance-critical operations in C, compiled for this machine at first use."""
 
 from fdconv_zoo.ops.native.load import current_build, library, num_threads, problem
 

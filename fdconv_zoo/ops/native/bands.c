@@ -2,13 +2,13 @@
    band) and ideal low-passes L_m. Its gradients are dx = A_1 dy + sum of L_m(D_m dy) and, summed over channels,
    dD_m = dy L_m(x).
 
-   A vector holds one pixel of LANES channels. A low-pass keeps some sinusoids of rows and of columns: each line, which
-   is a row or a column, is analyzed into them and synthesized from them, by small products. Sinusoids are symmetric:
-   sample -i of a cosine is sample i, of a sine it is minus that; half a line further on, those of even frequency
-   repeat, and those of odd frequency change their sign. So there is a product for each of four symmetries, with a
-   quarter of the line, of sums and differences of the samples that mirror each other.
+   A vector holds one pixel of LANES channels. A low-pass keeps some sinusoids of rows and columns: each line (a row or
+   a column) is analyzed into them and synthesized from them, by small products. Sinusoids are symmetric: sample -i
+   equals sample i for a cosine, and has the opposite sign for a sine. Half a line further on, sinusoids of even
+   frequency repeat, and those of odd frequency change their sign. So there is one product for each of four symmetries,
+   with a quarter of the line: of sums and differences of the samples that mirror each other.
 
-   Edges fall, so what passes one edge is a prefix of what passes the edge before it. */
+   Edges are decreasing, so the sinusoids that pass an edge are a prefix of those that pass the edge before it. */
 #include "lanes.h"
 #include "parallel.h"
 
@@ -16,7 +16,7 @@
 
 #define SYMMETRIES 4
 #if defined(__AVX512F__) || defined(__aarch64__)
-#define TILE 10 /* sums of a product at once, in registers */
+#define TILE 10 /* sums that a product accumulates at once, in registers */
 #else
 #define TILE 8
 #endif
@@ -26,17 +26,17 @@ static int64_t smallest(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* ---- Lines ---- */
 
-/* A line of n samples. Symmetries: cosines and sines of even frequency, and of odd frequency; where n is odd, cosines
-   and sines of any frequency, and no others. */
+/* A line of n samples. Symmetries: cosines and sines of even frequency, then of odd frequency. If n is odd, there are
+   only two: cosines and sines of any frequency. */
 typedef struct {
     int64_t length;         /* n */
-    int64_t points;         /* samples that others mirror: n/4 + 1, or (n + 1)/2 where n is odd */
-    const int64_t *passing; /* (bands, SYMMETRIES): frequencies that pass each edge; the first symmetry has most */
+    int64_t points;         /* samples that others mirror: n/4 + 1, or (n + 1)/2 if n is odd */
+    const int64_t *passing; /* (bands, SYMMETRIES): number of frequencies that pass each edge; largest first */
     const float *analysis;  /* (SYMMETRIES, points, passing[0]); halved where a sample mirrors itself */
     const float *synthesis; /* (SYMMETRIES, passing[0], points) */
 } axis;
 
-/* Vectors, by sample or frequency, and by symmetry. */
+/* Vectors by sample or frequency, `step` apart, and by symmetry, `symmetry` apart. */
 typedef struct {
     lanes *at;
     int64_t step, symmetry;
@@ -46,10 +46,10 @@ INLINE int64_t symmetries(const axis *axis) { return axis->length % 2 ? 2 : 4; }
 
 INLINE const int64_t *passing(const axis *axis, int64_t band) { return axis->passing + band * SYMMETRIES; }
 
-/* Coefficients of one line; odd, since vectors a power of two apart share few places in a cache. */
+/* Number of coefficients of one line, made odd: vectors a power of two apart compete for few places in a cache. */
 INLINE int64_t coefficients(const axis *axis, int64_t band) { return symmetries(axis) * passing(axis, band)[0] | 1; }
 
-/* to[j] = sum over k < depth of matrix[k][j] from[k], for j < tile; added to what is there if `add`. */
+/* to[j] = sum over k < depth of matrix[k][j] from[k], for j < tile; added to the present value if `add`. */
 INLINE void multiply_tile(
     view from, view to, const float *matrix, int64_t stride, int64_t depth, int add, const int tile
 ) {
@@ -68,10 +68,11 @@ INLINE void multiply_tile(
         multiply_tile(from, to, matrix, stride, depth, add, tile);     \
         break;
 
-/* How many of `count` to do next: as many as fit, but no small rest, which would wait for itself. */
+/* How many of `count` sums to compute next: as many as fit, but without a small remainder, whose few sums would have to
+   wait for their own additions. */
 INLINE int64_t tile_of(int64_t count) { return count <= TILE ? count : count >= 2 * TILE ? TILE : (count + 1) / 2; }
 
-/* The same for any number of j. */
+/* The same for j < count, with any count. */
 INLINE void multiply(
     view from, view to, const float *matrix, int64_t stride, int64_t depth, int add, int64_t count
 ) {
@@ -97,8 +98,8 @@ INLINE void multiply(
     }
 }
 
-/* The coefficients of a line, of the sinusoids that pass the edge `band`. Samples are multiplied with `weights` (n)
-   unless NULL. `folded` has room for (SYMMETRIES, points). */
+/* Compute the coefficients of a line for the sinusoids that pass the edge `band`. Samples are multiplied by `weights`
+   (n), unless NULL. `folded` is a buffer of (SYMMETRIES, points). */
 static void analyze(
     const axis *axis, int64_t band, view samples, const float *weights, view to, int add, lanes *folded
 ) {
@@ -129,7 +130,7 @@ static void analyze(
     }
 }
 
-/* `count` points from `first` on, of each symmetry, from the coefficients of a line. */
+/* Compute `count` points of each symmetry, starting at `first`, from the coefficients of a line. */
 INLINE void synthesize_points(const axis *axis, int64_t band, view from, int64_t first, int64_t count, lanes *to) {
     const float *matrix = axis->synthesis + first;
     for (int64_t symmetry = 0; symmetry < symmetries(axis); symmetry++) {
@@ -140,7 +141,7 @@ INLINE void synthesize_points(const axis *axis, int64_t band, view from, int64_t
     }
 }
 
-/* Samples i, n - i, i + n/2, and n/2 - i, from a point of each symmetry; where n is odd the first two. */
+/* Compute samples i, n - i, i + n/2, and n/2 - i from a point of each symmetry; only the first two if n is odd. */
 INLINE void unfold(const axis *axis, const lanes *point, lanes *samples) {
     lanes even = point[0] + point[TILE], even_mirrored = point[0] - point[TILE];
     samples[0] = even;
@@ -154,7 +155,7 @@ INLINE void unfold(const axis *axis, const lanes *point, lanes *samples) {
     }
 }
 
-/* A line from its coefficients, those of the sinusoids that pass the edge `band`. */
+/* Compute a line from its coefficients of the sinusoids that pass the edge `band`. */
 static void synthesize(const axis *axis, int64_t band, view from, view to) {
     int64_t n = axis->length, half = n / 2;
     lanes points[SYMMETRIES * TILE], samples[SYMMETRIES];
@@ -173,8 +174,8 @@ static void synthesize(const axis *axis, int64_t band, view from, view to) {
     }
 }
 
-/* The weighted sum over bands of the lines that their coefficients give; the weights of one band are `stride` from the
-   next one's. `points` has room for (bands, SYMMETRIES, TILE). */
+/* Compute lines from the coefficients of each band, and their weighted sum; the weights of one band are `stride` apart
+   from those of the next one. `points` is a buffer of (bands, SYMMETRIES, TILE). */
 static void synthesize_sum(
     const axis *axis, int64_t bands, const view *from, lanes *to, const float *weights, int64_t stride, lanes *points
 ) {
@@ -224,7 +225,7 @@ typedef struct {
     const bands_job *job;
     int64_t channels; /* LANES or, in the last block, fewer */
     int64_t pixels;
-    int64_t stride; /* from channel to channel, or where they come last from pixel to pixel */
+    int64_t stride; /* from channel to channel; if channels are last, from pixel to pixel */
     const float *x, *grad, *attention;
     float *y, *grad_attention;
     lanes *planes;                 /* for each band, the coefficients of all rows */
@@ -243,7 +244,7 @@ static int64_t rows_at_once(const bands_job *job) {
     return smallest((4 * LANES + job->row.length - 1) / job->row.length, job->column.length);
 }
 
-/* Lay out the buffers of a block from `memory`, and return where they end. */
+/* Lay out the buffers of a block, starting at `memory`, and return their end. */
 static float *lay_out(const bands_job *job, lanes *memory, block *to) {
     int64_t pixels = rows_at_once(job) * job->row.length;
     to->planes = memory;
@@ -285,7 +286,7 @@ static block find_block(const bands_job *job, int64_t task, int64_t part) {
     return found;
 }
 
-/* `count` pixels from `first` on of x or of a gradient, a vector each; 0 for channels that are not there. */
+/* Load `count` pixels of x or of a gradient, starting at `first`, as one vector each; 0 for missing channels. */
 static void load_pixels(const block *block, const float *from, int64_t first, int64_t count, lanes *to) {
     if (block->job->channels_last) {
         from += first * block->stride;
@@ -310,7 +311,7 @@ static void load_pixels(const block *block, const float *from, int64_t first, in
     }
 }
 
-/* Write A_1 * from + sum: `from` is x or a gradient, the sum has a vector for each pixel. */
+/* Write A_1 * from + sum, where `from` is x or a gradient, and the sum has one vector for each pixel. */
 static void store_pixels(const block *block, const float *from, int64_t first, int64_t count, const lanes *sum) {
     const float *highest = block->attention + first;
     if (block->job->channels_last) {
@@ -345,7 +346,7 @@ static void store_pixels(const block *block, const float *from, int64_t first, i
     }
 }
 
-/* D of `count` pixels from `first` on. */
+/* Compute D for `count` pixels, starting at `first`. */
 static void find_weights(const block *block, int64_t first, int64_t count) {
     const float *attention = block->attention + first;
     float *to = block->weights;
@@ -426,8 +427,8 @@ static void synthesize_rows(const block *block, int64_t band, int64_t first, int
         synthesize(axis, band, row_of(block, band, row), (view){pixels, 1, 0});
 }
 
-/* Analyze the columns of the planes of the first `from` bands, and from the sum synthesize those of the first `to`
-   bands, in place. */
+/* Analyze the columns of the planes of the first `from` bands and sum their coefficients; from the sum, synthesize the
+   columns of the first `to` bands, in place. */
 static void pass_columns(const block *block, int64_t from, int64_t to) {
     const axis *row = &block->job->row, *column = &block->job->column;
     view sum = {block->column, 1, passing(column, 0)[0]};
@@ -447,13 +448,13 @@ static void pass_columns(const block *block, int64_t from, int64_t to) {
                 }
 }
 
-/* `rows` rows from `first` on at a time. */
+/* Loop over all rows: `rows` of them at a time, starting at `first`. */
 #define FOR_ROWS(block, first, rows)                                                                 \
     for (int64_t first = 0, rows;                                                                    \
          rows = smallest(rows_at_once((block)->job), (block)->job->column.length - first), rows > 0; \
          first += rows)
 
-/* The low-passes of x, as rows of their planes. */
+/* Compute the low-passes of x, as the coefficients of their rows. */
 static void split(const block *block) {
     int64_t width = block->job->row.length;
     FOR_ROWS(block, first, rows) {
@@ -502,7 +503,7 @@ static void backward(const block *block) {
     }
 }
 
-/* ---- What Python calls ---- */
+/* ---- Functions that Python calls ---- */
 
 static void run_part(const void *data, int64_t part) {
     const bands_job *job = data;
@@ -516,11 +517,11 @@ static void run_part(const void *data, int64_t part) {
     }
 }
 
-/* Channels of a block. */
+/* Number of channels of a block. */
 int64_t fdconv_bands_lanes(void) { return LANES; }
 
-/* The floats of scratch memory, aligned as vectors are, that the function below needs. */
+/* Number of floats of scratch memory, aligned like vectors, that the function below needs. */
 int64_t fdconv_bands_scratch(const bands_job *job) { return job->parts * part_lanes(job) * LANES; }
 
-/* Write y, or given a gradient of y, those of x and attention. */
+/* Write y; or, if the gradient of y is given, the gradients of x and attention. */
 void fdconv_modulate_bands(const bands_job *job) { run_parts(run_part, job, job->parts); }

@@ -16,25 +16,25 @@ from fdconv_zoo.ops.native.unavailable import UnavailableError
 
 SOURCES = Path(__file__).parent
 
-# There is no -ffast-math, since NaN and infinity must come through: only errno and floating-point traps are dropped.
+# There is no -ffast-math, since NaN and infinity must be preserved. Only errno and floating-point traps are disabled.
 FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
-# What selects the instructions of this very processor; some compilers know but the second. The last always works.
+# Flags for the instructions of this processor. Some compilers support only the second; the last always works.
 TARGETS = (("-march=native",), ("-mcpu=native",), ())
 
-TIMEOUT = 120.0  # seconds, for what takes three on an idle machine
+TIMEOUT = 120.0  # seconds; a build takes three on an idle machine
 
 # Lines of /proc/cpuinfo that say which instructions there are, on x86, ARM, RISC-V and POWER.
 _CPU_LINES = {"model name", "model", "flags", "Features", "CPU implementer", "CPU part", "CPU variant", "isa", "cpu"}
 
 
 class Build(NamedTuple):
-    """A library.
+    """A built library.
 
     Attributes:
         path: the file.
-        compiler: what built it.
-        flags: with which flags.
-        seconds: how long that took; None if it was found in the cache.
+        compiler: the compiler that built it.
+        flags: the compiler's flags.
+        seconds: how long the build took; None if the library was found in the cache.
     """
 
     path: Path
@@ -47,7 +47,7 @@ def build() -> Build:
     """Find the library in the cache, or compile it.
 
     Raises:
-        UnavailableError: neither is possible.
+        UnavailableError: the system is not supported, or the library can neither be found nor compiled.
     """
     if sys.platform not in ("linux", "darwin") or sys.maxsize < 2**32:
         raise UnavailableError("only 64-bit Linux and macOS are supported")
@@ -87,7 +87,7 @@ def _compile(compiler: Compiler, flags: tuple[str, ...], folder: Path, key: str,
 
 
 def _check(library: Path, deadline: float) -> None:
-    """Run ``check.py``: compilers have faults, and a virtual machine may name instructions that it does not have."""
+    """Run ``check.py``: compilers have bugs, and a virtual machine may report instructions that it does not support."""
     if not sys.executable:  # Python is embedded in another program
         return
     try:
@@ -97,7 +97,7 @@ def _check(library: Path, deadline: float) -> None:
 
 
 def _key(compiler: Compiler, flags: tuple[str, ...]) -> str:
-    """A name for all that the library depends on."""
+    """Hash everything that the library depends on."""
     digest = hashlib.sha256()
     for file in _files("*.[ch]"):
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
@@ -111,7 +111,7 @@ def _files(pattern: str) -> list[Path]:
 
 
 def _machine() -> str:
-    """What this processor can do, and the C library beside it."""
+    """Describe the processor's features and the version of the C library."""
     lines = [platform.machine(), *platform.libc_ver()]
     if sys.platform == "darwin":
         known = subprocess.run(["/usr/sbin/sysctl", "machdep.cpu", "hw.optional"], capture_output=True, text=True)

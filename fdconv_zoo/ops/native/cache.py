@@ -1,8 +1,8 @@
-"""Where built libraries are kept: a folder of the user's that nobody else may write to, since its code is run.
+"""The cache of built libraries: a folder of the user that no other user may write to, since its code is executed.
 
-The name of a library ends with the checksum of its content: a damaged one is recognized before it is loaded (loading
-half a file can end the process), one file is all there is to replace, and processes that build at once do not disturb
-each other.
+The name of a library ends with the checksum of its content. So a damaged library is recognized before it is loaded
+(loading a truncated file can end the process), a library is replaced as a single file, and processes that build at the
+same time do not disturb each other.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ from fdconv_zoo.ops.native.unavailable import UnavailableError
 
 
 def open_cache() -> Path:
-    """Make the folder if it is not there, and check that it is safe.
+    """Create the cache folder if it does not exist, and check that it is safe.
 
     Raises:
-        UnavailableError: others can write to it, or the user cannot.
+        UnavailableError: other users can write to it, or the user cannot create it.
     """
     folder = _user_cache() / "fdconv_zoo" / "native"
     try:
@@ -53,7 +53,7 @@ def find_library(folder: Path, key: str) -> Path | None:
 
 @contextmanager
 def build_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder in the cache.
+    """Create a temporary folder in the cache, and remove it at the end of the block.
 
     Raises:
         UnavailableError: the cache is not writable, or full.
@@ -70,8 +70,8 @@ def build_folder(folder: Path) -> Iterator[Path]:
 
 
 def keep_library(built: Path, folder: Path, key: str) -> Path:
-    """Move a library into the cache, in one step that other processes see done or not at all."""
-    built.chmod(0o700)  # the compiler went by the umask
+    """Move a library into the cache, in one atomic step."""
+    built.chmod(0o700)  # the compiler applied the umask
     kept = folder / _name(key, built)
     os.replace(built, kept)
     return kept
@@ -81,7 +81,7 @@ def check_safe(path: Path) -> None:
     """Check that nobody but the user can write to a file or a folder.
 
     Raises:
-        UnavailableError: somebody can, or it is a link.
+        UnavailableError: another user can, or it is a symbolic link.
     """
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
@@ -97,7 +97,7 @@ def check_safe(path: Path) -> None:
 
 def _user_cache() -> Path:
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if named.is_absolute():  # others are to be ignored, by the XDG specification
+    if named.is_absolute():  # the XDG specification says to ignore relative paths
         return named
     try:
         home = Path.home()

@@ -1,7 +1,7 @@
-"""Checks a library that has just been built, in a process of its own: an instruction that is not there would end it.
+"""Checks a newly built library in a process of its own, since an unsupported instruction would end the process.
 
-It assembles a kernel and its gradients, and compares them with the definition. It imports nothing of torch's or this
-package's, which keeps it to a tenth of a second: ``python check.py LIBRARY``.
+The check assembles a kernel, computes its gradients, and compares both with their definition. It imports neither torch
+nor this package, and so takes only a tenth of a second: ``python check.py LIBRARY``.
 """
 
 import cmath
@@ -20,7 +20,7 @@ TOLERANCE = 1e-5
 
 
 def main(path: str) -> None:
-    """Exit with the reason if something is wrong."""
+    """Check the library at ``path``; exit with an error message if its results are wrong."""
     tensors = _draw_tensors()
     kernel, gradients = _run(ctypes.CDLL(path), tensors)
     logits, expected = _define(**tensors)
@@ -54,7 +54,7 @@ def _draw_tensors() -> dict[str, array]:
 
 
 def _run(library: ctypes.CDLL, tensors: dict[str, array]) -> tuple[array, dict[str, array]]:
-    """The library's kernel (O, I, a, b), and its gradients if that of the kernel is the kernel."""
+    """Compute the library's kernel (O, I, a, b), and its gradients if the kernel's own gradient equals the kernel."""
     sizes = (ctypes.c_int64 * 12)(0, 1, 1, OUTPUTS, INPUTS, HEIGHT, WIDTH, 1, TAPS, KERNELS, 4, 2)
     library.fdconv_kernels_scratch.restype = ctypes.c_int64
     scratch = _floats(library.fdconv_kernels_scratch(sizes))
@@ -73,7 +73,7 @@ def _define(
     spectrum: array, index: array, attention: array, taps: array, windows: array, channel: array, filter: array,
     spatial: array,
 ) -> tuple[list[float], list[float]]:  # fmt: skip
-    """The local logits and the kernel, (O, I, a, b), in double precision."""
+    """Compute the local logits and the kernel, (O, I, a, b), in double precision."""
     waves = [cmath.exp(2j * math.pi * k / ROWS) for k in range(ROWS)]  # COLS is ROWS
     weighed = [
         complex(spectrum[2 * at], spectrum[2 * at + 1]) * attention[index[at]] / (ROWS * COLS)

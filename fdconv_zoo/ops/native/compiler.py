@@ -18,8 +18,8 @@ class Compiler(NamedTuple):
     """A compiler.
 
     Attributes:
-        command: how to call it, perhaps with flags.
-        version: what ``--version`` prints.
+        command: the program, with flags if ``CC`` names any.
+        version: the output of ``--version``.
     """
 
     command: tuple[str, ...]
@@ -27,7 +27,7 @@ class Compiler(NamedTuple):
 
     @property
     def name(self) -> str:
-        """One line for people."""
+        """The command and the version in one line."""
         return f"{shlex.join(self.command)} ({self.version.partition(chr(10))[0]})"
 
 
@@ -58,16 +58,16 @@ def run(command: Sequence[str], deadline: float) -> str:
 
     Args:
         command: the program and its arguments.
-        deadline: when to end it, of ``time.monotonic()``.
+        deadline: when to kill it, on the clock of ``time.monotonic()``.
 
     Raises:
-        UnavailableError: it failed, with the first line of its errors, or did not end in time.
+        UnavailableError: the program cannot be run, fails, or does not end in time.
     """
-    # If the program turns out to be this very one (Python may be embedded), it must not build in its turn.
+    # If the program is this one (Python may be embedded in it), it must not start another build.
     environment = os.environ | {"LC_ALL": "C", "FDCONV_NATIVE": "0"}
     name = os.path.basename(command[0])
     try:
-        # A file instead of a pipe, which processes that the compiler starts would keep open after its end.
+        # A file instead of a pipe, which child processes of the compiler could keep open after it ends.
         with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True

@@ -13,7 +13,7 @@ static const fourier_plan *find_in(const fourier_plan *list, int64_t length) {
 
 static int factorize(int64_t number, int *factors) {
     int count = 0;
-    for (; number % 8 == 0 && number != 16; number /= 8) /* 16 is better off as 4 * 4 than as 8 * 2 */
+    for (; number % 8 == 0 && number != 16; number /= 8) /* 4 * 4 is faster than 8 * 2 */
         factors[count++] = 8;
     for (; number % 4 == 0; number /= 4)
         factors[count++] = 4;
@@ -45,7 +45,7 @@ const fourier_plan *find_plan(int64_t length) {
     plan->length = length;
     plan->num_factors = factorize(length, plan->factors);
     plan->roots = roots;
-    /* Two threads may make the same plan: both are right, and the second is merely not found again. */
+    /* Two threads may make the same plan: both are correct, and later calls find one of them. */
     plan->next = __atomic_load_n(&plans, __ATOMIC_RELAXED);
     while (!__atomic_compare_exchange_n(&plans, &plan->next, plan, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED))
         ;

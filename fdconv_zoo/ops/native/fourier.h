@@ -16,7 +16,7 @@ typedef struct fourier_plan {
     struct fourier_plan *next;
 } fourier_plan;
 
-/* The plan of a length; NULL where memory has run out. Plans are made once and kept. */
+/* Find the plan of a length, or make it; plans are kept. NULL if memory has run out. */
 const fourier_plan *find_plan(int64_t length);
 
 INLINE complex_lanes add(complex_lanes a, complex_lanes b) { return (complex_lanes){a.re + b.re, a.im + b.im}; }
@@ -59,7 +59,7 @@ INLINE void butterfly_4(complex_lanes *x, int sign) {
     x[3] = subtract(rest, turned);
 }
 
-/* Two butterflies of 4, whose results turn by eighths on the way into those of 2. */
+/* Two butterflies of 4; the results of the second are turned by eighths before the butterflies of 2. */
 INLINE void butterfly_8(complex_lanes *x, int sign) {
     const float half_root = 0.70710678119f;
     complex_lanes even[4] = {x[0], x[2], x[4], x[6]}, odd[4] = {x[1], x[3], x[5], x[7]};
@@ -95,7 +95,7 @@ INLINE void butterfly_8(complex_lanes *x, int sign) {
         }                                                                                       \
     }
 
-/* The same for a prime radix without a butterfly of its own: slower, and right. */
+/* The same for any radix, without a butterfly of its own; slower. */
 INLINE void any_stage(
     const fourier_plan *plan, const complex_lanes *x, complex_lanes *y, int64_t radix, int64_t done, int64_t left, int sign
 ) {

@@ -2,13 +2,14 @@
 
    A kernel (O, I, a, b) is laid out as a plane of R = O*a rows by C = I*b columns, whose real 2-D DFT, R by H = C/2 + 1,
    is the parameter. Row r belongs to output channel r/a and tap row r%a, column c to input channel c/b and tap column c%b.
-   Where C is even, the first and the last bin of a real row are real: between the passes they share bin 0, as its real and
-   imaginary part, so that C/2 complex bins are left, which fill vectors where C does.
+   If C is even, the first and the last bin of a real row are real: between the passes, they share bin 0, as its real
+   and imaginary part. So there are C/2 complex bins, which often fill whole vectors.
 
-   The two passes of a transform have its other axis in the lanes of a vector, so that no transform shuffles lanes;
-   between them a plane is transposed in blocks. What else happens to an element happens where a pass loads or stores it.
+   Each pass of a transform has the other axis in the lanes of a vector, so that no transform shuffles lanes; between
+   the passes, a plane is transposed in blocks. All other operations on an element are done where a pass loads or stores
+   it.
 
-   The rows of a block belong to one group of the convolution: its last block may have fewer than LANES of them. */
+   All rows of a block belong to one group of the convolution; the last block of a group may have fewer than LANES. */
 
 #include <stddef.h>
 #include <string.h>
@@ -16,10 +17,10 @@
 #include "fourier.h"
 #include "parallel.h"
 
-/* The numbers in the order in which Python passes them. */
+/* The sizes in the order in which Python passes them. */
 typedef struct {
-    int64_t first_image, images; /* of the batch, that this call is about */
-    int64_t shares_attention;    /* all images have the weights of the first */
+    int64_t first_image, images; /* of the batch, to process in this call */
+    int64_t shares_attention;    /* all images use the attention of the first */
     int64_t outputs, inputs, height, width, groups; /* O, I (of one group), a, b, G */
     int64_t num_taps, num_kernels, index_bytes;
     int64_t parts;
@@ -36,7 +37,7 @@ typedef struct {
     const float *grad_kernels;
     int64_t accumulates;
     float *grad_spectrum, *grad_attention, *grad_taps, *grad_windows, *grad_channel, *grad_filter, *grad_spatial;
-    /* Of each part: (images, n), (R, b, T), (images, G, I, T), (images, G, I); and (images, R, b), each by one part. */
+    /* Sums of each part, (images, n), (R, b, T), (images, G, I, T), (images, G, I); and of all, (images, R, b). */
     float *attention_sums, *tap_sums, *window_sums, *channel_sums, *row_sums;
     float *middle;  /* between the passes: (images, row blocks, bins, re and im, LANES rows) */
     float *buffers; /* of each part, buffer_floats() */
@@ -55,7 +56,7 @@ static int64_t middle_floats(const kernel_job *job) {
     return job->s.images * job->row_blocks * job->bin_blocks * LANES * 2 * LANES;
 }
 
-/* Buffers of transforms; factors of a block of rows, and its sums; sums for each input channel; for each kernel. */
+/* Floats of buffers: for transforms; factors and sums of a block of rows; sums for each input channel, or kernel. */
 static int64_t transform_floats(const kernel_job *job) {
     return 2 * LANES * largest((job->strip + 1) * job->rows, 2 * job->cols);
 }
@@ -85,8 +86,8 @@ static void complete(kernel_job *job) {
     job->bins = job->cols / 2 + 1;
     job->packed_bins = (job->cols + 1) / 2;
     job->bin_blocks = (job->packed_bins + LANES - 1) / LANES;
-    /* Blocks of bins that are loaded together, since a row of one is but two or three cache lines: as many as leave the
-       transforms in the second-level cache, and every part its share. */
+    /* How many blocks of bins to load together, since a row of one has only two or three cache lines: as many as keep
+       the transforms in the second-level cache, and leave work for every part. */
     int64_t fitting = (768 << 10) / ((int64_t)sizeof(complex_lanes) * job->rows) - 1;
     int64_t shared = (s->images * job->bin_blocks + s->parts - 1) / s->parts;
     job->strip = largest(1, smallest(smallest(fitting, shared), smallest(MAX_STRIP, job->bin_blocks)));
@@ -173,7 +174,7 @@ INLINE mask load_groups(const kernel_job *job, int64_t at, int64_t count) {
     return groups;
 }
 
-/* The next rows lie too far apart for the processor to foresee them. */
+/* Rows lie too far apart for the processor to prefetch them by itself. */
 INLINE void prefetch_bins(const float *from, int64_t row_floats) {
     const char *ahead = (const char *)(from + 8 * row_floats);
     for (size_t byte = 0; byte < sizeof(complex_lanes); byte += 64)
@@ -199,7 +200,7 @@ INLINE void transpose_to_rows(
         to[lane] = (complex_lanes){re[lane], im[lane]};
 }
 
-/* And back. */
+/* The inverse. */
 INLINE void transpose_to_bins(
     const kernel_job *job, complex_lanes *columns, int64_t image, int64_t block, int64_t bin_block
 ) {
@@ -225,8 +226,8 @@ INLINE int64_t group_at(const kernel_job *job, int64_t at) {
     }
 }
 
-/* The first and the last bin of each row have transforms whose real parts alone count: those of their Hermitian parts,
-   which as real and imaginary part of one sequence go into the first lane. */
+/* Only the real parts of the transforms of the first and the last bin matter. They are the transforms of the bins'
+   Hermitian parts, which are packed into the first lane, as the real and imaginary part of one sequence. */
 static void pack_ends(const kernel_job *job, const float *attention, complex_lanes *x) {
     for (int64_t row = 0; row < job->rows; row++) {
         int64_t mirrored = row ? job->rows - row : 0;
@@ -265,8 +266,8 @@ static void transform_bins(const kernel_job *job, int64_t image, int64_t strip, 
 
 /* ---- The real transforms of LANES rows ---- */
 
-/* sum_k X[k] exp(2 pi i k c / C) over all C bins, given the packed ones. The C results are `stride` lanes
-   apart, from what is returned. */
+/* Compute sum_k X[k] exp(2 pi i k c / C) over all C bins from the packed ones. The C results start at the pointer that
+   is returned, real_stride() vectors apart. */
 INLINE lanes *to_real(const kernel_job *job, const complex_lanes *bins, complex_lanes *x, complex_lanes *y) {
     if (job->cols % 2) {
         x[0] = (complex_lanes){bins[0].re, all(0)};
@@ -286,7 +287,8 @@ INLINE lanes *to_real(const kernel_job *job, const complex_lanes *bins, complex_
     return (lanes *)transform(job->real_plan, x, y, 1);
 }
 
-/* The adjoint of `to_real`: C values, `stride` lanes apart in x, to packed bins; those that stand for two count double. */
+/* The adjoint of `to_real`: C values, real_stride() vectors apart in x, to packed bins; bins that stand for their
+   conjugates too count twice. */
 INLINE void from_real(const kernel_job *job, complex_lanes *x, complex_lanes *y, complex_lanes *bins) {
     const complex_lanes *z = transform(job->real_plan, x, y, -1);
     if (job->cols % 2) {
@@ -308,7 +310,7 @@ INLINE int64_t real_stride(const kernel_job *job) { return job->cols % 2 ? 2 : 1
 
 /* ---- Kernels in memory, (O, I, a, b): a block of rows, for some input channels ---- */
 
-/* One tap: rows of LANES input channels, which follow each other, from and to vectors of rows. */
+/* One tap: rows of LANES input channels, which are adjacent in memory, from and to vectors of rows. */
 INLINE void store_tile(const kernel_job *job, float *to, int64_t num_rows, int64_t count, lanes *tile) {
     transpose(tile);
     for (int64_t row = 0; row < num_rows; row++, to += job->cols) {
@@ -329,7 +331,7 @@ INLINE void load_tile(const kernel_job *job, const float *from, int64_t num_rows
     transpose(tile);
 }
 
-/* Several taps: those of a row and one input channel follow each other. There is a vector of rows for each column. */
+/* Several taps: those of one row and input channel are adjacent in memory. There is one vector of rows per column. */
 INLINE void store_taps(float *kernel, const int64_t *offsets, int64_t num_rows, const lanes *taps, int64_t width) {
     for (int64_t row = 0; row < num_rows; row++)
         for (int64_t col = 0; col < width; col++)
@@ -349,7 +351,7 @@ typedef struct {
     lanes *taps;          /* (b, T) */
     const float *channel; /* I, or NULL */
     const float *windows; /* (I, T) */
-    lanes *staged;        /* room for a kernel's values, and for its gradient's: two times b */
+    lanes *staged;        /* buffer for the values of a kernel and of its gradient: 2 * b */
     int64_t offsets[LANES]; /* of each row's taps in memory, for input channel 0 */
 } block_factors;
 
@@ -395,8 +397,8 @@ INLINE lanes local_gate(const lanes *taps, const float *window, int64_t num_taps
     return sigmoid(logit);
 }
 
-/* Call a function with T and b known at compile time, where they have the usual values; `step` is the number of input
-   channels to load and store at once. */
+/* Call a function with T and b as constants at compile time, if they have the usual values; `step` is the number of
+   input channels to load and store at once. */
 #define FOR_TAPS(width, step, function, ...)                            \
     switch (job->s.num_taps) {                                          \
     case 3: function(__VA_ARGS__, 3, width, step); break;               \
@@ -451,7 +453,7 @@ static void finish_rows(
     FOR_SHAPE(scale_rows, job, values, rows, factors, kernel)
 }
 
-/* ---- Backward, first pass: what is summed over rows or columns, and the adjoint of `finish_rows` ---- */
+/* ---- Backward, first pass: the sums over rows or columns, and the adjoint of `finish_rows` ---- */
 
 typedef struct {
     lanes *row;               /* b: of P = K * dL/dK over the columns */
@@ -515,7 +517,7 @@ static void start_rows(
     from_real(job, x, y, middle_of(job, image, block));
 }
 
-/* Add the sums over LANES rows to those of the part; leave zeros. */
+/* Add the sums over LANES rows to those of the part, and reset them to zero. */
 static void add_input_sums(const kernel_job *job, int64_t part, int64_t image, int64_t group, block_sums sums) {
     const kernel_sizes *s = &job->s;
     int64_t first = ((part * s->images + image) * s->groups + group) * s->inputs;
@@ -550,7 +552,7 @@ static void add_row_sums(const kernel_job *job, int64_t part, int64_t image, row
 
 /* ---- Backward, second pass: the gradients of spectrum and attention ---- */
 
-/* The adjoint of `pack_ends`: add to the gradients of the first and the last bin what the first lane holds. */
+/* The adjoint of `pack_ends`: add the values of the first lane to the gradients of the first and the last bin. */
 static void unpack_ends(const kernel_job *job, const float *attention, const complex_lanes *grads, int adds, float *sums) {
     for (int64_t row = 0; row < job->rows; row++) {
         int64_t mirrored = row ? job->rows - row : 0;
@@ -603,7 +605,7 @@ static void finish_bins(
             float products[LANES];
             memcpy(group, &groups, sizeof groups);
             store(products, grad.re * coefficients.re + grad.im * coefficients.im);
-            for (int lane = 0; lane < LANES; lane++) /* a table for each lane: no sum waits for the one before it */
+            for (int lane = 0; lane < LANES; lane++) /* one table per lane, so that no sum waits for the previous one */
                 ((float *)sums)[group[lane] * LANES + lane] += products[lane];
         }
     for (int64_t kernel = 0; kernel < num_kernels; kernel++) {
@@ -614,7 +616,7 @@ static void finish_bins(
         unpack_ends(job, attention, grads[0], adds, attention_sums);
 }
 
-/* ---- What a part does of each pass ---- */
+/* ---- The work of one part in each pass ---- */
 
 static float *part_buffers(const kernel_job *job, int64_t part) { return job->buffers + part * buffer_floats(job); }
 
@@ -664,7 +666,7 @@ static void differentiate_bins(const void *data, int64_t part) {
             finish_bins(job, part, image, strip, (complex_lanes *)part_buffers(job, part), sums);
 }
 
-/* ---- Backward, in the end: from what the parts have summed to gradients ---- */
+/* ---- Backward, last step: gradients from the sums of all parts ---- */
 
 /* The sum over parts of element `at`. */
 static float sum_parts(const kernel_job *job, const float *sums, int64_t floats, int64_t at) {
@@ -674,7 +676,7 @@ static float sum_parts(const kernel_job *job, const float *sums, int64_t floats,
     return sum;
 }
 
-/* The gradient of a factor from the sum of P; where the factor has underflowed to 0, so has its own derivative. */
+/* The gradient of a factor from the sum of P; 0 if the factor has underflowed to 0, as has its own derivative. */
 static float divide(float sum, float factor) { return factor == 0 ? 0 : sum / factor; }
 
 static void finish_gradients(const kernel_job *job) {
@@ -713,7 +715,7 @@ static void finish_gradients(const kernel_job *job) {
     }
 }
 
-/* ---- What Python calls ---- */
+/* ---- Functions that Python calls ---- */
 
 /* The tensors of a batch and their gradients, in the order of KernelTensors; NULL where there is none. */
 typedef struct {
@@ -728,7 +730,7 @@ typedef struct {
     float *attention, *taps, *windows, *channel, *filter, *spatial;
 } kernel_gradients;
 
-/* The floats of scratch memory that the two functions below need. */
+/* Number of floats of scratch memory that the two functions below need. */
 int64_t fdconv_kernels_scratch(const kernel_sizes *sizes) {
     kernel_job job = {.s = *sizes};
     complete(&job);
@@ -737,7 +739,7 @@ int64_t fdconv_kernels_scratch(const kernel_sizes *sizes) {
 
 #define AT(tensor, floats) ((tensor) == NULL ? NULL : (tensor) + s->first_image * (floats))
 
-/* Returns 0 where memory has run out. */
+/* Returns 0 if memory has run out. */
 static int start(kernel_job *job, const kernel_sizes *s, const kernel_tensors *tensors, float *kernels, float *scratch) {
     *job = (kernel_job){
         .s = *s,
@@ -758,7 +760,7 @@ static int start(kernel_job *job, const kernel_sizes *s, const kernel_tensors *t
     return find_plans(job);
 }
 
-/* Write the kernels (images, O, I, a, b). Returns 0 where memory has run out. */
+/* Write the kernels (images, O, I, a, b). Returns 0 if memory has run out. */
 int64_t fdconv_assemble_kernels(const kernel_sizes *sizes, const kernel_tensors *tensors, float *kernels, float *scratch) {
     kernel_job job;
     if (!start(&job, sizes, tensors, kernels, scratch))
@@ -768,8 +770,8 @@ int64_t fdconv_assemble_kernels(const kernel_sizes *sizes, const kernel_tensors 
     return 1;
 }
 
-/* Write the gradients of all tensors, from the kernels and their gradient, both (images, O, I, a, b). Those of what the
-   images share are added to what is there if `accumulates`. Returns 0 where memory has run out. */
+/* Write the gradients of all tensors, from the kernels and their gradient, both (images, O, I, a, b). If `accumulates`,
+   the gradients of tensors that the images share are added to the present values. Returns 0 if memory has run out. */
 int64_t fdconv_differentiate_kernels(
     const kernel_sizes *s, const kernel_tensors *tensors, float *kernels, const float *grad_kernels,
     const kernel_gradients *gradients, int64_t accumulates, float *scratch

@@ -67,7 +67,7 @@ INLINE lanes at_most(lanes x, float limit) {
 #endif
 }
 
-/* 2^n * value for whole numbers n, of which `shifted` is n + 1.5 * 2^23. */
+/* 2^n * value for integers n; `shifted` is n + 1.5 * 2^23. */
 INLINE lanes scale_by_power(lanes value, lanes n, lanes shifted) {
 #if defined(__AVX512F__)
     (void)shifted;
@@ -81,7 +81,7 @@ INLINE lanes scale_by_power(lanes value, lanes n, lanes shifted) {
 /* 1 / (1 + exp(-x)), to 2e-7 relative (below -87: 1.6e-38); NaN stays NaN. */
 INLINE lanes sigmoid(lanes x) {
     x = at_most(-x, 87.0f);
-#if !defined(__AVX512F__) /* whose instruction takes any power */
+#if !defined(__AVX512F__) /* AVX-512's instruction accepts any power */
     x = choose(x < -87.0f, all(-87.0f), x);
 #endif
     /* exp(x) = 2^n exp(r) with the integer n next to x / ln 2: adding 1.5 * 2^23 rounds it into the low bits. */
@@ -115,7 +115,7 @@ INLINE lanes look_up(const float *table, int64_t size, mask index) {
     return load(values);
 }
 
-/* Swap what the two-by-two blocks of `size` lanes have off their diagonal. */
+/* Swap the off-diagonal blocks of `size` lanes in every two by two blocks. */
 #define FROM_FIRST(lane, size) (((lane) & (size)) ? LANES + (lane) - (size) : (lane))
 #define FROM_SECOND(lane, size) (((lane) & (size)) ? LANES + (lane) : (lane) + (size))
 #define FOUR(pick, at, size) pick(at, size), pick(at + 1, size), pick(at + 2, size), pick(at + 3, size)

@@ -1,4 +1,4 @@
-"""The library of this process: built, loaded and joined with torch's threads at the first call."""
+"""The library of this process, which the first call builds, loads and connects to torch's threads."""
 
 import ctypes
 import os
@@ -38,28 +38,28 @@ _lock = threading.Lock()
 
 
 def library() -> ctypes.CDLL | None:
-    """The C functions; None where there are none, of which :func:`problem` says why.
+    """Return the C functions; None if they are not available, see :func:`problem`.
 
-    The first call may take the seconds of a compilation. It makes no tensors, so that it may fall into tracing.
+    The first call may compile the library, which takes seconds. It creates no tensors, so it may run during tracing.
     """
     return (_state or _start()).library
 
 
 def problem() -> str | None:
-    """Why there is no library, and what would help; None if there is one."""
+    """Return why there is no library, and how to fix it; None if there is one."""
     return (_state or _start()).problem
 
 
 def current_build() -> Build | None:
-    """Which library there is."""
+    """Return the build of the loaded library; None if there is none."""
     return (_state or _start()).build
 
 
 def num_threads() -> int:
-    """On how many threads to run: as many as torch's operations.
+    """Return the number of threads to run on: as many as torch's operations.
 
-    One in a child that was forked after the library was loaded: OpenMP's threads do not come along, and GCC's runtime
-    would wait for them forever. One, too, where torch does not use OpenMP.
+    It is 1 in a child process that was forked after the library was loaded, since a fork does not copy OpenMP's
+    threads, and GCC's runtime would wait for them forever. It is also 1 if torch does not use OpenMP.
     """
     return torch.get_num_threads() if (_state or _start()).is_parallel and not _is_forked else 1
 
@@ -72,7 +72,7 @@ def _start() -> _State:
                 _state = _load()
             except UnavailableError as error:
                 _state = _State(problem=str(error))
-            except Exception as error:  # a fault of ours is no reason to stop, either: other paths compute the same
+            except Exception as error:  # a bug here is no reason to stop, either: other paths compute the same
                 _state = _State(problem=f"{type(error).__name__}: {error}")
         return _state
 
@@ -94,10 +94,10 @@ def _load() -> _State:
 
 
 def _find_parallel() -> int | None:
-    """Address of the function with which torch starts its threads; None if it has none.
+    """Find the address of the function with which torch starts its threads; None if there is none.
 
-    GCC's, Intel's and LLVM's OpenMP all have it. On Linux, torch calls the first in the order in which libraries were
-    loaded for all to see, such as one in LD_PRELOAD; on macOS, the one it was linked with.
+    The OpenMP runtimes of GCC, Intel and LLVM all provide it. On Linux, torch calls the first one among the libraries
+    that were loaded globally, such as one in LD_PRELOAD; on macOS, the one that it was linked with.
     """
     suffix = "dylib" if sys.platform == "darwin" else "so"
     own = str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu.{suffix}")
@@ -112,7 +112,7 @@ def _find_parallel() -> int | None:
 
 def _after_fork() -> None:
     global _lock, _is_forked
-    _lock = threading.Lock()  # perhaps another thread of the parent held it
+    _lock = threading.Lock()  # another thread of the parent may have held it
     _is_forked = _is_forked or (_state is not None and _state.library is not None)
 
 

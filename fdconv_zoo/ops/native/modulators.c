@@ -1,7 +1,8 @@
-/* KSM in inference: from images' pooled features to all their modulators, in one call.
+/* KSM in inference: all modulators from the pooled features of images, in one call.
 
-   With hidden = act(norm(reduce pooled)), each head gives factors 2 * sigmoid((weight hidden + bias) / temperature); those of
-   FDW's kernels are divided by their number. The local branch's windows are the normalized features around each channel. */
+   With hidden = act(norm(reduce pooled)), each head computes factors 2 * sigmoid((weight hidden + bias) / temperature).
+   Those of FDW's kernels are divided by the number of kernels. The windows of the local branch are the normalized
+   features around each channel. */
 
 #include <math.h>
 #include <stddef.h>
@@ -11,8 +12,8 @@
 
 #define HEADS 4 /* kernel, channel, filter, spatial */
 
-/* The numbers in the order in which Python passes them: hidden is 0 without the global branch, width without the local
-   one, and a head's size where there is no such head. */
+/* The sizes in the order in which Python passes them: hidden is 0 without a global branch, width is 0 without a local
+   branch, and the size of a missing head is 0. */
 typedef struct {
     int64_t images, channels, hidden, width, head_sizes[HEADS], parts;
 } modulator_sizes;
@@ -21,7 +22,7 @@ typedef struct {
     float temperatures[HEADS], epsilon, local_epsilon;
 } modulator_numbers;
 
-/* NULL for what is not there. */
+/* Missing tensors are NULL. */
 typedef struct {
     const float *reduce, *norm_weight, *norm_bias, *mean, *variance, *act_scale, *act_bias;
     const float *heads[HEADS][2]; /* weight and bias */

@@ -2,8 +2,8 @@
 
 #include <stddef.h>
 
-/* A second OpenMP runtime beside torch's would have threads of its own, and the two would wait for each other's cores.
-   This is the entry of the one that torch uses; GCC's, Intel's and LLVM's all have it. NULL: run on one thread. */
+/* A second OpenMP runtime would have its own threads, which would compete with torch's for the cores. So this is the
+   entry point of the runtime that torch uses, which GCC's, Intel's and LLVM's all have. NULL: run on one thread. */
 typedef void (*parallel_function)(void (*)(void *), void *, unsigned, unsigned);
 static parallel_function parallel;
 
@@ -15,7 +15,7 @@ typedef struct {
     int64_t parts, next;
 } team;
 
-/* The runtime may grant fewer threads than asked for: each takes parts until none is left. */
+/* The runtime may start fewer threads than requested: each takes parts until none is left. */
 static void work(void *data) {
     team *shared = data;
     int64_t part;

@@ -1,5 +1,5 @@
-"""The one error of this folder."""
+"""The error that this package raises."""
 
 
 class UnavailableError(Exception):
-    """There is no native library; the message says why, and what would help."""
+    """The native library is not available; the message says why, and how to fix it."""

@@ -62,16 +62,16 @@ def measure_forms(
     """Measure every form of FBM in a ResNet, with interleaved timings in one process.
 
     Args:
-        name: Of the model, e.g. ``resnet50_fdconv``.
+        name: Name of the model, e.g. ``resnet50_fdconv``.
         count_size: Height and width of the image that multiply-adds are counted for.
-        image_size, batch_size: Of the batch that is timed.
+        image_size, batch_size: Side length of the images, and size of the batch, that are timed.
         repeats: Number of timings.
-        device: To time on.
+        device: Device to time on.
 
     Returns:
-        A row for the plain network and for each form, the exact one once for each path: ``form``, ``path`` (None where
-        the layers choose), the multiply-adds by kind and ``get_flops`` and ``total`` (see `Work`), and median and
-        interquartile range in seconds of inference and of a training step.
+        A row for the plain network and for each form; for the exact form, a row for each path. Keys: ``form``, ``path``
+        (None if the layers choose it), the multiply-adds by kind, ``get_flops`` and ``total`` (see `Work`), and the
+        median and the interquartile range of inference and of a training step, in seconds.
     """
     rows, models = [], []
 

@@ -1,4 +1,4 @@
-"""How similar the kernels are that a layer mixes: FDConv's, and those of other dynamic convolutions."""
+"""Computes how similar the kernels are that a layer mixes, for FDConv and other dynamic convolutions."""
 
 from collections.abc import Mapping
 
@@ -14,8 +14,8 @@ def similarity(layer: nn.Module) -> Array | None:
     """Compute the cosine similarity of each pair of the kernels that a layer mixes.
 
     Returns:
-        (n, n); None for other layers than FDConv, ODConv, DY-Conv and CondConv, and where there is only one kernel.
-        DCD and KernelWarehouse do not mix whole kernels.
+        (n, n); None for layers other than FDConv, ODConv, DY-Conv and CondConv, and if there is only one kernel. DCD
+        and KernelWarehouse do not mix whole kernels.
     """
     if isinstance(layer, FDConv2d | FDLinear):
         found = disjoint_similarity(layer)

@@ -14,7 +14,7 @@ from fdconv_zoo.store.files import replacing, write_text
 
 
 def write_results(folder: Path, name: str, table: str, results: Any, figure: Figure | None) -> None:
-    """Write ``NAME.md``, ``NAME.json`` and ``NAME.png`` into a folder, with the machine they are from."""
+    """Write ``NAME.md``, ``NAME.json`` (with a description of the machine) and ``NAME.png`` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     machine = {
@@ -31,15 +31,15 @@ def write_results(folder: Path, name: str, table: str, results: Any, figure: Fig
 
 
 def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lay out a table: the first column to the left, all others to the right."""
+    """Format a table, with the first column aligned left and all others aligned right."""
     lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def forms_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Lay out what `measure_forms` returns: what each form adds to the plain network, in 1e9 multiply-adds, and times.
+    """Format the rows of `measure_forms`: multiply-adds (1e9) that each form adds to the plain network, and times.
 
-    Times are medians, with the interquartile range, and multiples of the plain network's.
+    Times are medians with interquartile ranges, and multiples of the plain network's.
     """
     plain = rows[0]
     kinds = ("products", "norms", "transforms", "elementwise")
@@ -62,7 +62,7 @@ def _milliseconds(row: dict[str, Any], kind: str) -> str:
 
 
 def draw_forms(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Draw what each form adds: multiply-adds by kind, and the times as multiples of the plain network's."""
+    """Draw the multiply-adds that each form adds, by kind, and the times as multiples of the plain network's."""
     plain, rows = rows[0], rows[1:]
     labels = [f"{row['form']}, {row['path']}" if row["path"] else row["form"] for row in rows]
     figure = Figure(figsize=(13, 1.4 + 0.34 * len(rows)), layout="constrained")
@@ -87,7 +87,7 @@ def draw_forms(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def swin_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Lay out what `measure_swin` returns: theoretical and measured multiples of the plain twin."""
+    """Format the rows of `measure_swin`: theoretical and measured costs as multiples of the plain twin's."""
     titles = ["image", "batch", "path", "get_flops x", "all multiply-adds x", "inference, ms", "x"]
     titles += ["training step, ms", "x"]
     cells = []
@@ -100,7 +100,7 @@ def swin_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def draw_swin(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Draw the measured multiples over the batch, a line for each path and image size; dashed: the theoretical ones."""
+    """Draw time ratios over the batch size, a line for each path and image size, and the theoretical ratios in grey."""
     rows = [row for row in rows if row["path"] is not None]
     sizes, paths = (list(dict.fromkeys(row[key] for row in rows)) for key in ("image_size", "path"))
     figure = Figure(figsize=(11, 4.5), layout="constrained")

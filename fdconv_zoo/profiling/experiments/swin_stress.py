@@ -23,17 +23,17 @@ def measure_swin(
     """Measure a Swin Transformer with FDConv beside its plain twin, at every batch and image size and on every path.
 
     Args:
-        name: Of the model, e.g. ``swin_fdconv``.
-        batch_sizes, image_sizes: To measure at; images are square.
+        name: Name of the model, e.g. ``swin_fdconv``.
+        batch_sizes, image_sizes: The sizes to measure; images are square.
         repeats: Number of timings.
-        device: To time on.
-        **arguments: Of both networks.
+        device: Device to time on.
+        **arguments: Arguments of both networks.
 
     Returns:
-        For each setting a row for the plain twin and for FDConv on each path: ``batch_size``, ``image_size``, ``path``
-        (None for the plain twin), the multiply-adds of one image by kind (see `Work`), ``get_flops`` and ``total``,
-        times as in `measure_forms`, and as multiples of the plain twin ``get_flops_ratio``, ``total_ratio``,
-        ``forward_ratio`` and ``training_ratio``.
+        For each setting, a row for the plain twin and for FDConv on each path. Keys: ``batch_size``, ``image_size``,
+        ``path`` (None for the plain twin), the multiply-adds of one image by kind (see `Work`), ``get_flops`` and
+        ``total``, times as in `measure_forms`, and the multiples of the plain twin's figures, ``get_flops_ratio``,
+        ``total_ratio``, ``forward_ratio`` and ``training_ratio``.
     """
     table = []
     for size in image_sizes:
@@ -41,7 +41,7 @@ def measure_swin(
         model = timm.create_model(name, img_size=size, **arguments)
         counted = [count_work(network, (size, size)) for network in (plain, model)]
         paths = paths_on(device)
-        # One network on all paths: their copies would only take memory.
+        # One network for all paths: copies would only take memory.
         plain, model = plain.to(device), model.to(device)
         networks = [plain, *(_OnPath(model, path) for path in paths)]
         for batch_size in batch_sizes:

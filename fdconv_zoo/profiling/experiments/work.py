@@ -1,4 +1,4 @@
-"""Counts the arithmetic of a model's inference by kind, so that every convention of counting can be read from it."""
+"""Counts the arithmetic of a model's inference by kind, so that counts of every convention can be derived."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry
 from fdconv_zoo.profiling.checks import plain_copy
 
 _aten = torch.ops.aten
-# What a norm counts per element of its input in fvcore and mmengine.
+# Multiply-adds of a norm for each element of its input, as fvcore and mmengine count them.
 _NORMS = {
     _aten.native_batch_norm: 2,
     _aten._native_batch_norm_legit_no_training: 2,
@@ -32,7 +32,7 @@ class Work:
         norms: Norms in inference, at 2 (BatchNorm) or 5 for each element, and resizing, at 1 or 4.
         transforms: Fourier transforms, at half of their floating-point operations: a complex one of N numbers takes
             5 N log2(N), a real one half of that.
-        elementwise: All other operations on each element, at 1 a real and 2 a complex number; and pooling.
+        elementwise: All other elementwise operations, at 1 for a real and 2 for a complex number; and pooling.
     """
 
     products: int = 0
@@ -42,10 +42,10 @@ class Work:
 
     @property
     def get_flops(self) -> int:
-        """What `get_flops.py` of mmdetection and mmsegmentation reports: it counts no other operations.
+        """The figure that `get_flops.py` of mmdetection and mmsegmentation reports, which omits other operations.
 
-        It calls mmengine's `get_model_complexity_info`, which takes the rules of fvcore: operations it has no rule for,
-        such as FFTs and products of elements, count as 0. (Both trace the model. The exact form of FBM is then that of
+        The script calls mmengine's `get_model_complexity_info`, with the rules of fvcore: operations without a rule,
+        such as FFTs and elementwise products, count as 0. (Both trace the model. The exact form of FBM is then that of
         exported programs, with other matrix products than here.)
         """
         return self.products + self.norms
@@ -109,7 +109,7 @@ class _Counter(TorchDispatchMode):
 
 
 def _has_numbers(result: Any) -> bool:
-    """Whether it is a tensor of real or complex numbers, not of integers or conditions."""
+    """Whether the result is a tensor of real or complex numbers, not of integers or booleans."""
     return isinstance(result, Tensor) and (result.is_floating_point() or result.is_complex())
 
 

@@ -14,8 +14,8 @@ class Times(NamedTuple):
     """Medians of a step, in milliseconds.
 
     Attributes:
-        device: between the step's begin and end on the device, gaps included.
-        host: until the host has enqueued the step; beside it, device time that is no longer means that the GPU waits.
+        device: time between the step's begin and end on the device, including gaps.
+        host: time until the host has enqueued the step. If the device takes no longer, the GPU waits for the host.
     """
 
     device: float
@@ -23,7 +23,7 @@ class Times(NamedTuple):
 
 
 def first_call(step: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a step's first call, with compilation and the choice of algorithms."""
+    """Measure the seconds of a step's first call, including compilation and the choice of algorithms."""
     start = time.perf_counter()
     step()
     synchronize(device)
@@ -31,7 +31,7 @@ def first_call(step: Callable[[], object], device: torch.device) -> float:
 
 
 def interleave(steps: Mapping[str, Callable[[], object]], device: torch.device, seconds: float) -> dict[str, Times]:
-    """Time steps in the order A B A B ..., for about ``seconds`` in all; call each once before."""
+    """Time steps in the order A B A B ..., for about ``seconds`` in all, after one call of each that is not timed."""
     for step in steps.values():
         step()
     synchronize(device)

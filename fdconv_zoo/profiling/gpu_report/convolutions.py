@@ -1,4 +1,4 @@
-"""Ways to convolve each image with a kernel of its own, for the 3x3 layers of ResNet-50."""
+"""Compares ways to convolve each image with its own kernel, for the 3x3 layers of ResNet-50."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +17,7 @@ from fdconv_zoo.profiling.graphs import capture
 
 GEOMETRY = Geometry((3, 3), (1, 1), (1, 1))
 UNFOLDING = {"kernel_size": GEOMETRY.kernel_size, "padding": GEOMETRY.padding}
-# Channels and map sizes of the stages, by batch size, in images of 224x224 and of 800x1344.
+# Sizes of the stages' feature maps, by their channels, for images of 224x224 and 800x1344.
 CLASSIFICATION = {64: (56, 56), 128: (28, 28), 256: (14, 14), 512: (7, 7)}
 DETECTION = {64: (200, 336), 128: (100, 168), 256: (50, 84), 512: (25, 42)}
 SIZES = [
@@ -28,7 +28,7 @@ SMALL_SIZES = [(2, 8, (6, 5))]
 
 
 class Way(NamedTuple):
-    """A way to convolve x (B, I, H, W) with kernels (B, O, I, 3, 3), and its gradients from that of the output."""
+    """A way to convolve x (B, I, H, W) with kernels (B, O, I, 3, 3), and to compute the gradients of both."""
 
     forward: Callable[[Tensor, Tensor], Tensor]
     backward: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -77,7 +77,7 @@ IMPLICIT = Way(
 
 
 def items(settings: Settings) -> list[Item]:
-    """One for each dtype and memory format, the usual one for training first."""
+    """Return one item for each dtype and memory format, the usual ones for training first."""
     sizes = SMALL_SIZES if settings.small else SIZES
     found = []
     for dtype in (torch.bfloat16, torch.float32):
@@ -96,7 +96,7 @@ def _compare(
     device: torch.device,
     recorder: Recorder,
 ) -> None:
-    # On a GPU as CUDA graphs, without which small ones would be times of the host.
+    # On a GPU, steps run as CUDA graphs; otherwise, small sizes would measure the host.
     has_kernels = device.type == "cuda" and triton_support.problem("cuda") is None
     ways = WAYS | ({"implicit": IMPLICIT} if has_kernels else {})
     for batch, channels, size in sizes:

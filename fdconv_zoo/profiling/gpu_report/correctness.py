@@ -1,4 +1,4 @@
-"""Layers and models on the device, on every path and in every dtype, against the plain path in float64 on the CPU."""
+"""Checks layers and models on the device, on every path and in every dtype, against the plain path on the CPU."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ from fdconv_zoo.profiling.gpu_report.section import Item, Recorder, Settings
 from fdconv_zoo.profiling.graphs import capture
 from fdconv_zoo.profiling.timing import autocast
 
-# Of a tensor's largest element, plus a hundredth of the largest of all: see `deviation`.
+# Limits of `deviation`.
 LIMITS = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 0.1}
 
 MODELS = (
@@ -28,7 +28,7 @@ MODELS = (
     "vit_tiny_patch16_224_fdconv",
 )
 SMALL_MODELS = ("resnet10s_fdconv",)
-# Stages of 16 or fewer channels are plain: tracing takes a second for each FDConv layer.
+# Stages with 16 or fewer channels are plain: tracing takes a second for each FDConv layer.
 FEW_LAYERS = MappingProxyType({"channels": (8, 8, 8, 24)})
 
 
@@ -87,7 +87,7 @@ CASES = {
 
 
 def items(settings: Settings) -> list[Item]:
-    """Whole models on the newest path, CUDA graphs, layers; then models on other paths, and compilation."""
+    """Return the items: whole models on the newest path, CUDA graphs, layers; then other paths, and compilation."""
     device = torch.device(settings.device)
     cases, models = (SMALL_CASES, SMALL_MODELS) if settings.small else (CASES, MODELS)
     side = 32 if settings.small else 224
@@ -115,12 +115,12 @@ def items(settings: Settings) -> list[Item]:
 
 
 def outcomes(layer: nn.Module, x: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The output of a layer, and the gradients of a random function of it, in float64 on the CPU."""
+    """Compute the output of a layer and the gradients of a random function of it; return both in float64 on the CPU."""
     x = x.detach().requires_grad_()
     with autocast(x.device, torch.float32 if x.dtype == torch.float64 else dtype):
         y = layer(x)
     weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    # Powers of two, which no dtype rounds, so that all of them differentiate the same function.
+    # Powers of two, which no dtype rounds, so that all dtypes differentiate the same function.
     weights = weights.sign() * 2.0 ** weights.abs().round()
     parameters = dict(layer.named_parameters())
     gradients = torch.autograd.grad(y, [x, *parameters.values()], weights.to(y), allow_unused=True)
@@ -129,10 +129,10 @@ def outcomes(layer: nn.Module, x: Tensor, dtype: torch.dtype = torch.float32) ->
 
 
 def deviation(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
-    """The largest deviation of a tensor, and its name.
+    """Find the tensor with the largest deviation; return the deviation and the tensor's name.
 
-    Each is a fraction of the tensor's largest element plus a hundredth of the largest of all tensors: gradients that
-    cancel out are small, but not their rounding.
+    A deviation is relative to the tensor's largest element, plus a hundredth of the largest element of all tensors:
+    gradients that cancel out are small, but their rounding is not.
     """
     rounding = 1e-2 * max(tensor.abs().max().item() for tensor in expected.values())
     worst = (0.0, "")
@@ -171,7 +171,7 @@ def _check_layer(name: str, case: Case, settings: Settings, recorder: Recorder) 
 
 
 def _check_model(name: str, path: str, side: int, device: torch.device, recorder: Recorder) -> None:
-    """Logits against the plain path in float32 on the CPU; gradients against plain operations."""
+    """Check logits against the plain path in float32 on the CPU, and gradients against plain operations."""
     model, x = example(name, side)
     with torch.no_grad():
         expected = plain_copy(model)(x).double()
@@ -194,7 +194,7 @@ def _check_model(name: str, path: str, side: int, device: torch.device, recorder
 
 
 def example(name: str, side: int, batch: int = 2, **arguments: Any) -> tuple[nn.Module, Tensor]:
-    """A model in eval mode with modulators that do something, and images of as many pixels a side."""
+    """Build a model in eval mode with randomized modulators, and a batch of images of ``side`` x ``side`` pixels."""
     torch.manual_seed(0)
     model = timm.create_model(name, **arguments).eval()
     randomize_constants(model)
@@ -211,7 +211,7 @@ def _exact() -> torch.backends.cudnn.flags:
 
 
 def _check_forward_graph(name: str, path: str, side: int, recorder: Recorder) -> None:
-    """A captured forward pass, replayed on other images than it was captured on."""
+    """Check a captured forward pass that is replayed on other images."""
     model, x = (part.cuda() for part in example(name, side))
     set_path(model, path)
     other = torch.randn_like(x)
@@ -225,7 +225,7 @@ def _check_forward_graph(name: str, path: str, side: int, recorder: Recorder) ->
 
 
 def _check_training_graph(name: str, path: str, side: int, recorder: Recorder) -> None:
-    """A captured forward and backward pass in bfloat16, replayed on other images."""
+    """Check a captured forward and backward pass in bfloat16 that is replayed on other images."""
     model, x = (part.cuda() for part in example(name, side))
     set_path(model, path)
     other, parameters = torch.randn_like(x), list(model.parameters())
@@ -269,7 +269,7 @@ def _check_compiled(
     model, x = model.to(device), x.to(device)
     set_path(model, path)
     torch._dynamo.reset()
-    # On a CPU the backend that compiles no code: a test has no time for a C++ compiler.
+    # On a CPU, the backend that generates no code: a C++ compiler would take too long for a test.
     backend = "inductor" if device.type == "cuda" else "aot_eager"
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     with _exact():

@@ -66,7 +66,7 @@ class Document:
 
 
 def summary_lines(document: Document) -> list[str]:
-    """What the report found, short: columns aligned, long tables cut; speed and what failed last, where a log ends."""
+    """Summarize the report in lines: aligned columns, long tables cut; speed and failures last, at the end of a log."""
     lines, failures = [], []
     for name, section in sorted(document.sections.items(), key=lambda item: item[0] == "speed"):
         lines.append(f"== {section['title']} ({section['seconds']:.0f} s), {len(section['failures'])} failures")

@@ -1,4 +1,4 @@
-"""The machine: card, versions, and the two ceilings, how fast it copies and how fast it multiplies."""
+"""Describes the machine: card, versions, and two ceilings, the speed of copies and that of matrix products."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ PACKAGES = ("torch", "triton", "timm", "torchvision", "transformers", "numpy", "
 
 
 def items(settings: Settings) -> list[Item]:
-    """Card and versions, then the ceilings."""
+    """Return the items: card and versions, then the ceilings."""
     device = torch.device(settings.device)
     return [
         Item("machine", lambda recorder: _describe(recorder, device)),
@@ -61,7 +61,7 @@ def _measure(recorder: Recorder, device: torch.device, small: bool) -> None:
 
 
 def copy_bandwidth(device: torch.device, small: bool) -> float:
-    """GB/s, of bytes read plus bytes written, of a copy far larger than the caches."""
+    """Measure the bandwidth of a copy far larger than the caches, in GB/s of bytes read plus bytes written."""
     source = torch.randn(2**14 if small else 2**30, device=device)
     target = torch.empty_like(source)
     times = interleave({"copy": lambda: target.copy_(source)}, device, 0.5)["copy"]

@@ -1,4 +1,4 @@
-"""ResNet-18 with FDConv and its plain twin on Fashion-MNIST: does it learn, and what does an epoch take."""
+"""Trains ResNet-18 with FDConv and its plain twin on Fashion-MNIST: accuracy, and time of an epoch."""
 
 import gzip
 import time
@@ -23,7 +23,7 @@ TRIAL_STEPS = 5
 
 
 def items(settings: Settings) -> list[Item]:
-    """Nothing without a folder."""
+    """Return one item, or none without a folder of Fashion-MNIST."""
     if settings.fashion_mnist is None:
         return []
     return [Item("ResNet-18 and its twin", partial(_train, settings, settings.fashion_mnist), limit=3600)]
@@ -33,10 +33,10 @@ def read_idx(path: Path) -> Tensor:
     """Read an idx file of unsigned bytes, gzipped or not.
 
     Args:
-        path: without ``.gz``.
+        path: path of the file, without ``.gz``.
 
     Raises:
-        DataError: no such file, or another format.
+        DataError: the file does not exist, or has another format.
     """
     compressed = path.with_name(path.name + ".gz")
     if path.exists():
@@ -53,7 +53,7 @@ def read_idx(path: Path) -> Tensor:
 
 
 def load(folder: Path, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training images and labels, then those of the test: (N, 1, 32, 32), normalized and padded, and (N,)."""
+    """Load images (N, 1, 32, 32), normalized and padded, and labels (N,), for training, then the same for the test."""
     found = []
     for part in ("train", "t10k"):
         images = read_idx(folder / f"{part}-images-idx3-ubyte").to(device).float().div(255)
@@ -81,16 +81,16 @@ class _Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches only."""
+        """Number of batches, without an incomplete one."""
         return len(self.images) // self.batch_size
 
     def plan(self, epochs: int) -> None:
-        """Set the schedule."""
+        """Set the learning rate schedule."""
         steps = epochs * self.steps_per_epoch
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, RATE, total_steps=steps)
 
     def train(self, steps: int | None = None) -> float:
-        """Train for an epoch, or for a number of steps; the mean loss."""
+        """Train for an epoch, or for a number of steps; return the mean loss."""
         self.model.train()
         order = torch.randperm(len(self.images), device=self.images.device)
         batches = order.split(self.batch_size)[: self.steps_per_epoch][:steps]
@@ -110,7 +110,7 @@ class _Run:
 
     @torch.no_grad()
     def accuracy(self) -> float:
-        """Share of the test images that are classified correctly."""
+        """Compute the fraction of the test images that are classified correctly."""
         self.model.eval()
         hits = 0
         for x, labels in zip(self.test_images.split(1000), self.test_labels.split(1000), strict=True):
@@ -130,7 +130,7 @@ def _train(settings: Settings, folder: Path, recorder: Recorder) -> None:
     batch, most = (SMALL_BATCH, SMALL_EPOCHS) if settings.small else (BATCH, MAX_EPOCHS)
     runs = {name: _Run(model.to(device), data, batch) for name, model in models.items()}
     seconds = 0.0
-    for run in runs.values():  # once for the first calls, once for the time
+    for run in runs.values():  # the first of two rounds warms up, the second is timed
         for _ in range(2):
             start = time.perf_counter()
             run.train(TRIAL_STEPS)

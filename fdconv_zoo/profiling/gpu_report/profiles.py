@@ -1,4 +1,4 @@
-"""What a training step launches: the kernels that take most of the time, and how fast Triton's move bytes."""
+"""Profiles steps: the kernels that take most of the time, and the memory bandwidth of Triton's kernels."""
 
 from collections import defaultdict
 from functools import partial
@@ -21,7 +21,7 @@ ROWS = 30
 
 
 def items(settings: Settings) -> list[Item]:
-    """One for each setting and model, without the peers."""
+    """Return one item for each setting and model, without the peers."""
     device, found = torch.device(settings.device), []
     models: dict[str, nn.Module] = {}
 

@@ -33,7 +33,7 @@ class Section(NamedTuple):
     Attributes:
         title: its heading.
         items: makes its items.
-        share: of the time that is left for it and the sections after it.
+        share: its weight when the remaining time is divided among it and the sections after it.
     """
 
     title: str
@@ -50,7 +50,7 @@ SECTIONS = {
     "convolutions": Section("Convolutions with a kernel for each image", convolutions.items, 4),
     "learning": Section("Training on Fashion-MNIST", learning.items, 25),
 }
-GRACE = 2  # seconds that an item has to write down its results when its time is over
+GRACE = 2  # seconds that an item has to record its results when its time is over
 LOG_TAIL = 6000  # characters
 
 
@@ -65,10 +65,13 @@ def write_report(
 
     Args:
         settings: what the report covers.
-        folder: made if it does not exist.
-        seconds: for all sections together; each has a share of what those before it have left.
-        sections: by name, in order.
+        folder: folder of the report, which is created if it does not exist.
+        seconds: time for all sections together; each gets its share of the time that is left.
+        sections: the sections by name, in order.
         show: prints a line.
+
+    Returns:
+        The report.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # imports torch and timm once, and no process inherits a CUDA context
@@ -96,7 +99,7 @@ def _run_section(
     document: Document,
     show: Callable[[str], None],
 ) -> None:
-    """Run a section, in a new process after every item that ends one."""
+    """Run a section; if an item ends its process, continue with the next item in a new one."""
     first = 0
     with tempfile.TemporaryDirectory() as folder:
         while first is not None:
@@ -115,7 +118,7 @@ def _run_section(
 def _follow(
     events: Connection, deadline: float, document: Document, show: Callable[[str], None], log: Path, first: int
 ) -> int | None:
-    """Record the events of a process to its end; the index of the item to go on with, None if there is no more."""
+    """Record the events of a process until it ends; return the index of the next item to run, None if there is none."""
     index, item, item_end = first - 1, "start of the process", deadline
     while True:
         try:
@@ -148,7 +151,7 @@ def _follow(
 
 
 def _own_stream(device: str) -> AbstractContextManager:
-    """A stream on which everything runs: captures of CUDA graphs must not meet autograd's nodes of the default one."""
+    """A stream for all work: captures of CUDA graphs must not find autograd nodes that belong to the default stream."""
     return torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else nullcontext()
 
 
@@ -158,7 +161,7 @@ def _tail(log: Path) -> str:
 
 
 def _work(events: Connection, section: Section, first: int, settings: Settings, deadline: float, log: Path) -> None:
-    """Run the items of a section from the ``first`` on, in a process of their own."""
+    """Run the items of a section in this process, starting at index ``first``."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -183,7 +186,7 @@ def _work(events: Connection, section: Section, first: int, settings: Settings, 
             with recorder.attempt("failed"), stream:
                 item.run(recorder)
         except DeviceLostError:
-            recorder.note(f"A new process goes on after {item.name}, which has left the GPU unusable.")
+            recorder.note(f"A new process continues after {item.name}, which has left the GPU unusable.")
             events.send(("end", index + 1))
             return
         faulthandler.cancel_dump_traceback_later()

@@ -1,4 +1,4 @@
-"""What a section of the report is made of: items, which run one after another and record rows, notes and failures."""
+"""The parts of a section: items, which run one after another and record rows, notes and failures."""
 
 import gc
 import time
@@ -19,16 +19,16 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the report covers; it travels to the processes that run the sections.
+    """The settings of the report, which are sent to the processes that run the sections.
 
     Attributes:
-        device: of the checks and measurements, "cuda" or "cpu".
+        device: device of the checks and measurements, "cuda" or "cpu".
         small: use tiny models and sizes.
-        paths: of FDConv layers.
+        paths: paths of FDConv layers to check and measure, the newest last.
         peers: other dynamic convolutions by name; each is built from the ``nn.Conv2d`` that it replaces.
-        replace_layers: puts a peer in place of named layers: ``replace_layers(model, names, peer)``.
-        root: of the repository.
-        tests: that the report runs, as pytest names them; see :mod:`fdconv_zoo.profiling.gpu_report.suite`.
+        replace_layers: replaces named layers by a peer: ``replace_layers(model, names, peer)``.
+        root: root folder of the repository.
+        tests: tests to run, as pytest names them; see :mod:`fdconv_zoo.profiling.gpu_report.suite`.
         fashion_mnist: folder with the four idx files of Fashion-MNIST.
     """
 
@@ -43,11 +43,11 @@ class Settings:
 
 
 class Recorder:
-    """Takes what the items of a section find.
+    """Records the results of a section's items.
 
     Args:
         send: called with each event, a tuple whose first element is "row", "note" or "failure".
-        deadline: of the section, on the clock of ``time.monotonic``.
+        deadline: end of the section, on the clock of ``time.monotonic``.
     """
 
     def __init__(self, send: Callable[[tuple], None], deadline: float) -> None:
@@ -64,7 +64,7 @@ class Recorder:
         self._send(("row", table, figures))
 
     def note(self, text: str) -> None:
-        """Add a remark to the section."""
+        """Add a note to the section."""
         self._send(("note", text))
 
     def failure(self, what: str, details: str) -> None:
@@ -73,15 +73,15 @@ class Recorder:
 
     @contextmanager
     def attempt(self, what: str, *, leaves_device: bool = True) -> Iterator[None]:
-        """Record what the block raises, and go on after it.
+        """Record an exception of the block as a failure, and continue after the block.
 
         Args:
-            what: it attempts.
-            leaves_device: False: a failure of the block makes the GPU unusable for this process, as one within the
-                capture of a CUDA graph does, whose memory and random numbers stay reserved.
+            what: description of the block.
+            leaves_device: False if a failure of the block makes the GPU unusable for this process, as during the
+                capture of a CUDA graph, after which memory and the random number generator stay reserved.
 
         Raises:
-            DeviceLostError: the block has failed and made the GPU unusable.
+            DeviceLostError: the block has failed, and the GPU is unusable.
         """
         try:
             yield
@@ -96,7 +96,7 @@ class Recorder:
 
 
 class DeviceLostError(RuntimeError):
-    """The GPU is lost to this process, as after an illegal memory access: only a new one can go on."""
+    """This process can no longer use the GPU, as after an illegal memory access; only a new process can continue."""
 
 
 class Item(NamedTuple):
@@ -114,12 +114,12 @@ class Item(NamedTuple):
 
 
 def release_memory() -> None:
-    """Free what tracebacks and models have held, on the GPU too."""
+    """Free the memory that tracebacks and models have held, including GPU memory."""
     gc.collect()
     if torch.cuda.is_available():
         try:
             torch.cuda.empty_cache()
-        except RuntimeError:  # the context is lost, which is found out elsewhere
+        except RuntimeError:  # the CUDA context is lost, which `attempt` detects
             return
 
 

@@ -1,4 +1,4 @@
-"""Time and memory of models beside plain timm, the paths and the peers in the same run."""
+"""Measures time and memory of FDConv on every path, of plain timm, and of the peers, in the same run."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -29,13 +29,13 @@ class Setting(NamedTuple):
     """One block of the table.
 
     Attributes:
-        training: a training step, not a forward pass.
+        training: measure a training step; otherwise a forward pass.
         batch: number of images.
         size: (H, W).
-        dtype: of autocast; float32 disables it.
-        channels_last: memory format of weights and images.
+        dtype: autocast dtype; float32 disables autocast.
+        channels_last: whether weights and images are channels_last.
         benchmark: let cuDNN try its algorithms.
-        seconds: of timing, for all models.
+        seconds: duration of the timing, for all models together.
     """
 
     training: bool
@@ -47,7 +47,7 @@ class Setting(NamedTuple):
     seconds: float = 2
 
     def describe(self) -> str:
-        """The setting in words."""
+        """Describe the setting in words."""
         step = "training step" if self.training else "forward"
         dtype = str(self.dtype).removeprefix("torch.")
         layout = "channels_last" if self.channels_last else "contiguous"
@@ -55,12 +55,12 @@ class Setting(NamedTuple):
         return text + (", cudnn.benchmark" if self.benchmark else "")
 
     def images(self, device: torch.device) -> Tensor:
-        """Each with a mean colour of its own, without which kernels of noise would hardly differ."""
+        """Draw images of noise, each with its own mean colour; otherwise, their kernels would hardly differ."""
         x = torch.randn(self.batch, 3, *self.size) + torch.randn(self.batch, 3, 1, 1)
         return x.to(device, memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
 
     def step(self, model: nn.Module, x: Tensor) -> Step:
-        """What is timed."""
+        """Make the step to time."""
         if self.training:
             return training_step(model.train(), x, self.dtype)
         return forward_step(model.eval(), x, self.dtype)
@@ -85,7 +85,7 @@ MEMORY, SMALL_MEMORY = Setting(True, 16, CLASSIFICATION), Setting(True, 2, (32, 
 
 
 def items(settings: Settings) -> list[Item]:
-    """The table's rows, eager and as CUDA graphs, and memory; then more settings, more paths, and torch.compile."""
+    """Return the items: the table, eager and as CUDA graphs, and memory; then more settings, paths and compilation."""
     small, device = settings.small, torch.device(settings.device)
     build = cache(partial(build_models, settings, device))
 
@@ -96,9 +96,9 @@ def items(settings: Settings) -> list[Item]:
         return found
 
     paths = [f"FDConv, {path}" for path in reversed(settings.paths)]
-    # Beside the newest path the plain one alone: what lies between is for other devices.
+    # Plain timm and the newest path come first: the other paths are for other devices.
     chief, rest, peers = ["plain", *paths[:1]], paths[1:], list(settings.peers)
-    keeping = [KEEPING] if "triton" in settings.paths else []  # it differs in training alone
+    keeping = [KEEPING] if "triton" in settings.paths else []  # it differs only in training
     table = SMALL_SETTINGS if small else SETTINGS
 
     def time(setting: Setting, names: list[str], kind: str = "") -> Item:
@@ -123,7 +123,7 @@ def items(settings: Settings) -> list[Item]:
 
 
 def build_models(settings: Settings, device: torch.device) -> dict[str, nn.Module]:
-    """By name: "plain" timm, FDConv on each path, the newest first, that which keeps kernels, and the peers."""
+    """Build models by name: "plain" (timm's), FDConv on each path, the newest first, and keeping kernels, and peers."""
     torch.manual_seed(0)
     plain, model = create_with_twin(SMALL_NAME if settings.small else NAME).values()
     model.load_state_dict(plain.state_dict())
@@ -174,7 +174,7 @@ def _record_times(
 
 
 def _measure_memory(setting: Setting, models: Models, device: torch.device, recorder: Recorder) -> None:
-    """Peak memory of a training step on a GPU, and what is kept for backward."""
+    """Measure the peak memory of a training step on a GPU, and the bytes kept for the backward pass."""
     x, plain = setting.images(device), {}
     for name, model in models(setting.channels_last).items():
         with recorder.attempt(name):
@@ -193,7 +193,7 @@ def _measure_memory(setting: Setting, models: Models, device: torch.device, reco
 
 
 def _time_graphs(setting: Setting, models: Models, device: torch.device, recorder: Recorder) -> None:
-    """Replayed CUDA graphs: the time that is left when launches cost nothing."""
+    """Time replayed CUDA graphs, in which launches cost nothing."""
     x, replays, firsts = setting.images(device), {}, {}
     lost = False
     for name, model in models(setting.channels_last).items():
@@ -201,7 +201,7 @@ def _time_graphs(setting: Setting, models: Models, device: torch.device, recorde
         try:
             with recorder.attempt(name, leaves_device=False):
                 firsts[name] = first_call(lambda name=name, step=step: replays.update({name: capture(step)[0]}), device)
-        except DeviceLostError:  # for more captures, not for the replay of those that are done
+        except DeviceLostError:  # no more captures are possible, but finished ones can be replayed
             lost = True
             break
     _record_times(setting, "CUDA graph, ", replays, firsts, device, recorder)
@@ -210,7 +210,7 @@ def _time_graphs(setting: Setting, models: Models, device: torch.device, recorde
 
 
 def _time_compiled(setting: Setting, models: Models, device: torch.device, recorder: Recorder) -> None:
-    """Plain timm and FDConv on its newest path, compiled without CUDA graphs."""
+    """Time plain timm and FDConv on its newest path, compiled without CUDA graphs."""
     x, steps, firsts = setting.images(device), {}, {}
     for name, model in models(setting.channels_last).items():
         with recorder.attempt(name):

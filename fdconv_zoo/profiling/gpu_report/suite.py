@@ -1,4 +1,4 @@
-"""The tests of the repository that need a GPU, all at once: they spend most of their time on a CPU, compiling."""
+"""Runs the repository's GPU tests in parallel, since they spend most of their time compiling on a CPU."""
 
 import ast
 import os
@@ -11,14 +11,14 @@ from pathlib import Path
 
 from fdconv_zoo.profiling.gpu_report.section import Item, Recorder, Settings
 
-# A test runs here if it, or all of its file, is there for a GPU.
+# A test runs here if it, or its whole file, is for a GPU.
 _FILE_MARK = "\nfrom interpreter import "
 _TEST_MARKS = ("cuda.is_available()", "mark.gpu")
 TAIL = 4000  # characters of the output
 
 
 def find_tests(root: Path) -> tuple[str, ...]:
-    """The tests that a GPU runs, as pytest names them, those of the Triton path first."""
+    """Find the tests to run on a GPU, as pytest names them, those of the Triton path first."""
     found = []
     for path in sorted((root / "tests").glob("test_*.py"), key=lambda path: ("triton" not in path.name, path.name)):
         text = path.read_text()
@@ -32,7 +32,7 @@ def find_tests(root: Path) -> tuple[str, ...]:
 
 
 def items(settings: Settings) -> list[Item]:
-    """One, which runs them all."""
+    """Return one item, which runs all tests, or none without tests."""
     return [Item("tests", partial(_run_tests, settings.tests, settings.root), limit=200)] if settings.tests else []
 
 
