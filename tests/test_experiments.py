@@ -152,6 +152,13 @@ def test_swapped_modulators():
                 torch.testing.assert_close(layer(images), wanted)
             assert torch.equal(layer(images), own)
             assert not swaps or (wanted - own).abs().max() > 0.01
+        with swapped_modulators(layer, kernels=True, bands=True):  # one image at a time
+            outputs = torch.cat([layer(images[[index]]) for index in (2, 0, 1, 2)])
+        torch.testing.assert_close(outputs[1:], expected(others, others))
+        torch.testing.assert_close(outputs[:1], own[[2]])
+        with swapped_modulators(layer, bands=True):
+            layer(torch.zeros(1, 4, 6, 10))
+            assert layer(images).shape == own.shape
 
 
 def test_the_table_of_swaps(tmp_path, capsys):

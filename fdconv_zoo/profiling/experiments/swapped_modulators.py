@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fdconv_zoo.layers import FrequencyBandModulation
 from fdconv_zoo.layers.ksm import KernelSpatialModulation
@@ -20,21 +22,22 @@ SWAPS = {
 
 @contextmanager
 def swapped_modulators(model: nn.Module, *, kernels: bool = False, bands: bool = False) -> Iterator[None]:
-    """Give each image of a batch the modulators of the image before it in the batch, and the first those of the last.
+    """Give each image the modulators of the image before it, in its batch or at the end of the batch before.
 
-    If all images got the same modulators, nothing would change. A batch of one image is not changed.
+    The first image of all gets those of the last one in its batch. If all images got the same modulators anyway,
+    nothing would change.
 
     Args:
         model: With FDConv layers. It is as before after the context.
         kernels: Swap what KSM predicts: the kernels.
-        bands: Swap what FBM predicts: the factor of each band at each pixel.
+        bands: Swap what FBM predicts: the factor of each band at each pixel, resized if the sizes differ.
     """
     handles = []
     for module in model.modules():
         if kernels and isinstance(module, KernelSpatialModulation):
-            handles.append(module.register_forward_pre_hook(_swap_input))
+            handles.append(module.register_forward_pre_hook(_Pooled()))
         elif bands and isinstance(module, FrequencyBandModulation):
-            handles.append(module.attention.register_forward_hook(_swap_output))
+            handles.append(module.attention.register_forward_hook(_Maps()))
     try:
         yield
     finally:
@@ -42,12 +45,32 @@ def swapped_modulators(model: nn.Module, *, kernels: bool = False, bands: bool =
             handle.remove()
 
 
-def _swap_input(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return inputs[0].roll(1, 0), *inputs[1:]
+class _Previous:
+    """Shifts a batch by one image, across batches."""
+
+    def __init__(self) -> None:
+        self._last: Tensor | None = None
+
+    def shift(self, batch: Tensor) -> Tensor:
+        last = batch[-1:] if self._last is None else self._last
+        self._last = batch[-1:]
+        if last.shape[2:] != batch.shape[2:]:
+            last = F.interpolate(last, batch.shape[2:], mode="bilinear")
+        return torch.cat([last, batch[:-1]])
 
 
-def _swap_output(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-    return output.roll(1, 0)
+class _Pooled(_Previous):
+    """Replaces the pooled features, from which KSM predicts."""
+
+    def __call__(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return self.shift(inputs[0]), *inputs[1:]
+
+
+class _Maps(_Previous):
+    """Replaces the logits of FBM."""
+
+    def __call__(self, _: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return self.shift(output)
 
 
 def swaps_table(runs: dict[str, dict[str, float]], metric: str) -> str:
