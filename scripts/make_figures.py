@@ -59,11 +59,10 @@ def draw_image_and_factors(photo: Image.Image, model: torch.nn.Module) -> Figure
     for panel, below, band, factors, name in zip(top[1:], bottom[1:], bands, maps, names, strict=True):
         panel.imshow((0.5 + 2 * band).clip(0, 1))
         panel.set_title(name)
-        colours = below.imshow(factors, cmap="RdBu_r", vmin=0, vmax=2)
-        below.set_title("its factor")
+        below.imshow(factors, cmap="RdBu_r")
+        below.set_title(f"its factor: {factors.min():.2f} to {factors.max():.2f}")
     for panel in (*top, *bottom):
         panel.set_axis_off()
-    figure.colorbar(colours, ax=bottom, shrink=0.9, ticks=[0, 1, 2], label="factor; 1 is neutral")
     return figure
 
 
