@@ -17,9 +17,7 @@ from fdconv_zoo.dense.canvases import write_canvases
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of this script's flags."""
-    parser = CommandParser(
-        description=__doc__.partition("\n")[0],
-    )
+    parser = CommandParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--train", type=int, default=1000, help="canvases for training")
     parser.add_argument("--validation", type=int, default=250, help="canvases for validation")

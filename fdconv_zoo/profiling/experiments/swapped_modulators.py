@@ -1,4 +1,4 @@
-"""How much a trained network relies on modulators that depend on the image: it gets those of another image."""
+"""Runs a network with the modulators of another image, to show how much it relies on those of its own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,7 +74,7 @@ class _Maps(_Previous):
 
 
 def swaps_table(runs: dict[str, dict[str, float]], metric: str) -> str:
-    """Lay out the metric of each run, in percent, for each of `SWAPS`."""
+    """Format the metric of each run, in percent, for each of `SWAPS`."""
     return markdown(
         [f"{metric} with modulators", *SWAPS],
         [[f"`{run}`", *(f"{found[swap]:.2f}" for swap in SWAPS)] for run, found in runs.items()],
