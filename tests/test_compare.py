@@ -144,8 +144,9 @@ def test_every_model_is_trained_and_tested_once(dataset, tmp_path, capsys):
     config = yaml.safe_load((output / found["runs"][1]["folder"] / "train_config.yaml").read_text())
     assert (config["spectrum_lr"], config["modulator_lr"], config["seed"]) == (1.0, "auto", 0)
     assert f"| `{TUNED}` | {costs.parameters:,} | 13.45 M |" in capsys.readouterr().out
-    with Image.open(output / "curves.png") as picture:
-        assert picture.format == "PNG"
+    for name in ("curves.png", "results.png"):
+        with Image.open(output / name) as picture:
+            assert picture.format == "PNG"
 
     # A run that is done with other flags is not taken for one with these.
     with pytest.raises(ConfigError, match=r"resnet10s_plain-seed0: .* made with other flags: lr \(0.006 then, 0.1 now"):

@@ -20,8 +20,8 @@ If the command is killed, start it again: it continues with the runs that are no
 share one device. Small networks leave most of a GPU idle, and share it better under NVIDIA's MPS
 (`nvidia-cuda-mps-control -d`). To use several machines, give each some of the `--seeds` and the same `--output`, and at
 the end run the command once with all seeds. At the end of each call, the models' training steps are measured,
-interleaved. The command prints the table of its seeds, and writes `curves.png` and, with the results of every run,
-`comparison.json`.
+interleaved. The command prints the table of its seeds, and writes it with the results of every run as
+`comparison.json`. `results.png` plots these results, and `curves.png` the training.
 """
 
 import argparse
@@ -51,6 +51,7 @@ from fdconv_zoo.profiling.band_twins import BAND_TWINS
 from fdconv_zoo.profiling.learning_curves import draw_learning_curves
 from fdconv_zoo.profiling.mobile_twins import MOBILE_TWINS
 from fdconv_zoo.profiling.paired import CONFIDENCE
+from fdconv_zoo.profiling.result_plot import draw_results
 from fdconv_zoo.profiling.twins import TWINS, trained_twin
 from fdconv_zoo.store.build import check_model_name
 from fdconv_zoo.store.files import write_text
@@ -145,11 +146,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [job(run) for run in runs]
     histories = {item.text: [read_history(run) for run in runs if run.item is item] for item in items}
     draw_learning_curves(histories, args.output / "curves.png", metrics)
+    results = {item.text: rows[number :: len(items)] for number, item in enumerate(items)}
+    draw_results(results, args.output / "results.png", metrics)
     costs = measure_costs(task_type, [run.args for run in runs[: len(items)]])
-    of_models = [rows[number :: len(items)] for number in range(len(items))]
     table = [
-        {"model": item.text, **cost, **summarize(own, of_models[0], metrics)}
-        for item, cost, own in zip(items, costs, of_models, strict=True)
+        {"model": name, **cost, **summarize(own, results[items[0].text], metrics)}
+        for (name, own), cost in zip(results.items(), costs, strict=True)
     ]
     comparison = {"reference": items[0].text, "confidence": CONFIDENCE, "models": table, "runs": rows}
     write_text(args.output / "comparison.json", json.dumps(comparison, indent=2) + "\n")
