@@ -342,9 +342,14 @@ def test_a_layer_built_on_the_meta_device_takes_a_checkpoints_tensors_as_they_ar
     assert torch.equal(empty(x), layer(x))
 
 
-def test_inputs_smaller_than_the_kernel_are_named():
-    with pytest.raises(ValueError, match=r"Input of 2x2.*smaller than the kernel, 3x3"):
-        FDConv2d(32, 32, 3)(torch.zeros(1, 32, 2, 2))
+@pytest.mark.parametrize(
+    "path, message", [(None, "Input of 2x2.*smaller than the kernel, 3x3"), ("plain", "2 x 2.*3 x 3")]
+)
+def test_inputs_smaller_than_the_kernel_raise_the_error_of_conv2d(path, message):
+    layer = FDConv2d(32, 32, 3)
+    layer.path = path
+    with pytest.raises(RuntimeError, match=message):
+        layer(torch.zeros(1, 32, 2, 2))
 
 
 @pytest.mark.parametrize("num_kernels", [2.5, "4", True])

@@ -45,6 +45,7 @@ class FDConv2d(DynamicKernel):
     Raises:
         ValueError: an argument out of range, or an input that is not a non-empty batch of I-channel images.
         TypeError: a dtype that is not floating, of the layer or of an input.
+        RuntimeError: an input is smaller than the kernel, even with padding, as in ``nn.Conv2d``.
     """
 
     def __init__(

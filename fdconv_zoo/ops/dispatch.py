@@ -112,7 +112,7 @@ def dynamic_convolution(
         (B, O, H', W').
 
     Raises:
-        ValueError, RuntimeError: the input is smaller than the kernel, even with padding.
+        RuntimeError: the input is smaller than the kernel, even with padding.
     """
     images_share_kernel = all(modulator is None for modulator in modulators)
     # The tracing ONNX exporter does not know the shape of a computed kernel, which a convolution needs.

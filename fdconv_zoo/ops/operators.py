@@ -76,7 +76,7 @@ def register_convolution(
         tensors, kernel_shape, geometry = _unpack(args)
         if min(geometry.output_size(x.shape[2:])) < 1:
             size, kernel = ("x".join(map(str, sizes)) for sizes in (x.shape[2:], geometry.kernel_size))
-            raise ValueError(f"Input of {size} is smaller than the kernel, {kernel}, even with padding.")
+            raise RuntimeError(f"Input of {size} is smaller than the kernel, {kernel}, even with padding.")
         return forward(x, tensors, kernel_shape, geometry)
 
     def run_backward(grad: Tensor, needs_x: bool, *args: Any) -> list[Tensor]:
