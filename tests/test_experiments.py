@@ -247,7 +247,7 @@ def commands_of_the_page():
 
 def test_commands_of_the_page_name_models_that_can_be_built():
     commands = commands_of_the_page()
-    assert len(commands) == 11
+    assert len(commands) == 9
     outputs, models = [], {}
     for words in commands:
         args, recipe = compare.build_parser().parse_known_args(words)
