@@ -50,7 +50,8 @@ def param_groups(
             steps of the same size in all elements, and decoupled weight decay.
         layer_decay: factor of the learning rate from each layer to the one before it, for layers as timm counts them.
         no_weight_decay: names of more parameters without weight decay; ``*`` matches any characters.
-        spectrum_lr: factor of the spectra's learning rate; their weight decay is not changed. ``"auto"``: see above.
+        spectrum_lr: factor of the spectra's learning rate; their weight decay is not changed, so optimizers with
+            decoupled decay, such as AdamW, also decay them by this factor more in a step. ``"auto"``: see above.
         modulator_lr: factor of the learning rate of all parameters of KSM and FBM. ``"auto"``: see above; this only
             changes the weights of layers that predict modulators. Their biases, the layers before them and learned
             band edges are trained with ``lr``.
