@@ -343,7 +343,7 @@ def test_a_layer_built_on_the_meta_device_takes_a_checkpoints_tensors_as_they_ar
 
 
 @pytest.mark.parametrize(
-    "path, message", [(None, "Input of 2x2.*smaller than the kernel, 3x3"), ("plain", "2 x 2.*3 x 3")]
+    ("path", "message"), [(None, "Input of 2x2.*smaller than the kernel, 3x3"), ("plain", "2 x 2.*3 x 3")]
 )
 def test_inputs_smaller_than_the_kernel_raise_the_error_of_conv2d(path, message):
     layer = FDConv2d(32, 32, 3)
