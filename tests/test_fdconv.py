@@ -347,7 +347,7 @@ def test_a_layer_built_on_the_meta_device_takes_a_checkpoints_tensors_as_they_ar
 )
 def test_inputs_smaller_than_the_kernel_raise_the_error_of_conv2d(path, message):
     layer = FDConv2d(32, 32, 3)
-    layer.path = path
+    set_path(layer, path)
     with pytest.raises(RuntimeError, match=message):
         layer(torch.zeros(1, 32, 2, 2))
 

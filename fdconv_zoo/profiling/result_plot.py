@@ -16,7 +16,7 @@ _LINE = 40  # characters of a label's line
 
 
 def draw_results(models: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, metrics: Mapping[str, str]) -> None:
-    """Draw one dot per seed and the mean of each model, below each other.
+    """Draw a row per model: a dot for each seed, and a line at their mean.
 
     Dots of a seed have the same color for all models, so that differences can be compared seed by seed.
 
@@ -25,12 +25,12 @@ def draw_results(models: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, 
         path: Path of the PNG.
         metrics: Names of figures in percent, by their key in a result.
     """
-    labels = [fill(model, _LINE, break_long_words=True, break_on_hyphens=False) for model in models]
+    labels = [fill(model, _LINE, break_on_hyphens=False) for model in models]
     lines = sum(max(label.count("\n") + 1, 2) for label in labels)
     figure = Figure(figsize=(3.2 + 4.3 * len(metrics), 1.2 + 0.17 * lines), layout="constrained")
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, (key, name) in zip(panels, metrics.items(), strict=True):
-        _draw_panel(axes, [list(results) for results in models.values()], key)
+        _draw_panel(axes, list(models.values()), key)
         axes.set_xlabel(f"{name} (%)")
     panels[0].set_yticks(range(len(labels)), labels, fontsize=8)
     panels[0].invert_yaxis()
