@@ -4,7 +4,6 @@ python app/app.py                 # the models of the index
 python app/app.py runs/mine       # also the output folder of a run
 """
 
-import argparse
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from checkpoints import Checkpoint, Checkpoints
 
 from fdconv_zoo.analysis.report import ABOUT_MAPS, ABOUT_MODULATORS, ABOUT_MOVEMENT, ReportImage
 from fdconv_zoo.cli.entrance import run_command
+from fdconv_zoo.cli.parser import CommandParser
 from fdconv_zoo.data import SAMPLE, load_image_data, open_image
 from fdconv_zoo.errors import UserError
 
@@ -213,7 +213,7 @@ def write_examples(folder: str | Path) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Start the app. `argv` defaults to `sys.argv[1:]`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Show in a browser what FDConv does in a model. GRADIO_SERVER_NAME and GRADIO_SERVER_PORT are the "
         "address to listen at; without them, only this machine can open the app."
     )

@@ -29,6 +29,7 @@ import fdconv_zoo.profiling.twins  # noqa: F401  registers the twins
 from fdconv_zoo.analysis.observe import find_dynamic_layers
 from fdconv_zoo.cli.compare import METRICS
 from fdconv_zoo.cli.entrance import run_command
+from fdconv_zoo.cli.parser import CommandParser
 from fdconv_zoo.cli.predict import load_dense_model
 from fdconv_zoo.cli.ranges import check_ranges
 from fdconv_zoo.cli.task import CommandTask
@@ -54,9 +55,7 @@ _UNUSED = {"pictures": 0, "pretrained": False, "checkpoint": None}  # flags of a
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of this script's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="experiment", required=True)
     fbm = commands.add_parser("fbm", help="what the forms of FBM cost")
     fbm.add_argument("--model", default="resnet50_fdconv", metavar="NAME", help="a ResNet with FDConv")

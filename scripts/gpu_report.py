@@ -20,6 +20,7 @@ import torch
 
 from fdconv_zoo import ops
 from fdconv_zoo.cli.entrance import run_command
+from fdconv_zoo.cli.parser import CommandParser
 from fdconv_zoo.errors import ConfigError
 from fdconv_zoo.profiling.gpu_report import SECTIONS, Settings, write_report
 from fdconv_zoo.profiling.gpu_report.suite import find_tests
@@ -30,9 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of this script's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     paths = get_args(ops.Path)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report")
     parser.add_argument("--minutes", type=float, default=8, metavar="N", help="for all sections (default: 8)")

@@ -5,7 +5,6 @@ python scripts/make_index.py --update                           first correct wh
 python scripts/make_index.py --add resnet50_fdconv.tv_in1k      first add entries for weights that timm lists
 """
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 
 import fdconv_zoo  # noqa: F401  registers the models
 from fdconv_zoo.cli.entrance import run_command
+from fdconv_zoo.cli.parser import CommandParser
 from fdconv_zoo.errors import EntryError
 from fdconv_zoo.index import MODELS, Entry, Results, read_index
 from fdconv_zoo.index.cards import render_card, with_card
@@ -26,9 +26,7 @@ CARDS = Path(__file__).resolve().parents[1] / "model_cards"
 
 def main() -> None:
     """Run the script."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--add", nargs="+", default=[], metavar="MODEL", help="timm names with a tag")
     parser.add_argument("--update", action="store_true", help="correct costs, preprocessing, source and licence")
     args = parser.parse_args()

@@ -63,6 +63,8 @@ def test_a_classifier_is_exported_checked_and_keeps_its_classes(folder, tmp_path
     assert {"mean", "std", "interpolation", "crop_pct"} <= about["preprocessing"].keys()
     assert "grayscale in 0..1" in about["input"]
     assert about["output"].startswith("logits (B, K)")
+    kinds = [node.op_type for node in pytest.importorskip("onnx").load(file).graph.node]
+    assert "Constant" not in kinds, "the program is not optimized"
 
     with pytest.raises(ConfigError, match=r"model.onnx exists: choose another file, or remove it"):
         export.main(["--model", str(folder), "--output", str(file)])
