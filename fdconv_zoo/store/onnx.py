@@ -83,10 +83,10 @@ def export_onnx(
 
 
 def optimize(program: torch.onnx.ONNXProgram) -> None:
-    """Optimize a program as ``torch.onnx.export(..., optimize=True)`` does, in half of the time.
+    """Optimize a program as ``torch.onnx.export(..., optimize=True)`` does, but in half of the time.
 
-    The optimizer's search for patterns takes a time that grows with the square of the number of nodes. Three quarters
-    of FDConv's nodes only compute constants, so they are removed first.
+    The optimizer searches for patterns in a time that grows with the square of the number of nodes. Most of FDConv's
+    nodes compute constants, so they are removed first.
 
     Args:
         program: what ``torch.onnx.export(..., optimize=False)`` returned; it is changed in place.
