@@ -7,6 +7,7 @@
 The source is Debian's package `dataset-fashion-mnist`. The linear baseline needs scikit-learn.
 """
 
+import argparse
 import gzip
 from collections.abc import Callable
 from io import BytesIO
@@ -17,8 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-
-from fdconv_zoo.cli.parser import CommandParser
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 SAMPLE = Path(__file__).resolve().parents[1] / "fdconv_zoo" / "sample"
@@ -128,7 +127,7 @@ def linear_baseline(sample: Path) -> None:
 
 def main() -> None:
     """Run the script."""
-    parser = CommandParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=SAMPLE, help="folder for the two parquet files")
     parser.add_argument("--linear-baseline", action="store_true", help="measure a linear classifier; write no files")
     parser.add_argument("--full", type=Path, metavar="DIR", help="write all of Fashion-MNIST to this folder instead")

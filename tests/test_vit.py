@@ -17,7 +17,7 @@ from contract import (
     save_weights,
     small,
 )
-from test_onnx import needs_exporter, off_neutral, run
+from test_onnx import export_free, needs_exporter, off_neutral, run
 from torch import nn
 from torch.export import export
 
@@ -144,8 +144,7 @@ def test_loads_facebooks_dinov3(tmp_path):
 def test_onnx_of_free_batch_and_size(tmp_path):
     needs_exporter()
     model = off_neutral(small(TINY, depth=1, dynamic_img_size=True))
-    free = {0: "batch", 2: "height", 3: "width"}
-    program = torch.onnx.export(model, (images(),), dynamo=True, dynamic_shapes=(free,), optimize=False, verbose=False)
+    program = export_free(model, images())
     file = str(tmp_path / "model.onnx")
     program.save(file)
     for batch, size in ((2, (64, 64)), (3, (96, 80)), (1, (32, 112))):

@@ -67,34 +67,37 @@ def export_onnx(
         WriteError: the file could not be written.
     """
     model = deepcopy(model).float().cpu().eval()
-    program = torch.onnx.export(
+    program = export_program(
         model,
         (torch.zeros(2, *input_size),),
-        dynamo=True,
         dynamic_shapes=({0: "batch"},),
         input_names=["images"],
         output_names=[output],
-        optimize=False,
-        verbose=False,
     )
-    optimize(program)
     program.model.metadata_props.update(described or {})
     return write_checked(file, program.save, lambda written: compare(model, written, input_size))
 
 
-def optimize(program: torch.onnx.ONNXProgram) -> None:
-    """Optimize a program as ``torch.onnx.export(..., optimize=True)`` does, but in half of the time.
+def export_program(model: nn.Module, inputs: tuple[torch.Tensor, ...], **options: Any) -> torch.onnx.ONNXProgram:
+    """Call ``torch.onnx.export`` with ``dynamo=True``, and optimize the program faster.
 
-    The optimizer searches for patterns in a time that grows with the square of the number of nodes. Most of FDConv's
-    nodes compute constants, so they are removed first.
+    Torch's optimizer searches for patterns in a time that grows with the square of the number of nodes. Most of
+    FDConv's nodes compute constants, so they are removed first.
 
     Args:
-        program: what ``torch.onnx.export(..., optimize=False)`` returned; it is changed in place.
+        model: The model, in eval mode.
+        inputs: Example inputs.
+        **options: Of ``torch.onnx.export``, such as ``dynamic_shapes``.
+
+    Returns:
+        The optimized program.
     """
+    program = torch.onnx.export(model, inputs, dynamo=True, optimize=False, verbose=False, **options)
     optimizer.fold_constants(program.model)
     optimizer.remove_unused_nodes(program.model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(program.model)
     program.optimize()
+    return program
 
 
 def write_checked(file: Path, save: Callable[[Path], Any], check: Callable[[Path], float]) -> float:

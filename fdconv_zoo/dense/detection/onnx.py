@@ -25,7 +25,7 @@ from fdconv_zoo.dense.detection.heads import TWO_STAGES
 from fdconv_zoo.dense.detection.model import Detector
 from fdconv_zoo.dense.detection.onnx_check import compare, random_images, telling_threshold
 from fdconv_zoo.errors import ConfigError
-from fdconv_zoo.store.onnx import metadata, optimize, write_checked
+from fdconv_zoo.store.onnx import export_program, metadata, write_checked
 
 _OPSET = 18
 
@@ -123,18 +123,13 @@ def _describe(model: Detector, image_size: tuple[int, int]) -> dict[str, str]:
 
 
 def _export_backbone(network: FasterRCNN, names: list[str], image_size: tuple[int, int]) -> onnx.ModelProto:
-    program = torch.onnx.export(
+    return export_program(
         _FeatureMaps(network).eval(),
         (torch.zeros(3, *image_size),),
-        dynamo=True,
         opset_version=_OPSET,
         input_names=["image"],
         output_names=names,
-        optimize=False,
-        verbose=False,
-    )
-    optimize(program)
-    return program.model_proto
+    ).model_proto
 
 
 @torch.no_grad()
